@@ -1,1 +1,7 @@
-//! RustyDB engine.
+//! RustyDB's engine: a clustered storage engine whose nodes share one disk and keep their caches coherent by shipping
+//! blocks memory to memory. No SQL, no HTTP, no tokio in here: those live in the gateway.
+//!
+//! The modules stand in the order of their layers; each imports only what stands above it.
+//! `docs/ARCHITECTURE.md` tells how they work together.
+
+pub mod ids;
