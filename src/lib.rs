@@ -5,3 +5,4 @@
 //! `docs/ARCHITECTURE.md` tells how they work together.
 
 pub mod ids;
+pub mod config;
