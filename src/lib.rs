@@ -6,3 +6,4 @@
 
 pub mod ids;
 pub mod config;
+pub mod store;

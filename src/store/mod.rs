@@ -1,0 +1,14 @@
+//! The narrow waist: what stands above (SQL, REST, gRPC) reads and writes rows only through here, and never asks how.
+//!
+//! [`Store`] and [`Session`] are `Send` and belong to the callers' threads; every operation travels as one message to the
+//! shard that owns the partition and comes back as one. Bounded by the shards' mailboxes ([`StoreError::Overloaded`]) and
+//! by [`BATCH_MAX`]. Promises: transactions as in [`Isolation`]; what one client was told is committed, every later
+//! statement on every node sees.
+
+mod backend;
+mod error;
+mod types;
+
+pub use backend::{Backend, BoxFuture, CancelHandle, SessionBackend, Session, Store};
+pub use error::StoreError;
+pub use types::*;
