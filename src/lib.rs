@@ -6,4 +6,6 @@
 
 pub mod ids;
 pub mod config;
+pub mod clock;
+pub mod cache;
 pub mod store;
