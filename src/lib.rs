@@ -9,3 +9,4 @@ pub mod config;
 pub mod clock;
 pub mod cache;
 pub mod store;
+pub mod cluster;

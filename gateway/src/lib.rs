@@ -1,1 +1,3 @@
-//! RustyDB gateway.
+//! What clients speak: HTTP for health, PostgreSQL's wire protocol and SQL. tokio lives here and nowhere below.
+
+pub mod http;

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Everything that has to hold: format, lints, unit and simulation tests, then a real cluster under psql, pgbench,
+# psycopg, SQLAlchemy and JDBC, beside a real PostgreSQL. Installs what it needs from Debian's packages (as root).
+#
+#   ./test.sh              all of it
+#   ./test.sh rust         only cargo's part
+#   ./test.sh cluster      only the real cluster; arguments after it go to pytest (./test.sh cluster -k pgbench)
+set -euo pipefail
+cd "$(dirname "$0")"
+part=${1:-all}
+[ $# -gt 0 ] && shift
+
+say() { printf '\n== %s\n' "$*"; }
+
+need() { # need COMMAND-OR-FILE PACKAGE...: installs the packages when the command or file is not there
+    local what=$1
+    shift
+    if command -v "$what" >/dev/null 2>&1 || [ -e "$what" ]; then return; fi
+    missing+=("$@")
+}
+
+install_packages() {
+    missing=()
+    need cc build-essential
+    need psql postgresql-client-15
+    need /usr/lib/postgresql/15/bin/pgbench postgresql-15
+    need /usr/lib/postgresql/15/bin/initdb postgresql-15
+    need java default-jre-headless
+    need /usr/share/java/postgresql.jar libpostgresql-jdbc-java
+    python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv python3-pip)
+    if [ ${#missing[@]} -gt 0 ]; then
+        say "installing ${missing[*]}"
+        apt-get update -qq
+        # A fresh postgresql-15 would start a server of its own on 5432, the port that our nodes use by default.
+        mkdir -p /etc/postgresql-common
+        [ -e /etc/postgresql-common/createcluster.conf ] || echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    fi
+}
+
+rust_part() {
+    say "format"
+    cargo fmt --all -- --check
+    say "clippy"
+    cargo clippy --workspace --all-targets --quiet -- -D warnings
+    say "unit and simulation tests"
+    cargo test --workspace --quiet
+}
+
+cluster_part() {
+    say "a real cluster"
+    cargo build --quiet --bins
+    local folder
+    folder=$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')
+    [ -x "$folder/venv/bin/pytest" ] || {
+        python3 -m venv "$folder/venv"
+        "$folder/venv/bin/pip" install --quiet --disable-pip-version-check -r tests/cluster/requirements.txt
+    }
+    RUSTYDB_BIN="$folder/debug" "$folder/venv/bin/pytest" -q tests/cluster "$@"
+}
+
+install_packages
+case $part in
+all) rust_part && cluster_part ;;
+rust) rust_part ;;
+cluster) cluster_part "$@" ;;
+*) echo "usage: ./test.sh [all|rust|cluster]" >&2 && exit 2 ;;
+esac
+say "all passed"

@@ -1,0 +1,144 @@
+"""A real cluster of three processes on loopback, started as a person starts it: `rusty-db-server dev`."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+BIN = Path(os.environ["RUSTYDB_BIN"])
+PG_BIN = Path("/usr/lib/postgresql/15/bin")
+
+
+def free_port():
+    """A port that is free on 127.0.0.1 to 127.0.0.3."""
+    while True:
+        sockets = []
+        try:
+            for host in (1, 2, 3):
+                s = socket.socket()
+                sockets.append(s)
+                s.bind((f"127.0.0.{host}", sockets[0].getsockname()[1] if host > 1 else 0))
+            return sockets[0].getsockname()[1]
+        except OSError:
+            continue
+        finally:
+            for s in sockets:
+                s.close()
+
+
+class Cluster:
+    """One `rusty-db-server dev`, its folder and its ports."""
+
+    def __init__(self, folder, nodes=3, volume="512MiB", cache="64MiB", extra=()):
+        self.folder = Path(folder)
+        self.nodes = nodes
+        self.pg, self.http, self.interconnect = free_port(), free_port(), free_port()
+        self.arguments = [
+            str(BIN / "rusty-db-server"), "dev", "--nodes", str(nodes), "--data-dir", str(self.folder),
+            "--volume-size", volume, "--cache-size", cache, "--pg-port", str(self.pg), "--http-port", str(self.http),
+            "--interconnect-port", str(self.interconnect), *extra,
+        ]
+        self.process = None
+
+    def start(self):
+        self.output = open(self.folder.parent / f"{self.folder.name}-supervisor.log", "ab")
+        self.process = subprocess.Popen(self.arguments, stdout=self.output, stderr=subprocess.STDOUT)
+        self.wait_healthy()
+        return self
+
+    def wait_healthy(self, within=120):
+        until = time.monotonic() + within
+        while time.monotonic() < until:
+            assert self.process.poll() is None, f"the supervisor ended: {self.logs()}"
+            if all(self.health(node).get("status") == "healthy" for node in self.numbers()):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"not healthy within {within} s: {self.logs()}")
+
+    def numbers(self):
+        return range(1, self.nodes + 1)
+
+    def health(self, node):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.{node}:{self.http}/api/v1/health", timeout=2) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            return json.load(error)
+        except OSError:
+            return {}
+
+    def pids(self):
+        return {node: self.health(node)["pid"] for node in self.numbers()}
+
+    def stop(self, patience=90):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            assert self.process.wait(patience) == 0, self.logs()
+        self.process = None
+
+    def kill(self):
+        """kill -9 of every process at once, as when the power goes."""
+        pids = list(self.pids().values())
+        for pid in [self.process.pid, *pids]:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+        for pid in pids:
+            while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+                time.sleep(0.01)
+
+    def logs(self):
+        texts = [self.folder.parent / f"{self.folder.name}-supervisor.log", *sorted(self.folder.glob("node*.log"))]
+        return "\n".join(f"--- {p.name}\n{p.read_text(errors='replace')[-3000:]}" for p in texts if p.exists())
+
+    def address(self, node):
+        return {"host": f"127.0.0.{node}", "port": self.pg}
+
+    def url(self, node):
+        return f"host=127.0.0.{node} port={self.pg} user=postgres dbname=postgres connect_timeout=10"
+
+    def psql(self, node, sql, *options, check=True, timeout=60):
+        done = subprocess.run(
+            ["psql", "-X", "-v", "ON_ERROR_STOP=1", *options, self.url(node)],
+            input=sql, capture_output=True, text=True, timeout=timeout, env=os.environ | {"PGOPTIONS": ""},
+        )
+        assert not check or done.returncode == 0, f"{sql}\n{done.stdout}{done.stderr}\n{self.logs()}"
+        return done.stdout if check else done
+
+    def value(self, node, sql):
+        return self.psql(node, sql, "-At").strip()
+
+    def pgbench(self, node, *options, timeout=300, wait=True):
+        command = [str(PG_BIN / "pgbench"), "-h", f"127.0.0.{node}", "-p", str(self.pg), "-U", "postgres", *options, "postgres"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if not wait:
+            return process
+        out, _ = process.communicate(timeout=timeout)
+        assert process.returncode == 0, f"{command}\n{out}\n{self.logs()}"
+        return out
+
+
+@pytest.fixture(scope="session")
+def folder():
+    with tempfile.TemporaryDirectory(prefix="rustydb-test-") as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def cluster(folder, request):
+    """Three nodes for the tests of one file."""
+    name = request.module.__name__.rpartition(".")[2]
+    started = Cluster(folder / name)
+    started.folder.mkdir()
+    started.start()
+    yield started
+    if started.process:
+        started.stop()
