@@ -7,6 +7,7 @@
 pub mod ids;
 pub mod config;
 pub mod clock;
+pub mod volume;
 pub mod cache;
 pub mod store;
 pub mod cluster;
