@@ -9,5 +9,6 @@ pub mod config;
 pub mod clock;
 pub mod volume;
 pub mod cache;
+pub mod fusion;
 pub mod store;
 pub mod cluster;
