@@ -12,4 +12,4 @@ mod hello;
 pub use self::header::{
     BODY_BYTES_MAX, FLAG_BLOCK, FLAGS_OF_SERVICE, FrameFault, HEADER_BYTES, Header, Message, Service, WireHeader,
 };
-pub use self::hello::{HELLO_BYTES, HELLO_MAGIC, Hello, HelloFault, PROTOCOL_VERSION};
+pub use self::hello::{Expected, HELLO_BYTES, HELLO_MAGIC, Hello, HelloFault, PROTOCOL_VERSION, WireHello};
