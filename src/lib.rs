@@ -8,6 +8,7 @@ pub mod ids;
 pub mod config;
 pub mod clock;
 pub mod volume;
+pub mod wal;
 pub mod interconnect;
 pub mod cache;
 pub mod fusion;
