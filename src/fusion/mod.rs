@@ -9,3 +9,4 @@ pub mod grd;
 mod node_set;
 
 pub use node_set::NodeSet;
+pub mod recovery;
