@@ -1,7 +1,16 @@
 //! The global cache service: which node may read or change a block, and shipping it from memory to memory.
 //!
-//! Owned by one shard. Two state machines without I/O do the thinking: `MasterCore` keeps the directory of the blocks
-//! that this node masters, `HolderCore` the modes that this node holds. Both take messages and give messages, so that
+//! Owned by one shard. Two state machines without I/O do the thinking: [`MasterCore`] keeps the directory of the blocks
+//! that this node masters, [`HolderCore`] the modes that this node holds. Both take messages and give [`Output`]s, so that
 //! the explorer (`explore.rs`) can drive them through every order of events.
 
+mod directory;
+mod holder;
+mod master;
 pub mod message;
+mod output;
+mod rules;
+
+pub use holder::{HolderCore, HolderCounters, ProtectedImage};
+pub use master::{MasterCore, MasterCounters};
+pub use output::{Output, Remains};

@@ -1,7 +1,7 @@
 //! The consistent-hash ring: some 256 points a node, so that a node that leaves or comes moves only its own share.
 
-use super::hash::mix;
 use super::Bucket;
+use super::hash::mix;
 use crate::ids::NodeId;
 
 /// The points of all members, sorted by their place on the circle of 2^64.
@@ -9,9 +9,9 @@ pub(super) struct Ring(Vec<(u64, NodeId)>);
 
 impl Ring {
     pub(super) fn new(members: &[NodeId], virtual_nodes: u32) -> Ring {
-        let points = members.iter().flat_map(|&node| {
-            (0..virtual_nodes).map(move |index| (mix(mix(u64::from(node.0)) ^ u64::from(index)), node))
-        });
+        let points = members
+            .iter()
+            .flat_map(|&node| (0..virtual_nodes).map(move |index| (mix(mix(u64::from(node.0)) ^ u64::from(index)), node)));
         let mut points: Vec<_> = points.collect();
         points.sort_unstable();
         Ring(points)

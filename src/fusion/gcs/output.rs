@@ -1,0 +1,76 @@
+//! What the two cores want done. The agent does it, in order; the explorer's world does it in any order that may happen.
+
+use crate::cache::Granted;
+use crate::ids::{BlockId, NodeId, RequestId, Scn};
+
+use super::message::Message;
+
+/// One thing to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// Send a message without a body. `to` may be this node itself.
+    Send {
+        /// Receiver.
+        to: NodeId,
+        /// What it says.
+        message: Message,
+    },
+    /// Protect the block in the cache, then tell the holder's core ([`super::HolderCore::on_protected`]).
+    Protect {
+        /// The block.
+        block: BlockId,
+        /// To be told with the answer.
+        number: u64,
+    },
+    /// Send the protected block's bytes with this Data message. Comes between Protect and Finish.
+    Ship {
+        /// Receiver; never this node itself.
+        to: NodeId,
+        /// The Data message.
+        message: Message,
+    },
+    /// End the protection of the block; its bytes have been handed to the interconnect.
+    Finish {
+        /// The block.
+        block: BlockId,
+        /// What remains here.
+        remains: Remains,
+    },
+    /// The local request is served: put the mode into the frame. Comes before the Done that lets the master go on.
+    Granted {
+        /// The block.
+        block: BlockId,
+        /// The request that it answers.
+        request: RequestId,
+        /// The answer.
+        granted: Granted,
+    },
+    /// A local release is acknowledged.
+    Released {
+        /// The block.
+        block: BlockId,
+    },
+    /// Past images of the block up to this version are needed no more.
+    DiscardPastImage {
+        /// The block.
+        block: BlockId,
+        /// The version now on stable storage.
+        up_to: Scn,
+    },
+    /// Another node's log waits for this block: write it soon if it is dirty here.
+    RequestWrite {
+        /// The block.
+        block: BlockId,
+    },
+}
+
+/// What remains of a block here after it has been protected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Remains {
+    /// A Shared copy; if it was dirty, this node stays its owner.
+    Shared,
+    /// A past image: it was dirty, and somebody else owns it now.
+    PastImage,
+    /// Nothing: it was clean.
+    Nothing,
+}
