@@ -7,6 +7,7 @@
 pub mod ids;
 pub mod config;
 pub mod clock;
+pub mod reactor;
 pub mod volume;
 pub mod wal;
 pub mod interconnect;

@@ -1,0 +1,421 @@
+//! Files and streams as the engine uses them: futures over the driver's operations.
+//!
+//! Each future submits at its first poll. When it is dropped earlier than its completion, the operation goes on and its
+//! result is thrown away: a write may or may not happen, received bytes are lost (close the stream then), and a stream that
+//! was accepted or connected for nobody is closed.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use super::buffer::IoBuf;
+use super::driver::{Buffers, Completion, DurableMethod, Handle, OpenOptions, Operation, Token};
+use super::{OPERATIONS_MAX, Reactor, add};
+
+/// Bytes written at a time by [`Reactor::write_zeros`].
+const ZEROS_CHUNK: usize = 1 << 20;
+
+/// Rounds of each method in [`Reactor::probe_durable_write`].
+const PROBE_ROUNDS: u32 = 8;
+
+/// Bytes of each write in [`Reactor::probe_durable_write`].
+pub const PROBE_BYTES: usize = 4096;
+
+/// An open file of this reactor. Closed by [`Reactor::close`] or with the reactor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct FileId(pub(crate) Handle);
+
+/// What the reactor knows of an operation in flight.
+pub(crate) enum OperationSlot {
+    Waiting(Waker),
+    Abandoned,
+    Done(Completion),
+}
+
+/// An operation as a future.
+enum Submitted<'a> {
+    New(&'a Reactor, Option<Operation>),
+    InFlight(&'a Reactor, Token),
+    Finished,
+}
+
+impl Future for Submitted<'_> {
+    type Output = Completion;
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Completion> {
+        match &mut *self {
+            Submitted::New(reactor, operation) => {
+                let operation = operation.take().expect("an operation is submitted once");
+                let token = reactor.submit(operation, context.waker());
+                let reactor: &Reactor = reactor;
+                *self = Submitted::InFlight(reactor, token);
+                Poll::Pending
+            }
+            Submitted::InFlight(reactor, token) => {
+                let mut operations = reactor.0.operations.borrow_mut();
+                if let OperationSlot::Waiting(waker) = &mut operations[token.0] {
+                    waker.clone_from(context.waker());
+                    return Poll::Pending;
+                }
+                let OperationSlot::Done(completion) = operations.remove(token.0) else {
+                    unreachable!("abandoned only by the drop of this future")
+                };
+                drop(operations);
+                *self = Submitted::Finished;
+                Poll::Ready(completion)
+            }
+            Submitted::Finished => panic!("an operation was polled after its end"),
+        }
+    }
+}
+
+impl Drop for Submitted<'_> {
+    fn drop(&mut self) {
+        let Submitted::InFlight(reactor, token) = self else { return };
+        let mut operations = reactor.0.operations.borrow_mut();
+        if let OperationSlot::Waiting(_) = operations[token.0] {
+            operations[token.0] = OperationSlot::Abandoned;
+            return;
+        }
+        let slot = operations.remove(token.0);
+        drop(operations);
+        if let OperationSlot::Done(completion) = slot {
+            reactor.discard(completion);
+        }
+    }
+}
+
+impl Reactor {
+    fn submit(&self, operation: Operation, waker: &Waker) -> Token {
+        let token = {
+            let mut operations = self.0.operations.borrow_mut();
+            assert!(operations.len() < OPERATIONS_MAX, "{OPERATIONS_MAX} operations in flight: who submits without bound?");
+            Token(operations.insert(OperationSlot::Waiting(waker.clone())))
+        };
+        add(&self.0.counters.operations_submitted, 1);
+        self.0.driver.borrow_mut().submit(token, operation);
+        token
+    }
+
+    fn operate(&self, operation: Operation) -> Submitted<'_> {
+        Submitted::New(self, Some(operation))
+    }
+
+    /// Hands a completion to whoever waits for it.
+    pub(crate) fn complete(&self, completion: Completion) {
+        let mut operations = self.0.operations.borrow_mut();
+        let token = completion.token;
+        match std::mem::replace(&mut operations[token.0], OperationSlot::Abandoned) {
+            OperationSlot::Waiting(waker) => {
+                operations[token.0] = OperationSlot::Done(completion);
+                drop(operations);
+                waker.wake();
+            }
+            OperationSlot::Abandoned => {
+                operations.remove(token.0);
+                drop(operations);
+                self.discard(completion);
+            }
+            OperationSlot::Done(_) => panic!("the {} driver completed operation {} twice", self.driver_name(), token.0),
+        }
+    }
+
+    fn discard(&self, completion: Completion) {
+        if let Some((stream, _)) = completion.opened {
+            self.0.driver.borrow_mut().close(stream);
+        }
+    }
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// The operating system's, with the path in the message.
+    pub async fn open(&self, path: &Path, how: OpenOptions) -> io::Result<FileId> {
+        self.0.driver.borrow_mut().open(path, how).map(FileId)
+    }
+
+    /// Closes a file once its operations in flight are over.
+    pub fn close(&self, file: FileId) {
+        self.0.driver.borrow_mut().close(file.0);
+    }
+
+    /// The size of a file or block device in bytes.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub async fn file_bytes(&self, file: FileId) -> io::Result<u64> {
+        self.0.driver.borrow_mut().file_bytes(file.0)
+    }
+
+    /// Reserves space so that the file has at least `bytes` bytes. Use [`write_zeros`](Self::write_zeros) where later
+    /// durable writes must not change metadata.
+    ///
+    /// # Errors
+    /// The operating system's; ENOSPC when there is not that much.
+    pub async fn allocate(&self, file: FileId, bytes: u64) -> io::Result<()> {
+        self.0.driver.borrow_mut().allocate(file.0, bytes)
+    }
+
+    /// Writes real zeros from `offset` on for `bytes` (multiples of 4096) and syncs them.
+    ///
+    /// # Errors
+    /// The first write's or the sync's.
+    pub async fn write_zeros(&self, file: FileId, offset: u64, bytes: u64) -> io::Result<()> {
+        let mut zeros = IoBuf::aligned(ZEROS_CHUNK);
+        let mut done = 0;
+        while done < bytes {
+            zeros.truncate(usize::try_from(bytes - done).unwrap_or(usize::MAX));
+            let (result, buffer) = self.write(file, offset + done, zeros).await;
+            zeros = buffer;
+            done += result? as u64;
+        }
+        self.sync(file).await
+    }
+
+    /// Fills `buffer` from the file; fewer bytes only at its end.
+    pub async fn read(&self, file: FileId, offset: u64, buffer: IoBuf) -> (io::Result<usize>, IoBuf) {
+        one(self.operate(Operation::Read { file: file.0, offset, buffer }).await)
+    }
+
+    /// Writes all of `buffer`. It may be lost by a crash until [`sync`](Self::sync).
+    pub async fn write(&self, file: FileId, offset: u64, buffer: IoBuf) -> (io::Result<usize>, IoBuf) {
+        self.write_all(file, offset, buffer, false).await
+    }
+
+    /// Writes all of `buffer`; it is on stable storage when this resolves.
+    pub async fn write_durable(&self, file: FileId, offset: u64, buffer: IoBuf) -> (io::Result<usize>, IoBuf) {
+        self.write_all(file, offset, buffer, true).await
+    }
+
+    async fn write_all(&self, file: FileId, offset: u64, buffer: IoBuf, durable: bool) -> (io::Result<usize>, IoBuf) {
+        let total = buffer.len();
+        let (result, mut buffer) = one(self.operate(Operation::Write { file: file.0, offset, buffer, durable }).await);
+        let mut done = match result {
+            Ok(written) if written == total => return (Ok(total), buffer),
+            Ok(written) => written,
+            Err(error) => return (Err(error), buffer),
+        };
+        // Short: the disk is nearly full, or a signal came. The next write tells which.
+        let address = buffer.as_ptr();
+        while done < total {
+            let rest = buffer.slice(done..total);
+            let operation = Operation::Write { file: file.0, offset: offset + done as u64, buffer: rest, durable };
+            let (result, rest) = one(self.operate(operation).await);
+            buffer = rest.view_at(address, total);
+            match result {
+                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
+                Ok(written) => done += written,
+                Err(error) => return (Err(error), buffer),
+            }
+        }
+        (Ok(total), buffer)
+    }
+
+    /// Everything whose write has completed is on stable storage when this resolves.
+    ///
+    /// # Errors
+    /// The device's. After one, what was written since the last sync is in doubt: do not try again, stop.
+    pub async fn sync(&self, file: FileId) -> io::Result<()> {
+        let completion = self.operate(Operation::Sync { file: file.0 }).await;
+        completion.result.map(|_| ()).map_err(io::Error::from_raw_os_error)
+    }
+
+    /// Measures, on 4096 bytes of the file at `offset`, whether durable writes are faster as one RWF_DSYNC write or as
+    /// write and fdatasync (drives differ), chooses that for the file and says which. Writes back the bytes that it finds
+    /// there; nobody else may write them meanwhile.
+    ///
+    /// # Errors
+    /// The device's.
+    pub async fn probe_durable_write(&self, file: FileId, offset: u64) -> io::Result<DurableMethod> {
+        let (result, mut buffer) = self.read(file, offset, IoBuf::aligned(PROBE_BYTES)).await;
+        result?;
+        buffer = buffer.whole();
+        let mut fastest = (std::time::Duration::MAX, DurableMethod::Dsync);
+        for method in [DurableMethod::Dsync, DurableMethod::WriteThenSync] {
+            self.0.driver.borrow_mut().set_durable_method(file.0, method);
+            let mut least = std::time::Duration::MAX;
+            for _ in 0..PROBE_ROUNDS {
+                let start = self.now();
+                let result;
+                (result, buffer) = self.write_durable(file, offset, buffer).await;
+                result?;
+                least = least.min(self.now().since(start));
+            }
+            tracing::info!(?method, best_us = least.as_micros() as u64, "durable write probed");
+            if least < fastest.0 {
+                fastest = (least, method);
+            }
+        }
+        self.0.driver.borrow_mut().set_durable_method(file.0, fastest.1);
+        Ok(fastest.1)
+    }
+
+    /// Registers memory that many operations will use (a cache's frames) with the driver.
+    ///
+    /// # Errors
+    /// When the operating system refuses, mostly by RLIMIT_MEMLOCK; operations work all the same, a little slower.
+    ///
+    /// # Safety
+    /// The memory must stay mapped for as long as this reactor lives.
+    pub unsafe fn register_memory(&self, pointer: *const u8, len: usize) -> io::Result<()> {
+        // SAFETY: the caller promises what the driver asks.
+        unsafe { self.0.driver.borrow_mut().register_memory(pointer, len) }
+    }
+
+    /// Opens a listening socket (port 0: any port, see [`Listener::address`]).
+    ///
+    /// # Errors
+    /// With the address in the message; `AddrInUse` when another process has it.
+    pub async fn listen(&self, address: SocketAddr) -> io::Result<Listener> {
+        let (handle, address) = self.0.driver.borrow_mut().listen(address)?;
+        Ok(Listener { owner: Owned { reactor: self.clone(), handle }, address })
+    }
+
+    /// Connects to `address`, without delay for small messages (TCP_NODELAY). Has no time limit of its own.
+    ///
+    /// # Errors
+    /// With the address in the message.
+    pub async fn connect(&self, address: SocketAddr) -> io::Result<Stream> {
+        let completion = self.operate(Operation::Connect { address }).await;
+        match (completion.result, completion.opened) {
+            (Ok(_), Some((handle, peer))) => Ok(Stream::new(self, handle, peer)),
+            (Err(number), _) => Err(named(number, &format!("connect to {address}"))),
+            (Ok(_), None) => unreachable!("a connection without a stream"),
+        }
+    }
+}
+
+pub(crate) fn named(number: i32, what: &str) -> io::Error {
+    let error = io::Error::from_raw_os_error(number);
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+fn one(completion: Completion) -> (io::Result<usize>, IoBuf) {
+    let Buffers::One(buffer) = completion.buffers else { unreachable!("the operation had one buffer") };
+    (completion.result.map_err(io::Error::from_raw_os_error), buffer)
+}
+
+/// Closes its handle when dropped.
+struct Owned {
+    reactor: Reactor,
+    handle: Handle,
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.reactor.0.driver.borrow_mut().close(self.handle);
+    }
+}
+
+/// A listening socket; closed when dropped.
+pub struct Listener {
+    owner: Owned,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// The address it listens on.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The next connection and who made it.
+    ///
+    /// # Errors
+    /// The operating system's; most concern one connection or a shortage (EMFILE): wait a little and go on.
+    pub async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
+        let reactor = &self.owner.reactor;
+        let completion = reactor.operate(Operation::Accept { listener: self.owner.handle }).await;
+        match (completion.result, completion.opened) {
+            (Ok(_), Some((handle, peer))) => Ok((Stream::new(reactor, handle, peer), peer)),
+            (Err(number), _) => Err(named(number, &format!("accept on {}", self.address))),
+            (Ok(_), None) => unreachable!("a connection without a stream"),
+        }
+    }
+}
+
+/// A byte stream to a peer. Clones share it; it is closed when the last is dropped. One task may send while another
+/// receives; two that send (or receive) at once mix their bytes.
+#[derive(Clone)]
+pub struct Stream {
+    owner: Rc<Owned>,
+    peer: SocketAddr,
+}
+
+impl Stream {
+    fn new(reactor: &Reactor, handle: Handle, peer: SocketAddr) -> Stream {
+        Stream { owner: Rc::new(Owned { reactor: reactor.clone(), handle }), peer }
+    }
+
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Sends all bytes of `buffer`. After an error it is unknown how many went: close the stream.
+    pub async fn send(&self, mut buffer: IoBuf) -> (io::Result<()>, IoBuf) {
+        let stream = self.owner.handle;
+        let mut done = 0;
+        while done < buffer.len() {
+            let result;
+            (result, buffer) = one(self.owner.reactor.operate(Operation::Send { stream, buffer, done }).await);
+            match result {
+                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
+                Ok(sent) => done += sent,
+                Err(error) => return (Err(error), buffer),
+            }
+        }
+        (Ok(()), buffer)
+    }
+
+    /// Sends all bytes of all buffers, in order. After an error it is unknown how many went: close the stream.
+    pub async fn send_vectored(&self, mut buffers: Vec<IoBuf>) -> (io::Result<()>, Vec<IoBuf>) {
+        let stream = self.owner.handle;
+        let total: usize = buffers.iter().map(IoBuf::len).sum();
+        let mut done = 0;
+        while done < total {
+            let completion = self.owner.reactor.operate(Operation::SendVectored { stream, buffers, done }).await;
+            let Buffers::Many(back) = completion.buffers else { unreachable!("the operation had many buffers") };
+            buffers = back;
+            match completion.result {
+                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffers),
+                Ok(sent) => done += sent,
+                Err(number) => return (Err(io::Error::from_raw_os_error(number)), buffers),
+            }
+        }
+        (Ok(()), buffers)
+    }
+
+    /// Receives at least one byte, at most the buffer's length; 0 when the peer has closed. The buffer keeps its length.
+    pub async fn recv(&self, buffer: IoBuf) -> (io::Result<usize>, IoBuf) {
+        let stream = self.owner.handle;
+        one(self.owner.reactor.operate(Operation::Receive { stream, buffer, done: 0, exact: false }).await)
+    }
+
+    /// Fills the buffer; `UnexpectedEof` when the peer closes before.
+    pub async fn recv_exact(&self, mut buffer: IoBuf) -> (io::Result<()>, IoBuf) {
+        let stream = self.owner.handle;
+        let mut done = 0;
+        while done < buffer.len() {
+            let operation = Operation::Receive { stream, buffer, done, exact: true };
+            let result;
+            (result, buffer) = one(self.owner.reactor.operate(operation).await);
+            match result {
+                Ok(0) => return (Err(io::ErrorKind::UnexpectedEof.into()), buffer),
+                Ok(received) => done += received,
+                Err(error) => return (Err(error), buffer),
+            }
+        }
+        (Ok(()), buffer)
+    }
+
+    /// Ends sending: the peer reads the end of the stream after what was sent. Receiving goes on.
+    pub fn shutdown(&self) {
+        self.owner.reactor.0.driver.borrow_mut().shutdown_send(self.owner.handle);
+    }
+}

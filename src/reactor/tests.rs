@@ -1,0 +1,273 @@
+//! One suite over every driver: what the engine relies on must hold on all of them.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::*;
+
+/// A place to run the suite: makes a reactor, runs a future on it, names a fresh file.
+trait Stage {
+    fn run<F, Fut>(make: F) -> Fut::Output
+    where
+        F: FnOnce(Reactor) -> Fut,
+        Fut: Future + 'static,
+        Fut::Output: 'static;
+    fn file(name: &str) -> PathBuf;
+    fn address() -> SocketAddr;
+}
+
+struct OnPoll;
+
+impl Stage for OnPoll {
+    fn run<F, Fut>(make: F) -> Fut::Output
+    where
+        F: FnOnce(Reactor) -> Fut,
+        Fut: Future + 'static,
+        Fut::Output: 'static,
+    {
+        thread::run_local(ReactorOptions { driver: DriverChoice::Poll, overprovisioned: true }, make).unwrap()
+    }
+    fn file(name: &str) -> PathBuf {
+        temporary_file("poll", name)
+    }
+    fn address() -> SocketAddr {
+        "127.0.0.1:0".parse().unwrap()
+    }
+}
+
+fn temporary_file(driver: &str, name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("rustydb-reactor-{driver}-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    path
+}
+
+fn filled(len: usize, byte: u8) -> IoBuf {
+    let mut buffer = IoBuf::aligned(len);
+    buffer.as_mut_slice().fill(byte);
+    buffer
+}
+
+fn timers_fire_in_order<S: Stage>() {
+    let order = S::run(|reactor| async move {
+        let order = Rc::new(RefCell::new(Vec::new()));
+        for ms in [6u64, 2, 4, 2] {
+            let (order, task) = (order.clone(), reactor.clone());
+            reactor.spawn(Class::Normal, "timer", async move {
+                task.sleep(Duration::from_millis(ms)).await;
+                order.borrow_mut().push(ms);
+            });
+        }
+        reactor.sleep(Duration::from_millis(20)).await;
+        order.take()
+    });
+    assert_eq!(order, [2, 2, 4, 6]);
+}
+
+fn files_keep_what_was_written<S: Stage>() {
+    let path = S::file("durable");
+    S::run(|reactor| async move {
+        let file = reactor.open(&path, OpenOptions::CREATE_NEW).await.unwrap();
+        assert!(reactor.open(&path, OpenOptions::CREATE_NEW).await.is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists));
+        reactor.allocate(file, 64 * 1024).await.unwrap();
+        assert_eq!(reactor.file_bytes(file).await.unwrap(), 64 * 1024);
+        reactor.probe_durable_write(file, 0).await.unwrap();
+        for method in [DurableMethod::Dsync, DurableMethod::WriteThenSync] {
+            reactor.0.driver.borrow_mut().set_durable_method(file.0, method);
+            let byte = 1 + method as u8;
+            let (result, _) = reactor.write_durable(file, 8192, filled(8192, byte)).await;
+            assert_eq!(result.unwrap(), 8192);
+            let (result, buffer) = reactor.read(file, 4096, IoBuf::aligned(8192)).await;
+            assert_eq!(result.unwrap(), 8192);
+            assert_eq!((buffer.as_slice()[4095], buffer.as_slice()[4096]), (0, byte));
+        }
+        let (result, _) = reactor.write(file, 0, filled(4096, 9).slice(0..4096)).await;
+        assert_eq!(result.unwrap(), 4096);
+        reactor.sync(file).await.unwrap();
+        let (result, _) = reactor.read(file, 60 * 1024, IoBuf::aligned(8192)).await;
+        assert_eq!(result.unwrap(), 4096, "short at the end of the file");
+        reactor.write_zeros(file, 0, 16 * 1024).await.unwrap();
+        let (_, buffer) = reactor.read(file, 0, IoBuf::aligned(16 * 1024)).await;
+        assert!(buffer.as_slice().iter().all(|byte| *byte == 0));
+        reactor.close(file);
+        let missing = reactor.open(&path.join("missing"), OpenOptions::READ).await.unwrap_err();
+        assert!(missing.to_string().contains("missing"), "the error names the file: {missing}");
+        let _ = std::fs::remove_file(&path);
+    });
+}
+
+fn streams_carry_bytes_both_ways<S: Stage>() {
+    S::run(|reactor| async move {
+        let listener = reactor.listen(S::address()).await.unwrap();
+        let address = listener.address();
+        let taken = reactor.listen(address).await.map(|_| ()).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        assert!(taken.to_string().contains(&address.to_string()), "{taken}");
+        reactor.spawn(Class::High, "echo", async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            loop {
+                let (result, mut buffer) = stream.recv(IoBuf::from_vec(vec![0; 10_000])).await;
+                match result.unwrap() {
+                    0 => break,
+                    count => buffer.truncate(count),
+                }
+                let (result, _) = stream.send(buffer).await;
+                result.unwrap();
+            }
+        });
+        let stream = reactor.connect(address).await.unwrap();
+        assert_eq!(stream.peer(), address);
+        // Larger than any socket buffer, so that both directions stall and go on.
+        let parts: Vec<IoBuf> = (0..64u8).map(|part| filled(64 * 1024 + usize::from(part), part)).collect();
+        let total: usize = parts.iter().map(IoBuf::len).sum();
+        let sender = stream.clone();
+        let sending = reactor.spawn(Class::Normal, "send", async move {
+            let (result, parts) = sender.send_vectored(parts).await;
+            result.unwrap();
+            assert_eq!(parts.len(), 64);
+            sender.shutdown();
+        });
+        let (result, buffer) = stream.recv_exact(IoBuf::from_vec(vec![0; total])).await;
+        result.unwrap();
+        let mut at = 0;
+        for part in 0..64u8 {
+            let len = 64 * 1024 + usize::from(part);
+            assert!(buffer.as_slice()[at..at + len].iter().all(|byte| *byte == part), "part {part}");
+            at += len;
+        }
+        let (result, _) = stream.recv_exact(IoBuf::from_vec(vec![0; 1])).await;
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        sending.join().await;
+    });
+}
+
+fn connecting_to_nobody_is_an_error<S: Stage>() {
+    S::run(|reactor| async move {
+        let address = reactor.listen(S::address()).await.unwrap().address();
+        let error = reactor.connect(address).await.map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(error.to_string().contains(&address.to_string()), "{error}");
+    });
+}
+
+/// The buffer of a dropped receive stays with the driver until the stream is closed, then it is let go.
+fn an_aborted_operation_keeps_its_buffer<S: Stage>() {
+    S::run(|reactor| async move {
+        let listener = reactor.listen(S::address()).await.unwrap();
+        let stream = reactor.connect(listener.address()).await.unwrap();
+        let (peer, _) = listener.accept().await.unwrap();
+        let memory: Rc<Vec<Cell<u8>>> = Rc::new(vec![Cell::new(0); 4096]);
+        let pointer = std::ptr::NonNull::new(memory.as_ptr() as *mut u8).unwrap();
+        // SAFETY: the guard owns the cells, which are writable while shared.
+        let buffer = unsafe { IoBuf::from_raw(pointer, 4096, memory.clone()) };
+        let receiving = reactor.spawn(Class::Normal, "receive", async move {
+            let _ = stream.recv(buffer).await;
+            unreachable!("aborted");
+        });
+        reactor.sleep(Duration::from_millis(5)).await;
+        let in_flight = Rc::strong_count(&memory);
+        receiving.abort();
+        assert!(receiving.is_finished());
+        assert_eq!((in_flight, Rc::strong_count(&memory)), (2, 2), "the driver still has the buffer");
+        while Rc::strong_count(&memory) > 1 {
+            reactor.sleep(Duration::from_millis(1)).await;
+        }
+        drop(peer);
+    });
+}
+
+fn mail_wakes_a_sleeping_reactor<S: Stage>() {
+    S::run(|reactor| async move {
+        let remote = reactor.remote();
+        let (to_shard, from_thread) = sync::cross_oneshot::<u32>();
+        let thread = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            let doubled = remote.call(Class::High, "double", |reactor| async move {
+                reactor.yield_now().await;
+                21 * 2
+            });
+            to_shard.send(doubled.unwrap().wait().unwrap());
+        });
+        // Also shows that a waker works from another thread.
+        assert_eq!(from_thread.await, Ok(42));
+        thread.join().unwrap();
+        assert_eq!(reactor.stats().mail_received, 1);
+    });
+}
+
+macro_rules! suite {
+    ($stage:ident: $($test:ident)*) => { $(#[test] fn $test() { super::$test::<super::$stage>(); })* };
+}
+
+mod on_poll {
+    suite!(OnPoll: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
+        an_aborted_operation_keeps_its_buffer mail_wakes_a_sleeping_reactor);
+}
+
+#[test]
+fn a_stopped_reactor_refuses_mail_and_its_callers_learn_it() {
+    let (remote, never) = OnPoll::run(|reactor| async move {
+        let never = reactor.remote().call(Class::Low, "never", |_| std::future::pending::<()>()).unwrap();
+        reactor.yield_now().await;
+        (reactor.remote(), never)
+    });
+    assert_eq!(never.wait(), Err(sync::Closed));
+    assert_eq!(remote.post(Box::new(|_| ())), Err(MailError::Closed));
+}
+
+#[test]
+fn classes_share_a_busy_core_by_their_shares() {
+    let polls = OnPoll::run(|reactor| async move {
+        let stop = Rc::new(Cell::new(false));
+        for class in Class::ALL {
+            for _ in 0..3 {
+                let (task, stop) = (reactor.clone(), stop.clone());
+                reactor.spawn(class, "busy", async move {
+                    while !stop.get() {
+                        // The same work in each class, long enough that a poll's time is measured well.
+                        std::hint::black_box((0..20_000u64).fold(0, |sum, value| sum ^ std::hint::black_box(value)));
+                        task.yield_now().await;
+                    }
+                });
+            }
+        }
+        reactor.sleep(Duration::from_millis(300)).await;
+        stop.set(true);
+        reactor.stats().busy_ns
+    });
+    let shares: Vec<f64> = polls.iter().map(|time| *time as f64 / polls[3] as f64).collect();
+    assert!(shares[0] > 5.0 && shares[1] > 2.5 && shares[2] > 1.8, "8 : 4 : 3 : 1 became {shares:?}");
+    assert!(polls[3] > 0, "the lowest class never starves");
+}
+
+#[test]
+fn a_task_may_abort_itself_and_what_it_spawned() {
+    OnPoll::run(|reactor| async move {
+        let own = Rc::new(RefCell::new(None::<TaskHandle>));
+        let dropped = Rc::new(Cell::new(false));
+        struct SetOnDrop(Rc<Cell<bool>>);
+        impl Drop for SetOnDrop {
+            fn drop(&mut self) {
+                self.0.set(true);
+            }
+        }
+        let (slot, guard) = (own.clone(), SetOnDrop(dropped.clone()));
+        let handle = reactor.spawn(Class::Normal, "suicidal", async move {
+            let _guard = guard;
+            if let Some(handle) = &*slot.borrow() {
+                handle.abort();
+            }
+            std::future::pending::<()>().await;
+        });
+        *own.borrow_mut() = Some(handle);
+        reactor.yield_now().await;
+        reactor.yield_now().await;
+        assert!(dropped.get());
+        assert!(own.borrow().as_ref().unwrap().is_finished());
+        assert_eq!(reactor.stats().tasks, 1);
+    });
+}

@@ -1,0 +1,122 @@
+//! One turn of the loop: mail, timers, tasks, then one call into the driver that submits, reaps, and sleeps when there is
+//! nothing else to do.
+
+use std::time::Duration;
+
+use super::driver::Wait;
+use super::stats::add;
+use super::task::TaskId;
+use super::time::Instant;
+use super::{Reactor, STALL_LIMIT};
+
+/// Most polls of tasks in a turn, so that completions and timers are never far away.
+const POLLS_PER_TURN_MAX: usize = 256;
+
+/// A turn stops polling tasks after this time, in nanoseconds.
+const TURN_NS_MAX: u64 = 200_000;
+
+/// How long a reactor with a core of its own looks for work before it sleeps, in nanoseconds.
+const SPIN_NS: u64 = 50_000;
+
+impl Reactor {
+    /// One turn, on a real driver: sleeps when nothing is ready.
+    pub(crate) fn turn(&self) {
+        let inner = &self.0;
+        add(&inner.counters.turns, 1);
+        let now = self.run_ready();
+        if inner.executor.ready() > 0 || inner.mailbox.has_mail() {
+            self.drive(Wait::No);
+            return;
+        }
+        let deadline = inner.timers.borrow_mut().next_deadline();
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            self.drive(Wait::No);
+            return;
+        }
+        if !inner.options.overprovisioned && self.spin(now, deadline) {
+            return;
+        }
+        let wait = deadline.map(|deadline| deadline.since(self.now()));
+        if wait == Some(Duration::ZERO) || !inner.mailbox.prepare_park() {
+            self.drive(Wait::No);
+            return;
+        }
+        // Counted before, so that what reads the counter after a wake-up sees it.
+        add(&inner.counters.parks, 1);
+        self.drive(Wait::Park(wait));
+        inner.mailbox.unpark();
+    }
+
+    /// Looks for work without sleeping. True when there is some.
+    fn spin(&self, since: Instant, deadline: Option<Instant>) -> bool {
+        loop {
+            if self.drive(Wait::No) || self.0.mailbox.has_mail() {
+                return true;
+            }
+            let now = self.now();
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return true;
+            }
+            if now.since(since) > Duration::from_nanos(SPIN_NS) {
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Mail, timers, and ready tasks up to the turn's limits. Returns the time after the last poll.
+    pub(crate) fn run_ready(&self) -> Instant {
+        let inner = &self.0;
+        self.read_mail();
+        let start = self.now();
+        inner.timers.borrow_mut().fire(start);
+        let mut before = start;
+        for _ in 0..POLLS_PER_TURN_MAX {
+            let Some(polled) = inner.executor.poll_one() else { break };
+            let after = self.now();
+            let elapsed_ns = after.0.saturating_sub(before.0);
+            inner.executor.charge(polled.class, elapsed_ns);
+            inner.counters.polled(polled.class, elapsed_ns);
+            if elapsed_ns > inner.counters.poll_us_max.get() * 1000 + 999 {
+                inner.counters.poll_us_max.set(elapsed_ns / 1000);
+            }
+            if elapsed_ns > STALL_LIMIT.as_nanos() as u64 {
+                add(&inner.counters.stalls, 1);
+                tracing::warn!(task = polled.name, held_us = elapsed_ns / 1000, "a task held the core too long");
+            }
+            before = after;
+            if after.0 - start.0 > TURN_NS_MAX {
+                break;
+            }
+        }
+        before
+    }
+
+    /// Calls the driver and hands out what has completed. True when anything had.
+    pub(crate) fn drive(&self, wait: Wait) -> bool {
+        let mut completions = std::mem::take(&mut *self.0.completions.borrow_mut());
+        self.0.driver.borrow_mut().poll(&mut completions, wait);
+        let any = !completions.is_empty();
+        for completion in completions.drain(..) {
+            add(&self.0.counters.operations_completed, 1);
+            self.complete(completion);
+        }
+        *self.0.completions.borrow_mut() = completions;
+        any
+    }
+
+    fn read_mail(&self) {
+        let inner = &self.0;
+        if !inner.mailbox.has_mail() {
+            return;
+        }
+        let (letters, wakes) = inner.mailbox.take();
+        for (slot, generation) in wakes {
+            inner.executor.wake(TaskId { executor: inner.executor.number(), slot, generation });
+        }
+        for letter in letters {
+            add(&inner.counters.mail_received, 1);
+            letter(self);
+        }
+    }
+}
