@@ -1,5 +1,25 @@
-//! The shared volume: checksummed blocks, the slotted page in them, and the changes that the redo carries.
+//! The shared volume: checksummed blocks, the slotted page in them, and the changes that the redo carries; the
+//! superblock, the geometry, the nodes' slots; formatting and opening.
+//!
+//! A [`Volume`] belongs to one shard's reactor; every shard of every node opens the same file or device for itself.
 
 pub mod block;
 pub mod change;
+pub mod error;
+pub mod format;
+pub mod layout;
+pub mod open;
 pub mod page;
+pub mod sector;
+pub mod slots;
+pub mod superblock;
+
+pub use error::VolumeError;
+pub use format::{FormatOptions, FormatProgress};
+pub use layout::{EXTENT_BLOCKS, EXTENTS_PER_SPACE_MAP, Geometry, RedoArea, SECTOR, block_offset};
+pub use open::{Expected, Volume};
+pub use slots::{ControlBlock, NodeSlot, NodeState, Vote};
+pub use superblock::Superblock;
+
+#[cfg(test)]
+mod tests;
