@@ -208,8 +208,9 @@ impl Geometry {
     }
 
     /// Every redo area, by node and shard.
-    pub fn redo_areas(&self) -> impl Iterator<Item = RedoArea> + '_ {
-        self.nodes().flat_map(|node| (0..self.shards).map(move |shard| self.redo_area(node, ShardId(shard))))
+    pub fn redo_areas(&self) -> impl Iterator<Item = RedoArea> + use<> {
+        let geometry = *self;
+        self.nodes().flat_map(move |node| (0..geometry.shards).map(move |shard| geometry.redo_area(node, ShardId(shard))))
     }
 
     /// First block of an extent.
