@@ -116,9 +116,8 @@ impl Volume {
             }
         }
         let bytes = if options.volume_bytes == 0 { present } else { options.volume_bytes };
-        let redo = options
-            .redo_area_bytes
-            .unwrap_or_else(|| Geometry::redo_area_default(bytes, options.nodes_max, options.shards));
+        let redo =
+            options.redo_area_bytes.unwrap_or_else(|| Geometry::redo_area_default(bytes, options.nodes_max, options.shards));
         let cluster_id = (u128::from(reactor.random()) << 64) | u128::from(reactor.random());
         let geometry = Geometry::plan(cluster_id, bytes, options.nodes_max, options.shards, redo)
             .map_err(|minimum| VolumeError::TooSmall { path: path.to_owned(), bytes, minimum })?;

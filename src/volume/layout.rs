@@ -143,8 +143,7 @@ impl Geometry {
     pub fn is_sound(&self) -> bool {
         let areas = u64::from(self.nodes_max) * u64::from(self.shards);
         let redo_end = self.redo_area_blocks.checked_mul(areas).and_then(|blocks| blocks.checked_add(self.redo_first.0));
-        let data_end =
-            self.extents.checked_mul(EXTENT_BLOCKS).and_then(|blocks| blocks.checked_add(self.extents_first.0));
+        let data_end = self.extents.checked_mul(EXTENT_BLOCKS).and_then(|blocks| blocks.checked_add(self.extents_first.0));
         (1..=NODES_MAX).contains(&usize::from(self.nodes_max))
             && (1..=SHARDS_MAX).contains(&usize::from(self.shards))
             && self.redo_area_blocks * BLOCK_SIZE as u64 >= REDO_AREA_MIN

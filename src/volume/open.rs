@@ -178,10 +178,7 @@ impl Volume {
 
     fn assert_block(&self, block: BlockNo, buffer: &IoBuf) {
         let geometry = self.geometry();
-        assert!(
-            (geometry.space_maps_first.0..geometry.blocks_total).contains(&block.0),
-            "{block} is not one of the data area"
-        );
+        assert!((geometry.space_maps_first.0..geometry.blocks_total).contains(&block.0), "{block} is not one of the data area");
         assert_eq!(buffer.len(), BLOCK_SIZE, "blocks are read and written whole");
     }
 }

@@ -468,22 +468,10 @@ impl Log {
     /// Ends the open batch, which reaches up to `extent`, and begins the next.
     fn close_open(&self, state: &mut State, extent: u64) {
         let buffer = state.spare.pop().unwrap_or_else(|| IoBuf::aligned(self.0.ring.batch_max()));
-        let next = OpenBatch {
-            start: state.open.start.advance(extent),
-            sequence: state.open.sequence + 1,
-            buffer,
-            used: 0,
-            records: 0,
-        };
+        let next =
+            OpenBatch { start: state.open.start.advance(extent), sequence: state.open.sequence + 1, buffer, used: 0, records: 0 };
         let OpenBatch { start, sequence, mut buffer, used, records } = std::mem::replace(&mut state.open, next);
-        let batch = Batch {
-            start,
-            sequence,
-            incarnation: self.0.incarnation,
-            length: used,
-            extent: extent as usize,
-            records,
-        };
+        let batch = Batch { start, sequence, incarnation: self.0.incarnation, length: used, extent: extent as usize, records };
         batch.seal(&self.0.ring, buffer.as_mut_slice());
         state.closed_bytes += batch.padded();
         state.closed.push_back((batch, buffer));

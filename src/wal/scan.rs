@@ -4,11 +4,11 @@
 //! exactly the records of whole batches that follow each other without a gap, and to tell the end that a crash leaves (at
 //! most one write was under way, so nothing valid follows it) from damage in the middle, which is an error.
 
+use super::BATCH_MAX;
 use super::area::{Checkpoint, Ring};
 use super::batch::{BATCH_HEADER, Batch, take_record};
 use super::error::LogError;
 use super::redo::RecordKind;
-use super::BATCH_MAX;
 use crate::ids::{Incarnation, Lsn};
 use crate::reactor::{FileId, IoBuf, Reactor};
 use crate::volume::{RedoArea, SECTOR};
@@ -75,11 +75,7 @@ impl LogScan {
     /// [`LogError::HeaderDamaged`], or the device's.
     pub async fn open(reactor: &Reactor, file: FileId, area: RedoArea) -> Result<LogScan, LogError> {
         let checkpoint = Checkpoint::read(reactor, file, &area).await?;
-        let end = LogEnd {
-            lsn: checkpoint.lsn,
-            batch_sequence: checkpoint.batch_sequence,
-            incarnation: checkpoint.incarnation,
-        };
+        let end = LogEnd { lsn: checkpoint.lsn, batch_sequence: checkpoint.batch_sequence, incarnation: checkpoint.incarnation };
         Ok(LogScan {
             reactor: reactor.clone(),
             file,
@@ -150,8 +146,7 @@ impl LogScan {
             && batch.sequence == self.end.batch_sequence
             && batch.incarnation >= self.end.incarnation
         {
-            self.end =
-                LogEnd { lsn: batch.next(), batch_sequence: batch.sequence + 1, incarnation: batch.incarnation };
+            self.end = LogEnd { lsn: batch.next(), batch_sequence: batch.sequence + 1, incarnation: batch.incarnation };
             return Ok(Some(batch));
         }
         self.check_end(at, found).await?;
