@@ -69,8 +69,8 @@ struct Open {
 #[derive(Clone, PartialEq, Eq, Debug, Hash, Default)]
 struct Held {
     mode: Mode,
-    /// Number of the protection that the cache has been asked for.
-    protecting: Option<u64>,
+    /// The cache has been asked to protect it.
+    protecting: bool,
     dropping: bool,
     past_image: Option<Scn>,
     open: Option<Open>,
@@ -86,14 +86,13 @@ pub struct HolderCore {
     map: Rc<MastershipMap>,
     blocks: BlockMap<Held>,
     requests: u64,
-    protections: u64,
     counters: HolderCounters,
     pub(super) rules: Rules,
 }
 
 impl Held {
     fn is_vacant(&self) -> bool {
-        self.mode == Mode::Null && self.protecting.is_none() && !self.dropping && self.past_image.is_none() && self.open.is_none()
+        self.mode == Mode::Null && !self.protecting && !self.dropping && self.past_image.is_none() && self.open.is_none()
     }
 
     fn take_demands(&mut self) -> impl Iterator<Item = Demand> + use<> {
@@ -118,7 +117,6 @@ impl HolderCore {
             map,
             blocks: BlockMap::default(),
             requests: 0,
-            protections: 0,
             counters: HolderCounters::default(),
             rules: Rules::default(),
         }
@@ -149,8 +147,7 @@ impl HolderCore {
         self.to_master(message, out);
     }
 
-    /// The cache lets go of its clean copy of `block`; the frame's mode is Null already. Answered by [`Output::Released`]. A
-    /// protection of the block that is under way must find nothing from now on.
+    /// The cache lets go of its clean copy of `block`; the frame's mode is Null already. Answered by [`Output::Released`].
     pub fn release(&mut self, block: BlockId, out: &mut Vec<Output>) {
         let Some(held) = self.blocks.get_mut(&block).filter(|held| held.mode != Mode::Null) else {
             // It has been given away in the meantime.
@@ -160,7 +157,9 @@ impl HolderCore {
         assert!(held.open.is_none(), "{block} is dropped while a request for it is open");
         held.mode = Mode::Null;
         held.dropping = true;
-        held.protecting = None;
+        if std::mem::take(&mut held.protecting) {
+            out.push(Output::CancelProtect { block });
+        }
         self.counters.drops_total += 1;
         self.refuse_demands(block, out);
         let message = self.message(Kind::Drop, block);
@@ -220,10 +219,9 @@ impl HolderCore {
         assert_eq!(from, self.map.master(block), "{from} disposes of {block}, which it does not master");
         if let Some(held) = self.blocks.get_mut(&block).filter(|held| held.mode != Mode::Null) {
             held.add_demand(demand);
-            if held.protecting.is_none() {
-                self.protections += 1;
-                held.protecting = Some(self.protections);
-                out.push(Output::Protect { block, number: self.protections });
+            if !held.protecting {
+                held.protecting = true;
+                out.push(Output::Protect { block });
             }
         } else {
             self.refuse(block, demand, out);
@@ -247,12 +245,9 @@ impl HolderCore {
 
     /// The answer to [`Output::Protect`]: nothing local touches the block, its redo is durable and no write of it is under
     /// way; or the cache has it no more.
-    pub fn on_protected(&mut self, block: BlockId, number: u64, image: Option<ProtectedImage>, out: &mut Vec<Output>) {
-        let Some(held) = self.blocks.get_mut(&block).filter(|held| held.protecting == Some(number)) else {
-            assert!(image.is_none(), "{block} is protected, but it was dropped while it was asked for");
-            return;
-        };
-        held.protecting = None;
+    pub fn on_protected(&mut self, block: BlockId, image: Option<ProtectedImage>, out: &mut Vec<Output>) {
+        let held = self.blocks.get_mut(&block).filter(|held| held.protecting).expect("the cache was asked to protect the block");
+        held.protecting = false;
         let Some(image) = image else {
             // The block could not be read.
             held.mode = Mode::Null;
@@ -389,7 +384,7 @@ impl HolderCore {
             assert!(held.mode != Mode::Protected, "{block}: Protected is the cache's mode only");
             let demanded = held.demand.is_some();
             assert!(demanded || held.more_demands.is_empty(), "{block}: demands out of order: {held:?}");
-            assert!(demanded == held.protecting.is_some(), "{block}: a demand without protection, or the reverse: {held:?}");
+            assert!(demanded == held.protecting, "{block}: a demand without protection, or the reverse: {held:?}");
             assert!(!held.dropping || held.mode == Mode::Null, "{block}: held in {:?} while it is being dropped", held.mode);
             if let Some(open) = held.open {
                 assert!(held.mode < open.want, "{block}: {held:?} has what it asks for");

@@ -305,7 +305,7 @@ impl Turn<'_> {
         loop {
             let in_flight = !self.activity.is_over();
             let Some(&next) = self.activity.waiters.front() else { return in_flight };
-            let joins = next.mode == Mode::Shared && self.activity.transition == Transition::Shared;
+            let joins = next.mode == Mode::Shared && self.activity.transition == Transition::Shared && !self.is_source(next);
             if in_flight && !joins {
                 return true;
             }
@@ -316,6 +316,13 @@ impl Turn<'_> {
                 self.break_rule_5(next);
             }
         }
+    }
+
+    /// Whether the waiter's node is to ship the block to someone. If it asks itself, it has dropped its copy, and a Miss of
+    /// it may be under way, which would be taken for a loss of the copy that it asks for now.
+    fn is_source(&self, waiter: Waiter) -> bool {
+        let node = requester(waiter.request);
+        self.activity.legs.iter().any(|leg| leg.source == LegSource::Holder(node))
     }
 
     fn start(&mut self, waiter: Waiter) {

@@ -5,6 +5,8 @@
 //! the explorer (`explore.rs`) can drive them through every order of events.
 
 mod directory;
+#[cfg(test)]
+mod explore;
 mod holder;
 mod master;
 pub mod message;

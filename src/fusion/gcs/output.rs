@@ -19,8 +19,11 @@ pub enum Output {
     Protect {
         /// The block.
         block: BlockId,
-        /// To be told with the answer.
-        number: u64,
+    },
+    /// Forget about that: the block has been released. A protection that was found by now, but not told, is void.
+    CancelProtect {
+        /// The block.
+        block: BlockId,
     },
     /// Send the protected block's bytes with this Data message. Comes between Protect and Finish.
     Ship {

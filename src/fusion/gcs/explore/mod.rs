@@ -1,0 +1,218 @@
+//! Drives the cores through every order of events that a small world allows, and through long random orders of a larger
+//! one. The bag of messages keeps no order at all, not even between two nodes: the protocol needs none.
+
+mod world;
+
+use std::collections::HashSet;
+use std::hash::BuildHasherDefault;
+
+use super::rules::Rule;
+use crate::cache::Mode;
+use crate::fusion::grd::BlockHasher;
+use world::{Broken, Budget, Step, World};
+
+/// A search that has found nothing after so many states is an error of the test, not of the protocol.
+const STATES_MAX: usize = 4_000_000;
+
+/// Something that must never happen, and how it came to it.
+struct Violation {
+    what: String,
+    trace: Vec<Step>,
+}
+
+/// All states that can be reached from `start`: how many, or the first violation found.
+fn exhaust(start: World) -> Result<usize, Violation> {
+    let mut seen: HashSet<u64, BuildHasherDefault<BlockHasher>> = HashSet::default();
+    // How each state was come by: its predecessor and the step from there.
+    let mut history: Vec<(u32, Step)> = vec![(0, Step::Recall)];
+    let mut stack = vec![(start, 0u32)];
+    let mut steps = Vec::new();
+    while let Some((world, index)) = stack.pop() {
+        assert!(seen.len() < STATES_MAX, "the world is too large to be searched");
+        world.steps(&mut steps);
+        if !steps.iter().any(|step| step.finishes())
+            && let Err(what) = world.check_quiet()
+        {
+            return Err(Violation { what, trace: trace_to(&history, index) });
+        }
+        for &step in &steps {
+            let mut next = world.clone();
+            if let Err(what) = next.apply(step) {
+                let mut trace = trace_to(&history, index);
+                trace.push(step);
+                return Err(Violation { what, trace });
+            }
+            if seen.insert(next.fingerprint()) {
+                history.push((index, step));
+                stack.push((next, history.len() as u32 - 1));
+            }
+        }
+    }
+    Ok(seen.len())
+}
+
+fn trace_to(history: &[(u32, Step)], mut index: u32) -> Vec<Step> {
+    let mut trace = Vec::new();
+    while index != 0 {
+        let (before, step) = history[index as usize];
+        trace.push(step);
+        index = before;
+    }
+    trace.reverse();
+    trace
+}
+
+/// One long random walk, then everything begun is finished. The violation, if any.
+fn walk(mut world: World, seed: u64, length: usize) -> Result<(), Violation> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 33) as usize % below
+    };
+    let mut trace = Vec::new();
+    let mut steps = Vec::new();
+    loop {
+        if trace.len() == length {
+            world.end_budget();
+        }
+        world.steps(&mut steps);
+        if trace.len() >= length {
+            steps.retain(|step| step.finishes());
+        }
+        if !steps.iter().any(|step| step.finishes())
+            && let Err(what) = world.check_quiet()
+        {
+            return Err(Violation { what, trace });
+        }
+        if steps.is_empty() {
+            assert!(trace.len() >= length, "the walk ended early");
+            return Ok(());
+        }
+        let step = steps[random(steps.len())];
+        trace.push(step);
+        if let Err(what) = world.apply(step) {
+            return Err(Violation { what, trace });
+        }
+    }
+}
+
+/// The trace in words, by doing it again.
+fn tell(mut world: World, violation: &Violation) -> String {
+    let mut story = String::new();
+    for &step in violation.trace.iter() {
+        story.push_str(&format!("  {}\n", world.describe_step(step)));
+        let _ = world.apply(step);
+    }
+    format!("{}\nafter {} steps:\n{story}{}", violation.what, violation.trace.len(), world.describe())
+}
+
+fn must_hold(start: &World, outcome: Result<usize, Violation>) -> usize {
+    outcome.unwrap_or_else(|violation| panic!("{}", tell(start.clone(), &violation)))
+}
+
+const SMALL: Budget = Budget { slow_disk: false, acquires: 4, writes: 2, evictions: 0, recalls: 0, wishes: 0 };
+
+#[test]
+fn no_order_of_events_between_two_nodes_breaks_a_rule() {
+    for budget in [Budget { evictions: 2, ..SMALL }, Budget { acquires: 3, evictions: 1, recalls: 1, wishes: 1, ..SMALL }] {
+        let start = World::new(2, budget, Broken::Nothing);
+        let states = must_hold(&start, exhaust(start.clone()));
+        assert!(states > 100_000, "only {states} states are no exploration");
+    }
+}
+
+#[test]
+fn no_order_of_events_between_three_nodes_breaks_a_rule() {
+    let with_evictions = Budget { acquires: 3, evictions: 1, ..SMALL };
+    let with_recalls = Budget { acquires: 3, recalls: 1, wishes: 1, ..SMALL };
+    for budget in [SMALL, with_evictions, with_recalls] {
+        let start = World::new(3, budget, Broken::Nothing);
+        let states = must_hold(&start, exhaust(start.clone()));
+        assert!(states > 100_000, "only {states} states are no exploration");
+    }
+}
+
+/// Messages that cross the network when this is done and all that follows from it.
+fn cost(world: &mut World, step: Step) -> usize {
+    let before = world.messages_over_network;
+    let mut steps = Vec::new();
+    let mut next = Some(step);
+    while let Some(step) = next {
+        world.apply(step).unwrap();
+        world.steps(&mut steps);
+        next = steps.iter().copied().find(|step| step.finishes());
+    }
+    world.check_quiet().unwrap();
+    world.messages_over_network - before
+}
+
+#[test]
+fn each_kind_of_transfer_costs_its_messages_and_no_more() {
+    // The block is mastered by node 1, which has index 0.
+    let budget = Budget { acquires: 9, evictions: 9, ..SMALL };
+
+    let mut world = World::new(3, budget, Broken::Nothing);
+    assert_eq!(cost(&mut world, Step::Acquire(0, Mode::Exclusive)), 0, "from disk, master and requester are one");
+    assert_eq!(cost(&mut world, Step::Acquire(1, Mode::Exclusive)), 3, "2-way: request, data, done");
+    assert_eq!(cost(&mut world, Step::Acquire(2, Mode::Exclusive)), 4, "3-way: request, forward, data, done");
+    assert_eq!(cost(&mut world, Step::Acquire(0, Mode::Exclusive)), 2, "2-way from the master: forward, data");
+    assert_eq!(cost(&mut world, Step::Write(0)), 0);
+    assert_eq!(cost(&mut world, Step::Acquire(1, Mode::Exclusive)), 3, "a dirty block costs no more");
+    assert_eq!(cost(&mut world, Step::Acquire(2, Mode::Shared)), 4, "3-way for a reader: request, forward, data, done");
+    assert_eq!(cost(&mut world, Step::Acquire(2, Mode::Exclusive)), 5, "upgrade: request, invalidate, its answer, grant, done");
+
+    let mut world = World::new(3, budget, Broken::Nothing);
+    assert_eq!(cost(&mut world, Step::Acquire(1, Mode::Shared)), 3, "from disk: request, grant, done");
+    assert_eq!(cost(&mut world, Step::Acquire(2, Mode::Shared)), 4, "Shared copies come from memory, too");
+    assert_eq!(cost(&mut world, Step::Evict(1)), 2, "drop and its answer");
+}
+
+#[test]
+fn long_random_orders_break_no_rule() {
+    let many = Budget {
+        slow_disk: true,
+        acquires: u32::MAX,
+        writes: u32::MAX,
+        evictions: u32::MAX,
+        recalls: u32::MAX,
+        wishes: u32::MAX,
+    };
+    for seed in 1..=40 {
+        let start = World::new(2 + (seed % 4) as u8, many, Broken::Nothing);
+        let outcome = walk(start.clone(), seed, 2_000);
+        must_hold(&start, outcome.map(|()| 0).inspect_err(|_| println!("seed {seed}")));
+    }
+}
+
+/// The explorer must find what a broken rule leads to, in worlds as small as those that it clears above.
+fn must_be_caught(broken: Broken, nodes: u8, budget: Budget) {
+    let mut start = World::new(nodes, budget, broken);
+    if broken == Broken::Core(Rule::EpochsMatch) {
+        start.add_a_message_of_an_older_epoch();
+    }
+    match exhaust(start.clone()) {
+        Ok(states) => panic!("{broken:?} was not noticed in {states} states"),
+        Err(violation) => println!("{broken:?}: {}", tell(start, &violation)),
+    }
+}
+
+#[test]
+fn each_broken_rule_is_noticed() {
+    let budget = Budget { evictions: 2, ..SMALL };
+    must_be_caught(Broken::RedoFirst, 2, Budget { slow_disk: true, ..budget });
+    must_be_caught(Broken::Core(Rule::EpochsMatch), 2, budget);
+    must_be_caught(Broken::Core(Rule::ServeAfterDone), 2, budget);
+    must_be_caught(Broken::Core(Rule::OneDirtyOwner), 3, Budget { acquires: 3, ..SMALL });
+    must_be_caught(Broken::Core(Rule::StaleWroteClearsNothing), 3, budget);
+    must_be_caught(Broken::NoShipUnderWrite, 2, budget);
+    must_be_caught(Broken::Core(Rule::DropBeforeRequest), 2, budget);
+}
+
+#[test]
+fn a_message_of_an_older_epoch_changes_nothing() {
+    let mut start = World::new(2, Budget { acquires: 3, ..SMALL }, Broken::Nothing);
+    start.add_a_message_of_an_older_epoch();
+    must_hold(&start, exhaust(start.clone()));
+}

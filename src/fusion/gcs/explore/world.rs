@@ -1,0 +1,494 @@
+//! A small world for the cores: some nodes, one block, a model of each node's cache, a bag of messages in flight, and the
+//! checks of what must be true between any two steps.
+
+use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use crate::cache::{Mode, Source};
+use crate::fusion::NodeSet;
+use crate::fusion::gcs::directory::Transition;
+use crate::fusion::gcs::message::{Kind, Message};
+use crate::fusion::gcs::rules::Rule;
+use crate::fusion::gcs::{HolderCore, MasterCore, Output, ProtectedImage, Remains};
+use crate::fusion::grd::{BlockHasher, MastershipMap};
+use crate::ids::{BlockId, BlockNo, Epoch, NodeId, PartitionId, RequestId, Scn};
+
+pub(super) const BLOCK: BlockId = BlockId::new(PartitionId(64), BlockNo(4096));
+const EPOCH: Epoch = Epoch(7);
+
+/// What is broken on purpose.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Broken {
+    Nothing,
+    /// A rule of the cores.
+    Core(Rule),
+    /// Rule 1, which the cache keeps: a block is shipped before its redo is durable.
+    RedoFirst,
+    /// Rule 8, which the cache keeps: a block under write is shipped.
+    NoShipUnderWrite,
+}
+
+/// How much may happen.
+#[derive(Clone, Copy, Hash, Debug)]
+pub(super) struct Budget {
+    /// Disk reads and log writes are steps of their own; otherwise they take no time, which makes the world smaller.
+    pub(super) slow_disk: bool,
+    pub(super) acquires: u32,
+    pub(super) writes: u32,
+    pub(super) evictions: u32,
+    pub(super) recalls: u32,
+    pub(super) wishes: u32,
+}
+
+/// One thing that can happen next. The number is a node's index, or that of a message in the bag.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    Deliver(usize),
+    Acquire(usize, Mode),
+    Write(usize),
+    FlushLog(usize),
+    BeginDiskWrite(usize),
+    EndDiskWrite(usize),
+    EndDiskRead(usize),
+    Protected(usize),
+    Evict(usize),
+    WantWritten(usize),
+    Recall,
+}
+
+impl Step {
+    /// Whether the step only finishes what has been begun. Without these the world is quiet.
+    pub(super) fn finishes(self) -> bool {
+        !matches!(
+            self,
+            Step::Acquire(..) | Step::Write(_) | Step::BeginDiskWrite(_) | Step::Evict(_) | Step::WantWritten(_) | Step::Recall
+        )
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Envelope {
+    from: NodeId,
+    to: NodeId,
+    message: Message,
+    /// The version shipped with a Data.
+    content: u64,
+}
+
+/// The one block in one node's cache. Versions count up from 0, the one on the disk at first.
+#[derive(Clone, Default, Debug)]
+struct ModelCache {
+    mode: Mode,
+    content: u64,
+    dirty: bool,
+    reading: bool,
+    writing: Option<u64>,
+    log_durable: bool,
+    protecting: bool,
+    past_image: Option<u64>,
+    acquiring: Option<RequestId>,
+    releasing: bool,
+}
+
+#[derive(Clone)]
+struct Node {
+    master: MasterCore,
+    holder: HolderCore,
+    cache: ModelCache,
+}
+
+#[derive(Clone)]
+pub(super) struct World {
+    nodes: Vec<Node>,
+    master: NodeId,
+    net: Vec<Envelope>,
+    disk: u64,
+    newest: u64,
+    authors: Vec<NodeId>,
+    budget: Budget,
+    broken: Broken,
+    /// Sent from one node to another so far.
+    pub(super) messages_over_network: usize,
+}
+
+impl World {
+    /// `nodes` nodes; the block is mastered by one of them, the same for the same number.
+    pub(super) fn new(nodes: u8, budget: Budget, broken: Broken) -> World {
+        let members: Vec<_> = (1..=nodes).map(NodeId).collect();
+        let map = Rc::new(MastershipMap::new(EPOCH, &members, 8, BTreeMap::new()).unwrap());
+        let node = |&id: &NodeId| {
+            let mut node = Node {
+                master: MasterCore::new(id, EPOCH, 1000),
+                holder: HolderCore::new(id, map.clone()),
+                cache: ModelCache { log_durable: true, ..ModelCache::default() },
+            };
+            if let Broken::Core(rule) = broken {
+                node.master.rules.off = Some(rule);
+                node.holder.rules.off = Some(rule);
+            }
+            node
+        };
+        World {
+            nodes: members.iter().map(node).collect(),
+            master: map.master(BLOCK),
+            net: Vec::new(),
+            disk: 0,
+            newest: 0,
+            authors: Vec::new(),
+            budget,
+            broken,
+            messages_over_network: 0,
+        }
+    }
+
+    /// A message that a node of an older epoch has sent and the network has kept until now.
+    pub(super) fn add_a_message_of_an_older_epoch(&mut self) {
+        let message =
+            Message { epoch: Epoch(EPOCH.0 - 1), scn: Scn(99), ..super::super::master::bare(EPOCH, Kind::Wrote, BLOCK) };
+        self.net.push(Envelope { from: NodeId(1), to: self.master, message, content: 0 });
+    }
+
+    pub(super) fn end_budget(&mut self) {
+        self.budget = Budget { slow_disk: true, acquires: 0, writes: 0, evictions: 0, recalls: 0, wishes: 0 };
+    }
+
+    /// Everything that can happen now.
+    pub(super) fn steps(&self, steps: &mut Vec<Step>) {
+        steps.clear();
+        for (index, envelope) in self.net.iter().enumerate() {
+            if !self.net[..index].contains(envelope) {
+                steps.push(Step::Deliver(index));
+            }
+        }
+        for (index, node) in self.nodes.iter().enumerate() {
+            let cache = &node.cache;
+            let there = cache.mode != Mode::Null && !cache.reading;
+            if cache.reading {
+                steps.push(Step::EndDiskRead(index));
+            }
+            if cache.writing.is_some() {
+                steps.push(Step::EndDiskWrite(index));
+            } else if there && cache.dirty && cache.log_durable {
+                steps.push(Step::BeginDiskWrite(index));
+            }
+            if !cache.log_durable {
+                steps.push(Step::FlushLog(index));
+            }
+            let still = (cache.writing.is_none() || self.broken == Broken::NoShipUnderWrite)
+                && (cache.log_durable || self.broken == Broken::RedoFirst)
+                && !cache.reading;
+            if cache.protecting && still {
+                steps.push(Step::Protected(index));
+            }
+            if self.budget.acquires > 0 && cache.acquiring.is_none() {
+                for want in [Mode::Shared, Mode::Exclusive] {
+                    if want > cache.mode {
+                        steps.push(Step::Acquire(index, want));
+                    }
+                }
+            }
+            if self.budget.writes > 0 && there && cache.mode == Mode::Exclusive {
+                steps.push(Step::Write(index));
+            }
+            let clean = !cache.dirty && cache.writing.is_none() && cache.acquiring.is_none();
+            if self.budget.evictions > 0 && there && clean {
+                steps.push(Step::Evict(index));
+            }
+            if self.budget.wishes > 0 && cache.past_image.is_some() {
+                steps.push(Step::WantWritten(index));
+            }
+        }
+        let idle = |(entry, _): (&super::super::directory::Entry, Option<&super::super::directory::Activity>)| {
+            entry.is_idle() && entry.owner().is_none() && !entry.holders.is_empty()
+        };
+        if self.budget.recalls > 0 && self.master_core().entry(BLOCK).is_some_and(idle) {
+            steps.push(Step::Recall);
+        }
+    }
+
+    /// Lets one thing happen and checks everything. What goes wrong comes back in words.
+    pub(super) fn apply(&mut self, step: Step) -> Result<(), String> {
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            self.perform(step)?;
+            self.check()
+        }));
+        done.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            Err(text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned())).unwrap_or_default())
+        })
+    }
+
+    fn perform(&mut self, step: Step) -> Result<(), String> {
+        let mut out = Vec::new();
+        let at = match step {
+            Step::Deliver(index) => {
+                let Envelope { from, to, message, content } = self.net.swap_remove(index);
+                let at = usize::from(to.0) - 1;
+                let node = &mut self.nodes[at];
+                if message.kind.is_for_master() {
+                    node.master.on_message(from, &message, &mut out);
+                } else {
+                    if message.kind == Kind::Data && node.cache.acquiring == Some(message.request) {
+                        node.cache.content = content;
+                    }
+                    node.holder.on_message(from, &message, &mut out);
+                }
+                at
+            }
+            Step::Acquire(at, want) => {
+                self.budget.acquires -= 1;
+                let node = &mut self.nodes[at];
+                node.cache.acquiring = Some(node.holder.acquire(BLOCK, want, false, &mut out));
+                at
+            }
+            Step::Write(at) => {
+                self.budget.writes -= 1;
+                let cache = &mut self.nodes[at].cache;
+                self.newest += 1;
+                self.authors.push(NodeId(at as u8 + 1));
+                cache.content = self.newest;
+                cache.dirty = true;
+                cache.log_durable = !self.budget.slow_disk;
+                at
+            }
+            Step::FlushLog(at) => {
+                self.nodes[at].cache.log_durable = true;
+                at
+            }
+            Step::BeginDiskWrite(at) => {
+                self.nodes[at].cache.writing = Some(self.nodes[at].cache.content);
+                if self.nodes.iter().filter(|node| node.cache.writing.is_some()).count() > 1 {
+                    return Err("two nodes write the block at once".to_owned());
+                }
+                at
+            }
+            Step::EndDiskWrite(at) => {
+                let node = &mut self.nodes[at];
+                let version = node.cache.writing.take().expect("a write is under way");
+                if version < self.disk {
+                    return Err(format!("version {version} overwrites {} on the disk", self.disk));
+                }
+                self.disk = version;
+                if node.cache.content == version {
+                    node.cache.dirty = false;
+                }
+                node.cache.past_image = node.cache.past_image.filter(|&image| image > version);
+                node.holder.wrote(BLOCK, Scn(version), &mut out);
+                at
+            }
+            Step::EndDiskRead(at) => {
+                self.nodes[at].cache.reading = false;
+                self.nodes[at].cache.content = self.disk;
+                if self.nodes.iter().any(|node| node.cache.writing.is_some()) {
+                    return Err("the block is read while it is being written".to_owned());
+                }
+                at
+            }
+            Step::Protected(at) => {
+                let node = &mut self.nodes[at];
+                node.cache.protecting = false;
+                let image = ProtectedImage { scn: Scn(node.cache.content), dirty: node.cache.dirty };
+                node.holder.on_protected(BLOCK, Some(image), &mut out);
+                at
+            }
+            Step::Evict(at) => {
+                self.budget.evictions -= 1;
+                let node = &mut self.nodes[at];
+                node.cache.mode = Mode::Null;
+                node.cache.releasing = true;
+                node.holder.release(BLOCK, &mut out);
+                at
+            }
+            Step::WantWritten(at) => {
+                self.budget.wishes -= 1;
+                self.nodes[at].holder.want_written(BLOCK, &mut out);
+                at
+            }
+            Step::Recall => {
+                self.budget.recalls -= 1;
+                let at = usize::from(self.master.0) - 1;
+                self.nodes[at].master.recall(BLOCK, &mut out);
+                at
+            }
+        };
+        self.obey(at, &out)
+    }
+
+    /// Does what a core of node `at` wants done.
+    fn obey(&mut self, at: usize, out: &[Output]) -> Result<(), String> {
+        let from = NodeId(at as u8 + 1);
+        let crosses = |output: &&Output| matches!(output, Output::Send { to, .. } | Output::Ship { to, .. } if *to != from);
+        self.messages_over_network += out.iter().filter(crosses).count();
+        let cache = &mut self.nodes[at].cache;
+        for &output in out {
+            match output {
+                Output::Send { to, message } => self.net.push(Envelope { from, to, message, content: 0 }),
+                Output::Protect { .. } => cache.protecting = true,
+                Output::CancelProtect { .. } => cache.protecting = false,
+                Output::Ship { to, message } => {
+                    if to == from {
+                        return Err(format!("{from} ships the block to itself"));
+                    }
+                    if !cache.log_durable {
+                        return Err("the block is shipped before its redo is durable".to_owned());
+                    }
+                    self.net.push(Envelope { from, to, message, content: cache.content });
+                }
+                Output::Finish { remains, .. } => match remains {
+                    Remains::Shared => cache.mode = Mode::Shared,
+                    Remains::PastImage => {
+                        cache.mode = Mode::Null;
+                        cache.past_image = Some(cache.content);
+                        cache.dirty = false;
+                    }
+                    Remains::Nothing => {
+                        if cache.dirty {
+                            return Err("a dirty block vanishes".to_owned());
+                        }
+                        cache.mode = Mode::Null;
+                    }
+                },
+                Output::Granted { granted, request, .. } => {
+                    if cache.acquiring.take() != Some(request) {
+                        return Err("a grant for a request that is not open".to_owned());
+                    }
+                    cache.mode = granted.mode;
+                    if granted.source == Source::Disk && !self.budget.slow_disk {
+                        cache.content = self.disk;
+                        continue;
+                    }
+                    cache.dirty |= granted.dirty_owner;
+                    cache.reading = granted.source == Source::Disk || (granted.source == Source::Held && cache.reading);
+                }
+                Output::Released { .. } => cache.releasing = false,
+                Output::DiscardPastImage { up_to, .. } => {
+                    cache.past_image = cache.past_image.filter(|&image| image > up_to.0);
+                }
+                Output::RequestWrite { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn master_core(&self) -> &MasterCore {
+        &self.nodes[usize::from(self.master.0) - 1].master
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let caches = || self.nodes.iter().map(|node| &node.cache);
+        let exclusive = caches().filter(|cache| cache.mode == Mode::Exclusive).count();
+        let shared = caches().filter(|cache| cache.mode == Mode::Shared).count();
+        if exclusive > 1 || (exclusive == 1 && shared > 0) {
+            return Err(format!("{exclusive} nodes hold Exclusive and {shared} Shared"));
+        }
+        if let Some(cache) = caches().find(|cache| cache.protecting && cache.mode == Mode::Null) {
+            return Err(format!("a block that is not there is being protected: {cache:?}"));
+        }
+        if let Some(cache) = caches().find(|c| c.mode != Mode::Null && !c.reading && c.content != self.newest) {
+            return Err(format!("version {} is read, {} is the newest", cache.content, self.newest));
+        }
+        let in_flight = self.net.iter().filter(|e| e.message.is_dirty()).filter(|e| match e.message.kind {
+            Kind::Data => e.message.mode == Mode::Exclusive,
+            kind => matches!(kind, Kind::Grant | Kind::InvalidateAck),
+        });
+        let entry = self.master_core().entry(BLOCK);
+        let with_master =
+            entry.and_then(|(_, activity)| activity).is_some_and(|a| a.inherited.is_some() && !a.awaiting.is_empty());
+        let owners = caches().filter(|cache| cache.dirty).count() + in_flight.count() + usize::from(with_master);
+        if owners != usize::from(self.disk < self.newest) {
+            return Err(format!("{owners} owners, while the disk has version {} of {}", self.disk, self.newest));
+        }
+        for version in self.disk + 1..=self.newest {
+            let author = self.authors[version as usize - 1];
+            let cache = &self.nodes[usize::from(author.0) - 1].cache;
+            if !cache.dirty && cache.past_image.is_none_or(|image| image < version) {
+                return Err(format!("version {version} is not on the disk, and {author} no longer keeps its redo"));
+            }
+        }
+        self.nodes.iter().for_each(|node| node.holder.invariants());
+        if matches!(self.broken, Broken::Nothing) {
+            self.master_core().invariants();
+        }
+        Ok(())
+    }
+
+    /// To be called when nothing is left to finish: whether everybody was served and the directory says what the caches
+    /// say.
+    pub(super) fn check_quiet(&self) -> Result<(), String> {
+        let ids = |what: &dyn Fn(&ModelCache) -> bool| -> NodeSet {
+            let nodes = self.nodes.iter().enumerate().filter(|(_, node)| what(&node.cache));
+            nodes.map(|(index, _)| NodeId(index as u8 + 1)).collect()
+        };
+        let waiting = ids(&|cache| cache.acquiring.is_some() || cache.releasing);
+        if !waiting.is_empty() {
+            return Err(format!("{waiting:?} wait and nothing happens any more"));
+        }
+        let holders = ids(&|cache| cache.mode != Mode::Null);
+        let images = ids(&|cache| cache.past_image.is_some());
+        if self.disk == self.newest && !images.is_empty() {
+            return Err(format!("{images:?} keep past images of what is on the disk"));
+        }
+        let Some((entry, activity)) = self.master_core().entry(BLOCK) else {
+            let nobody = holders.is_empty() && images.is_empty();
+            return if nobody { Ok(()) } else { Err(format!("no directory entry, but {holders:?} and {images:?}")) };
+        };
+        if let Some(activity) = activity {
+            return Err(format!("left in flight: {:?} of {:?}", activity, Transition::None));
+        }
+        let owner = ids(&|cache| cache.mode == Mode::Exclusive || cache.dirty);
+        let same = entry.holders == holders
+            && entry.owner().map_or(NodeSet::EMPTY, NodeSet::of) == owner
+            && images.iter().all(|keeper| entry.past_images.contains(keeper))
+            && (entry.past_images.is_empty() || self.disk < self.newest);
+        if same {
+            Ok(())
+        } else {
+            Err(format!("directory {entry:?}, but holders {holders:?}, owner {owner:?}, images {images:?}"))
+        }
+    }
+
+    /// The state in 64 bits: equal for states that behave equally.
+    pub(super) fn fingerprint(&self) -> u64 {
+        let mut hasher = BlockHasher::default();
+        for node in &self.nodes {
+            node.holder.fingerprint(BLOCK, &mut hasher);
+            let c = &node.cache;
+            (c.mode, c.content, c.dirty, c.reading, c.writing, c.log_durable).hash(&mut hasher);
+            (c.protecting, c.past_image, c.acquiring, c.releasing).hash(&mut hasher);
+        }
+        let entry = self.master_core().entry(BLOCK);
+        entry.map(|(entry, activity)| (entry.fingerprint(), activity)).hash(&mut hasher);
+        (self.disk, self.newest, &self.authors, self.budget).hash(&mut hasher);
+        let bag = self.net.iter().fold(0u64, |sum, envelope| {
+            let mut one = BlockHasher::default();
+            envelope.hash(&mut one);
+            sum.wrapping_add(one.finish() | 1)
+        });
+        bag.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// What is in the bag and where everybody stands, for the trace of a failure.
+    pub(super) fn describe(&self) -> String {
+        let caches: Vec<_> = self.nodes.iter().map(|node| format!("    {:?}", node.cache)).collect();
+        format!(
+            "    disk {} of {}, directory {:?}\n{}",
+            self.disk,
+            self.newest,
+            self.master_core().entry(BLOCK),
+            caches.join("\n")
+        )
+    }
+
+    pub(super) fn describe_step(&self, step: Step) -> String {
+        match step {
+            Step::Deliver(index) => {
+                let envelope = self.net[index];
+                format!("{} -> {}: {:?}", envelope.from, envelope.to, envelope.message)
+            }
+            step => format!("{step:?} (counted from 0)"),
+        }
+    }
+}
