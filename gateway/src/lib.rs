@@ -2,3 +2,4 @@
 
 pub mod http;
 pub mod sql;
+pub mod pg_catalog;
