@@ -1,0 +1,389 @@
+//! What the cluster asks of the cache: give a block away, stop reading it, write it, forget it.
+//!
+//! Owned by one shard; called by Cache Fusion's agent. One thing at a time per block (rule 5, the master's serialising),
+//! so nothing in here queues up. Promises: what is handed out to be shipped has its redo on disk (rule 1), is not being
+//! written (rule 8) and does not change before the last buffer of it is dropped.
+
+use std::any::Any;
+use std::fmt;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use super::cache::{Cache, Shared};
+use super::coherence::Mode;
+use super::error::CacheError;
+use super::frame::{FrameId, Role, bar};
+use super::wait::{Kind, Outcome};
+use crate::ids::{BLOCK_SIZE, BlockId, PartitionId, Scn};
+use crate::reactor::IoBuf;
+use crate::volume::block;
+
+/// What remains of a block here after it has been protected.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Remains {
+    /// A `Shared` copy. Where the block was dirty this node stays its owner and will write it.
+    KeepShared,
+    /// A past image: the block was dirty, and whoever it was shipped to owns it now.
+    BecomePastImage,
+    /// Nothing: the block was clean.
+    Dropped,
+}
+
+/// A block between being told to give it away and having shipped it. While it lives nothing local starts on the block.
+/// Ended by [`ProtectedBlock::finish`]; dropped without, the block is as it was before.
+pub struct ProtectedBlock {
+    shared: Rc<Shared>,
+    frame: FrameId,
+    /// Where the bytes go if a past image has to leave the frame, which is reserved for an answer under way.
+    spare: Option<FrameId>,
+    finished: bool,
+}
+
+/// Keeps a frame from being changed or used for something else while its bytes are being sent.
+struct SendHold {
+    shared: Rc<Shared>,
+    frame: FrameId,
+}
+
+impl Drop for SendHold {
+    fn drop(&mut self) {
+        self.shared.unlatch_shared(self.frame);
+    }
+}
+
+/// Keeps a frame reserved while bytes are received into it.
+struct ReceiveHold {
+    shared: Rc<Shared>,
+    frame: FrameId,
+}
+
+impl Drop for ReceiveHold {
+    fn drop(&mut self) {
+        self.shared.unlatch_exclusive(self.frame);
+    }
+}
+
+impl Cache {
+    /// The frame that an [`Acquire`](super::Acquire) has reserved, to receive the block into. Drop the buffer before the
+    /// request is answered. `None` where the frame doesn't wait for bytes (the answer came already, or the frame holds
+    /// valid bytes that are being read): then what arrives is late or not needed and belongs elsewhere.
+    #[must_use]
+    pub fn receive_buffer(&self, frame: FrameId) -> Option<IoBuf> {
+        let state = self.0.frames.get(frame.0 as usize)?;
+        let awaited = state.role.get() == Role::Current && state.acquiring.get().is_some();
+        if !awaited || state.mode.get() != Mode::Null || state.latch.get() != 0 {
+            return None;
+        }
+        state.latch.set(-1);
+        let address = NonNull::new(self.0.arena.address(frame)).expect("the arena is mapped");
+        let hold: Rc<dyn Any> = Rc::new(ReceiveHold { shared: self.0.clone(), frame });
+        // SAFETY: the hold keeps the arena mapped and the frame's exclusive latch, so nobody else looks at its bytes.
+        Some(unsafe { IoBuf::from_raw(address, BLOCK_SIZE, hold) })
+    }
+
+    /// Makes a block ready to be given away: waits until no guard is held, no write is in flight and its redo is durable.
+    /// Nothing local starts on it from then on until the answer is finished. Tasks that were in line before go first, for
+    /// at most [`HOLD_US_MAX`](super::HOLD_US_MAX).
+    ///
+    /// `None` when the block is not here in any mode (it has left, or is leaving).
+    ///
+    /// # Errors
+    /// When the log can't make the redo durable. The block must then not be given to anyone: no version of it that others
+    /// could have is complete, and this node has to stop.
+    pub async fn protect(&self, block: BlockId) -> Result<Option<ProtectedBlock>, CacheError> {
+        let shared = &self.0;
+        let Some(id) = shared.held(block) else { return Ok(None) };
+        if shared.join_remote(id, Kind::Protect).await != Outcome::Granted {
+            return Ok(None);
+        }
+        let mut protected = ProtectedBlock { shared: shared.clone(), frame: id, spare: None, finished: false };
+        let frame = shared.frame(id);
+        shared.log.flush_to(frame.last_lsn.get()).await.map_err(|error| CacheError::Log { error: error.to_string() })?;
+        shared.settled.until(|| frame.writing.get().is_none()).await;
+        if frame.dirty.get() && frame.acquiring.get().is_some() {
+            protected.spare = Some(shared.spare(block).await?);
+        }
+        protected.check();
+        if !frame.sealed.replace(true) {
+            // SAFETY: a protected frame has no latch holder and gets none, and this turn ends nowhere in here.
+            block::seal(unsafe { shared.arena.bytes_mut(id) });
+        }
+        Ok(Some(protected))
+    }
+
+    /// Takes back the right to read: waits for the readers, then the block is gone from here. Does nothing when it is not
+    /// here, or is leaving. For a dirty block use [`Cache::protect`]: it must not vanish.
+    pub async fn invalidate(&self, block: BlockId) {
+        if let Some(frame) = self.0.held(block) {
+            self.0.join_remote(frame, Kind::Invalidate).await;
+        }
+    }
+
+    /// A version of the block at least as new as `up_to` is on disk, and logged as written: past images up to there are
+    /// not needed any more. A newer one stays (rule 7).
+    pub fn discard_past_image(&self, block: BlockId, up_to: Scn) {
+        let shared = &self.0;
+        let Some(&id) = shared.past_images.borrow().get(&block) else { return };
+        if shared.frame(id).scn.get() <= up_to {
+            shared.past_images.borrow_mut().remove(&block);
+            shared.drop_past_image(id);
+        }
+    }
+
+    /// Version of the past image kept here, if there is one.
+    #[must_use]
+    pub fn past_image(&self, block: BlockId) -> Option<Scn> {
+        let id = *self.0.past_images.borrow().get(&block)?;
+        Some(self.0.frame(id).scn.get())
+    }
+
+    /// Bytes of the past image kept here: recovery starts from the newest one.
+    #[must_use]
+    pub fn past_image_bytes(&self, block: BlockId) -> Option<Vec<u8>> {
+        let id = *self.0.past_images.borrow().get(&block)?;
+        // SAFETY: past images don't change, and this turn ends nowhere in here.
+        Some(unsafe { self.0.arena.bytes(id) }.to_vec())
+    }
+
+    /// Somebody's log or cache waits for this block to be written: write it soon. Does nothing if it is not dirty here.
+    pub fn request_write(&self, block: BlockId) {
+        if let Some(frame) = self.0.map.find(block) {
+            self.0.want_write(frame);
+        }
+    }
+
+    /// Lets every block of a partition leave this cache, written first where it is dirty: for a partition that is
+    /// dropped, whose blocks may belong to another one afterwards. The caller has made sure that nobody uses the
+    /// partition any more. Past images go when the owners of their blocks have written them.
+    ///
+    /// # Errors
+    /// When a block can't be written; the caller keeps the partition's space then.
+    pub async fn drop_partition(&self, partition: PartitionId) -> Result<(), CacheError> {
+        let shared = &self.0;
+        for (block, _) in shared.map.entries().into_iter().filter(|(block, _)| block.partition == partition) {
+            // Each await may let it leave, come back, or become dirty again.
+            while let Some(id) = shared.map.find(block) {
+                let frame = shared.frame(id);
+                if frame.evictable() {
+                    shared.evict(id);
+                } else if frame.dirty.get() {
+                    self.write_now(block).await?;
+                } else {
+                    shared.reactor.sleep(Shared::tick() / 100).await;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// The frame of a block that is here in some mode and not about to leave.
+    fn held(&self, block: BlockId) -> Option<FrameId> {
+        let id = self.map.find(block)?;
+        let frame = self.frame(id);
+        (frame.mode.get() != Mode::Null && !frame.is_barred(bar::EVICTING)).then_some(id)
+    }
+
+    /// A frame for a past image.
+    async fn spare(self: &Rc<Self>, block: BlockId) -> Result<FrameId, CacheError> {
+        loop {
+            if let Some(id) = self.take_frame(block, Role::PastImage) {
+                return Ok(id);
+            }
+            if self.closed.get() {
+                return Err(CacheError::Closed);
+            }
+            self.frames_freed.until(|| self.has_free() || self.closed.get()).await;
+        }
+    }
+
+    /// Ends a protection: the block is as it was.
+    pub(super) fn unprotect(self: &Rc<Self>, id: FrameId) {
+        let frame = self.frame(id);
+        assert!(frame.mode.get() == Mode::Protected, "{}: not protected", frame.block.get());
+        frame.mode.set(frame.protected_from.get());
+        frame.unbar(bar::PROTECTED);
+        self.pump(id);
+    }
+
+    /// Keeps a former version. An older one of the same block is not needed beside it.
+    fn keep_past_image(&self, id: FrameId) {
+        let frame = self.frame(id);
+        assert!(frame.role.get() == Role::PastImage, "{}: kept as a past image in another role", frame.block.get());
+        let older = self.past_images.borrow_mut().insert(frame.block.get(), id);
+        if let Some(older) = older {
+            // But the redo that made it is: the volume has neither.
+            let oldest = self.frame(older).first_dirty_lsn.get().min(frame.first_dirty_lsn.get());
+            self.mark_clean(id);
+            self.mark_dirty(id, oldest);
+            self.drop_past_image(older);
+        }
+    }
+
+    /// Gives up a past image that is out of the table.
+    fn drop_past_image(&self, id: FrameId) {
+        self.mark_clean(id);
+        self.frame(id).role.set(Role::Doomed);
+        if self.frame(id).latch.get() == 0 {
+            self.free(id);
+        }
+    }
+}
+
+impl ProtectedBlock {
+    /// The block.
+    #[must_use]
+    pub fn block(&self) -> BlockId {
+        self.shared.frame(self.frame).block.get()
+    }
+
+    /// The version that is being given away.
+    #[must_use]
+    pub fn scn(&self) -> Scn {
+        self.shared.frame(self.frame).scn.get()
+    }
+
+    /// Whether it is newer than the volume and this node was to write it.
+    #[must_use]
+    pub fn dirty(&self) -> bool {
+        self.shared.frame(self.frame).dirty.get()
+    }
+
+    /// The mode before.
+    #[must_use]
+    pub fn mode_before(&self) -> Mode {
+        self.shared.frame(self.frame).protected_from.get()
+    }
+
+    /// The block, with its checksum.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the frame is protected, nothing changes it while `self` lives.
+        unsafe { self.shared.arena.bytes(self.frame) }
+    }
+
+    /// The block as a buffer to send, straight from its frame, which stays as it is until the buffer is dropped. May be
+    /// asked for several times.
+    #[must_use]
+    pub fn io_buf(&self) -> IoBuf {
+        self.check();
+        let frame = self.shared.frame(self.frame);
+        self.shared.stats.shipped.add(1);
+        if frame.acquiring.get().is_some() {
+            // The frame is reserved for an answer that may come before these bytes are out.
+            let mut copy = IoBuf::aligned(BLOCK_SIZE);
+            copy.as_mut_slice().copy_from_slice(self.bytes());
+            return copy;
+        }
+        frame.latch.set(frame.latch.get() + 1);
+        let address = NonNull::new(self.shared.arena.address(self.frame)).expect("the arena is mapped");
+        let hold: Rc<dyn Any> = Rc::new(SendHold { shared: self.shared.clone(), frame: self.frame });
+        // SAFETY: the hold keeps the arena mapped and a shared latch, so nothing changes the bytes; it is only sent.
+        unsafe { IoBuf::from_raw(address, BLOCK_SIZE, hold) }
+    }
+
+    /// Ends the protection once the bytes have been handed to the interconnect (their buffers may still be under way).
+    ///
+    /// # Panics
+    /// When a dirty block would be dropped (rule 6), or a clean one kept as a past image.
+    pub fn finish(mut self, remains: Remains) {
+        self.check();
+        self.finished = true;
+        let (shared, id) = (self.shared.clone(), self.frame);
+        let frame = shared.frame(id);
+        let block = frame.block.get();
+        let reserved = frame.acquiring.get().is_some();
+        match remains {
+            Remains::KeepShared => {
+                frame.mode.set(Mode::Shared);
+                frame.unbar(bar::PROTECTED);
+                if let Some(spare) = self.spare.take() {
+                    shared.free(spare);
+                }
+                shared.pump(id);
+            }
+            Remains::Dropped => {
+                assert!(!frame.dirty.get(), "{block}: given up by its dirty owner without a past image (rule 6)");
+                self.leave(reserved);
+            }
+            Remains::BecomePastImage => {
+                assert!(frame.dirty.get(), "{block}: a clean block becomes no past image");
+                if reserved {
+                    let spare = self.spare.take().expect("reserved since it was protected: requests start only from the line");
+                    shared.move_past_image(id, spare);
+                    self.leave(true);
+                } else {
+                    frame.mode.set(Mode::Null);
+                    frame.unbar(bar::PROTECTED);
+                    shared.detach(id);
+                    let first_dirty = frame.first_dirty_lsn.get();
+                    shared.mark_clean(id);
+                    frame.role.set(Role::PastImage);
+                    shared.mark_dirty(id, first_dirty);
+                    shared.keep_past_image(id);
+                    shared.dismiss(id, &Outcome::Gone);
+                }
+            }
+        }
+    }
+
+    /// The block is not here any more.
+    fn leave(&self, reserved: bool) {
+        let frame = self.shared.frame(self.frame);
+        frame.mode.set(Mode::Null);
+        frame.unbar(bar::PROTECTED);
+        if reserved || frame.latch.get() == 0 {
+            self.shared.pump(self.frame);
+        } else {
+            // Its bytes are still being sent: whoever wants the block gets another frame.
+            self.shared.detach(self.frame);
+            frame.role.set(Role::Doomed);
+            self.shared.dismiss(self.frame, &Outcome::Gone);
+        }
+    }
+
+    /// Rules 1 and 8, and that nobody uses the block.
+    fn check(&self) {
+        let frame = self.shared.frame(self.frame);
+        let block = frame.block.get();
+        assert!(frame.mode.get() == Mode::Protected, "{block}: shipped without being protected");
+        assert!(frame.latch.get() >= 0 && !frame.pending.get(), "{block}: shipped while it is being changed (rule 8)");
+        assert!(frame.writing.get().is_none(), "{block}: shipped while it is being written (rule 8)");
+        let (redo, durable) = (frame.last_lsn.get(), self.shared.log.durable_lsn());
+        assert!(redo <= durable, "{block}: shipped with redo up to {redo}, and only {durable} is durable (rule 1)");
+    }
+}
+
+impl Shared {
+    /// A past image moves out of a frame that is reserved for an answer under way.
+    fn move_past_image(&self, from: FrameId, to: FrameId) {
+        let (old, new) = (self.frame(from), self.frame(to));
+        // SAFETY: nobody has a latch on either (the block is protected, the spare was just taken), and they are two frames.
+        unsafe { self.arena.bytes_mut(to).copy_from_slice(self.arena.bytes(from)) };
+        let first_dirty = old.first_dirty_lsn.get();
+        self.mark_clean(from);
+        new.scn.set(old.scn.get());
+        new.last_lsn.set(old.last_lsn.get());
+        new.sealed.set(true);
+        self.mark_dirty(to, first_dirty);
+        self.keep_past_image(to);
+    }
+}
+
+impl Drop for ProtectedBlock {
+    fn drop(&mut self) {
+        if let Some(spare) = self.spare.take() {
+            self.shared.free(spare);
+        }
+        if !self.finished && !std::thread::panicking() {
+            self.shared.unprotect(self.frame);
+        }
+    }
+}
+
+impl fmt::Debug for ProtectedBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "protected {} at {}{}", self.block(), self.scn(), if self.dirty() { ", dirty" } else { "" })
+    }
+}
