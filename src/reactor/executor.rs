@@ -50,13 +50,7 @@ pub(crate) struct Polled {
 
 impl Executor {
     pub(crate) fn new(number: u16) -> Executor {
-        let state = State {
-            tasks: Vec::new(),
-            free: Vec::new(),
-            queues: Default::default(),
-            used: [0; CLASSES],
-            virtual_now: 0,
-        };
+        let state = State { tasks: Vec::new(), free: Vec::new(), queues: Default::default(), used: [0; CLASSES], virtual_now: 0 };
         Executor { number, state: RefCell::new(state), ready: Cell::new(0) }
     }
 
@@ -81,7 +75,10 @@ impl Executor {
             let slot = match state.free.pop() {
                 Some(slot) => slot,
                 None => {
-                    assert!(state.tasks.len() < TASKS_MAX, "{TASKS_MAX} tasks alive, the next is {name}: who spawns without bound?");
+                    assert!(
+                        state.tasks.len() < TASKS_MAX,
+                        "{TASKS_MAX} tasks alive, the next is {name}: who spawns without bound?"
+                    );
                     state.tasks.push(Slot {
                         generation: 0,
                         alive: false,

@@ -64,7 +64,8 @@ impl Future for Submitted<'_> {
                     unreachable!("abandoned only by the drop of this future")
                 };
                 drop(operations);
-                *self = Submitted::Finished;
+                // Not by assignment: that would run the drop of an operation in flight.
+                std::mem::forget(std::mem::replace(&mut *self, Submitted::Finished));
                 Poll::Ready(completion)
             }
             Submitted::Finished => panic!("an operation was polled after its end"),

@@ -37,7 +37,9 @@ pub enum MailError {
 impl fmt::Display for MailError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            MailError::Full => write!(f, "the shard's mailbox is full ({MAILBOX_CAPACITY} requests wait): the shard is overloaded"),
+            MailError::Full => {
+                write!(f, "the shard's mailbox is full ({MAILBOX_CAPACITY} requests wait): the shard is overloaded")
+            }
             MailError::Closed => write!(f, "the shard has stopped"),
         }
     }

@@ -62,6 +62,8 @@ pub(crate) struct Inner {
     driver_name: &'static str,
     pub(crate) clock: Clock,
     random: Cell<u64>,
+    /// The main task has ended: no turn may sleep any more.
+    pub(crate) stopping: Cell<bool>,
     pub(crate) executor: Rc<Executor>,
     pub(crate) timers: RefCell<Timers>,
     pub(crate) operations: RefCell<Slab<OperationSlot>>,
@@ -89,6 +91,7 @@ impl Reactor {
             clock: driver.clock(),
             driver_name: driver.name(),
             random: Cell::new(driver.random_seed()),
+            stopping: Cell::new(false),
             executor: task::register(mailbox.clone()),
             driver: RefCell::new(driver),
             timers: RefCell::default(),
@@ -107,9 +110,12 @@ impl Reactor {
         F::Output: 'static,
     {
         let output = Rc::new(Cell::new(None));
-        let slot = output.clone();
-        let handle = self.spawn(Class::Normal, "main", async move { slot.set(Some(main.await)) });
-        while !handle.is_finished() {
+        let (slot, reactor) = (output.clone(), self.clone());
+        self.spawn(Class::Normal, "main", async move {
+            slot.set(Some(main.await));
+            reactor.0.stopping.set(true);
+        });
+        while !self.0.stopping.get() {
             self.turn();
         }
         self.shut_down();
@@ -254,9 +260,11 @@ impl TaskHandle {
 
     /// Waits until the task has ended or was aborted. One waiter per task.
     pub async fn join(&self) {
-        std::future::poll_fn(|context| {
-            if self.executor.join(self.id, context.waker()) { Poll::Pending } else { Poll::Ready(()) }
-        })
+        std::future::poll_fn(
+            |context| {
+                if self.executor.join(self.id, context.waker()) { Poll::Pending } else { Poll::Ready(()) }
+            },
+        )
         .await;
     }
 }

@@ -72,7 +72,9 @@ fn files_keep_what_was_written<S: Stage>() {
     let path = S::file("durable");
     S::run(|reactor| async move {
         let file = reactor.open(&path, OpenOptions::CREATE_NEW).await.unwrap();
-        assert!(reactor.open(&path, OpenOptions::CREATE_NEW).await.is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists));
+        assert!(
+            reactor.open(&path, OpenOptions::CREATE_NEW).await.is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists)
+        );
         reactor.allocate(file, 64 * 1024).await.unwrap();
         assert_eq!(reactor.file_bytes(file).await.unwrap(), 64 * 1024);
         reactor.probe_durable_write(file, 0).await.unwrap();

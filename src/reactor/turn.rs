@@ -24,7 +24,7 @@ impl Reactor {
         let inner = &self.0;
         add(&inner.counters.turns, 1);
         let now = self.run_ready();
-        if inner.executor.ready() > 0 || inner.mailbox.has_mail() {
+        if inner.executor.ready() > 0 || inner.mailbox.has_mail() || inner.stopping.get() {
             self.drive(Wait::No);
             return;
         }

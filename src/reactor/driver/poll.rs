@@ -243,9 +243,8 @@ impl PollDriver {
     fn wait_for_events(&mut self, timeout_ms: libc::c_int) {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX];
         // SAFETY: the array is live and as long as said.
-        let count = unsafe {
-            libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), EVENTS_MAX as libc::c_int, timeout_ms)
-        };
+        let count =
+            unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), EVENTS_MAX as libc::c_int, timeout_ms) };
         for event in events.iter().take(usize::try_from(count).unwrap_or(0)) {
             let (bits, name) = (event.events as libc::c_int, event.u64);
             if name == WAKE {
@@ -430,8 +429,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Helpers {
     fn start(wake: Arc<EventFd>) -> Helpers {
-        let shared =
-            Arc::new(Shared { jobs: Mutex::default(), more: Condvar::new(), answers: Mutex::default(), wake });
+        let shared = Arc::new(Shared { jobs: Mutex::default(), more: Condvar::new(), answers: Mutex::default(), wake });
         let thread = |_| {
             let shared = shared.clone();
             let builder = std::thread::Builder::new().name("file-helper".into());
