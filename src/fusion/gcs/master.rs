@@ -102,7 +102,7 @@ impl MasterCore {
                 self.settle(block, out);
             }
             Kind::Drop => self.on_drop(from, message, out),
-            Kind::Wrote => self.on_wrote(from, message, out),
+            Kind::Wrote => self.on_wrote(message, out),
             Kind::WriteWanted => self.on_write_wanted(from, message, out),
             _ => panic!("{message:?} from {from} is not for a master"),
         }
@@ -148,7 +148,7 @@ impl MasterCore {
 
     /// Version `scn` is on stable storage. Says nothing but that, so it may come at any time, before the Done that makes
     /// the writer an owner, or after the writer has given the block away.
-    fn on_wrote(&mut self, from: NodeId, message: &Message, out: &mut Vec<Output>) {
+    fn on_wrote(&mut self, message: &Message, out: &mut Vec<Output>) {
         let Some(entry) = self.entries.get_mut(&message.block) else { return };
         let stale_is_news = !self.rules.hold(Rule::StaleWroteClearsNothing);
         entry.disk_scn = entry.disk_scn.max(message.scn);
@@ -159,7 +159,8 @@ impl MasterCore {
             entry.write_wanted = false;
         }
         let up_to = if stale_is_news { Scn::MAX } else { entry.disk_scn };
-        for keeper in entry.past_images.without(from).iter() {
+        // The writer may be among them: it may have given the block away again before this came.
+        for keeper in entry.past_images.iter() {
             let message = Message { scn: up_to, ..bare(self.epoch, Kind::PastImageDiscard, message.block) };
             out.push(Output::Send { to: keeper, message });
         }
@@ -481,13 +482,16 @@ impl Turn<'_> {
     fn on_invalidate_ack(&mut self, from: NodeId, message: &Message) {
         assert!(self.activity.awaiting.remove(from) || !self.rules.all_hold(), "{message:?} from {from} was not awaited");
         if message.is_dirty() {
-            assert!(
-                self.entry.dirty_owner() == Some(from) || !self.rules.all_hold(),
-                "{from} gave up {} dirty, but its owner is {:?}",
-                self.block,
-                self.entry.dirty_owner()
-            );
-            self.activity.inherited = Some(message.scn);
+            // What is on the disk already may be dirty with hints that no redo tells of: nobody has to write those.
+            if message.scn > self.entry.disk_scn {
+                assert!(
+                    self.entry.dirty_owner() == Some(from) || !self.rules.all_hold(),
+                    "{from} gave up {} dirty, but its owner is {:?}",
+                    self.block,
+                    self.entry.dirty_owner()
+                );
+                self.activity.inherited = Some(message.scn);
+            }
             self.keep_past_image(from, message.scn);
         }
         self.entry.forget_holder(from);

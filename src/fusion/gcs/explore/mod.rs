@@ -112,14 +112,16 @@ fn must_hold(start: &World, outcome: Result<usize, Violation>) -> usize {
     outcome.unwrap_or_else(|violation| panic!("{}", tell(start.clone(), &violation)))
 }
 
-const SMALL: Budget = Budget { slow_disk: false, acquires: 4, writes: 2, evictions: 0, recalls: 0, wishes: 0 };
+const SMALL: Budget = Budget { slow_disk: false, acquires: 4, writes: 2, hints: 0, evictions: 0, recalls: 0, wishes: 0 };
 
 #[test]
 fn no_order_of_events_between_two_nodes_breaks_a_rule() {
-    for budget in [Budget { evictions: 2, ..SMALL }, Budget { acquires: 3, evictions: 1, recalls: 1, wishes: 1, ..SMALL }] {
+    let with_recalls = Budget { acquires: 3, evictions: 1, recalls: 1, wishes: 1, ..SMALL };
+    let with_hints = Budget { writes: 1, hints: 1, evictions: 1, ..SMALL };
+    for budget in [Budget { evictions: 2, ..SMALL }, with_recalls, with_hints] {
         let start = World::new(2, budget, Broken::Nothing);
         let states = must_hold(&start, exhaust(start.clone()));
-        assert!(states > 100_000, "only {states} states are no exploration");
+        assert!(states > 20_000, "only {states} states are no exploration");
     }
 }
 
@@ -127,10 +129,11 @@ fn no_order_of_events_between_two_nodes_breaks_a_rule() {
 fn no_order_of_events_between_three_nodes_breaks_a_rule() {
     let with_evictions = Budget { acquires: 3, evictions: 1, ..SMALL };
     let with_recalls = Budget { acquires: 3, recalls: 1, wishes: 1, ..SMALL };
-    for budget in [SMALL, with_evictions, with_recalls] {
+    let with_hints = Budget { acquires: 3, writes: 1, hints: 1, ..SMALL };
+    for budget in [SMALL, with_evictions, with_recalls, with_hints] {
         let start = World::new(3, budget, Broken::Nothing);
         let states = must_hold(&start, exhaust(start.clone()));
-        assert!(states > 100_000, "only {states} states are no exploration");
+        assert!(states > 20_000, "only {states} states are no exploration");
     }
 }
 
@@ -175,6 +178,7 @@ fn long_random_orders_break_no_rule() {
         slow_disk: true,
         acquires: u32::MAX,
         writes: u32::MAX,
+        hints: u32::MAX,
         evictions: u32::MAX,
         recalls: u32::MAX,
         wishes: u32::MAX,

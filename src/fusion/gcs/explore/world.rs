@@ -37,6 +37,8 @@ pub(super) struct Budget {
     pub(super) slow_disk: bool,
     pub(super) acquires: u32,
     pub(super) writes: u32,
+    /// Changes without a version, which need not survive (commit stamps).
+    pub(super) hints: u32,
     pub(super) evictions: u32,
     pub(super) recalls: u32,
     pub(super) wishes: u32,
@@ -48,6 +50,7 @@ pub(super) enum Step {
     Deliver(usize),
     Acquire(usize, Mode),
     Write(usize),
+    Hint(usize),
     FlushLog(usize),
     BeginDiskWrite(usize),
     EndDiskWrite(usize),
@@ -63,7 +66,13 @@ impl Step {
     pub(super) fn finishes(self) -> bool {
         !matches!(
             self,
-            Step::Acquire(..) | Step::Write(_) | Step::BeginDiskWrite(_) | Step::Evict(_) | Step::WantWritten(_) | Step::Recall
+            Step::Acquire(..)
+                | Step::Write(_)
+                | Step::Hint(_)
+                | Step::BeginDiskWrite(_)
+                | Step::Evict(_)
+                | Step::WantWritten(_)
+                | Step::Recall
         )
     }
 }
@@ -151,7 +160,7 @@ impl World {
     }
 
     pub(super) fn end_budget(&mut self) {
-        self.budget = Budget { slow_disk: true, acquires: 0, writes: 0, evictions: 0, recalls: 0, wishes: 0 };
+        self.budget = Budget { slow_disk: true, acquires: 0, writes: 0, hints: 0, evictions: 0, recalls: 0, wishes: 0 };
     }
 
     /// Everything that can happen now.
@@ -191,6 +200,9 @@ impl World {
             }
             if self.budget.writes > 0 && there && cache.mode == Mode::Exclusive {
                 steps.push(Step::Write(index));
+            }
+            if self.budget.hints > 0 && there && cache.mode == Mode::Exclusive && !cache.dirty {
+                steps.push(Step::Hint(index));
             }
             let clean = !cache.dirty && cache.writing.is_none() && cache.acquiring.is_none();
             if self.budget.evictions > 0 && there && clean {
@@ -251,6 +263,11 @@ impl World {
                 cache.content = self.newest;
                 cache.dirty = true;
                 cache.log_durable = !self.budget.slow_disk;
+                at
+            }
+            Step::Hint(at) => {
+                self.budget.hints -= 1;
+                self.nodes[at].cache.dirty = true;
                 at
             }
             Step::FlushLog(at) => {
@@ -389,14 +406,18 @@ impl World {
         if let Some(cache) = caches().find(|c| c.mode != Mode::Null && !c.reading && c.content != self.newest) {
             return Err(format!("version {} is read, {} is the newest", cache.content, self.newest));
         }
-        let in_flight = self.net.iter().filter(|e| e.message.is_dirty()).filter(|e| match e.message.kind {
-            Kind::Data => e.message.mode == Mode::Exclusive,
-            kind => matches!(kind, Kind::Grant | Kind::InvalidateAck),
-        });
+        let in_flight =
+            self.net.iter().filter(|e| e.message.is_dirty() && e.message.scn.0 > self.disk).filter(|e| match e.message.kind {
+                Kind::Data => e.message.mode == Mode::Exclusive,
+                kind => matches!(kind, Kind::Grant | Kind::InvalidateAck),
+            });
         let entry = self.master_core().entry(BLOCK);
-        let with_master =
-            entry.and_then(|(_, activity)| activity).is_some_and(|a| a.inherited.is_some() && !a.awaiting.is_empty());
-        let owners = caches().filter(|cache| cache.dirty).count() + in_flight.count() + usize::from(with_master);
+        let with_master = entry
+            .and_then(|(_, activity)| activity)
+            .is_some_and(|a| a.inherited.is_some_and(|scn| scn.0 > self.disk) && !a.awaiting.is_empty());
+        let owners = caches().filter(|cache| cache.dirty && cache.content > self.disk).count()
+            + in_flight.count()
+            + usize::from(with_master);
         if owners != usize::from(self.disk < self.newest) {
             return Err(format!("{owners} owners, while the disk has version {} of {}", self.disk, self.newest));
         }
@@ -427,7 +448,8 @@ impl World {
         }
         let holders = ids(&|cache| cache.mode != Mode::Null);
         let images = ids(&|cache| cache.past_image.is_some());
-        if self.disk == self.newest && !images.is_empty() {
+        let written = self.disk == self.newest && ids(&|cache| cache.dirty).is_empty();
+        if written && !images.is_empty() {
             return Err(format!("{images:?} keep past images of what is on the disk"));
         }
         let Some((entry, activity)) = self.master_core().entry(BLOCK) else {
@@ -437,11 +459,11 @@ impl World {
         if let Some(activity) = activity {
             return Err(format!("left in flight: {:?} of {:?}", activity, Transition::None));
         }
-        let owner = ids(&|cache| cache.mode == Mode::Exclusive || cache.dirty);
+        let owner = ids(&|cache| cache.mode == Mode::Exclusive || (cache.dirty && cache.content > self.disk));
         let same = entry.holders == holders
             && entry.owner().map_or(NodeSet::EMPTY, NodeSet::of) == owner
             && images.iter().all(|keeper| entry.past_images.contains(keeper))
-            && (entry.past_images.is_empty() || self.disk < self.newest);
+            && (entry.past_images.is_empty() || !written);
         if same {
             Ok(())
         } else {
