@@ -22,6 +22,25 @@ trait Stage {
 }
 
 struct OnPoll;
+struct OnUring;
+
+impl Stage for OnUring {
+    fn run<F, Fut>(make: F) -> Fut::Output
+    where
+        F: FnOnce(Reactor) -> Fut,
+        Fut: Future + 'static,
+        Fut::Output: 'static,
+    {
+        // Where io_uring is refused this is the poll driver, with a warning: the suite must pass there too.
+        thread::run_local(ReactorOptions { driver: DriverChoice::Auto, overprovisioned: true }, make).unwrap()
+    }
+    fn file(name: &str) -> PathBuf {
+        temporary_file("uring", name)
+    }
+    fn address() -> SocketAddr {
+        OnPoll::address()
+    }
+}
 
 impl Stage for OnPoll {
     fn run<F, Fut>(make: F) -> Fut::Output
@@ -203,6 +222,11 @@ fn mail_wakes_a_sleeping_reactor<S: Stage>() {
 
 macro_rules! suite {
     ($stage:ident: $($test:ident)*) => { $(#[test] fn $test() { super::$test::<super::$stage>(); })* };
+}
+
+mod on_uring {
+    suite!(OnUring: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
+        an_aborted_operation_keeps_its_buffer mail_wakes_a_sleeping_reactor);
 }
 
 mod on_poll {

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use super::driver::Driver;
 use super::driver::poll::PollDriver;
+use super::driver::uring::{self, UringDriver};
 use super::{Reactor, Remote};
 
 /// Which driver a reactor is to use.
@@ -30,8 +31,20 @@ pub struct ReactorOptions {
 }
 
 pub(crate) fn make_driver(options: &ReactorOptions) -> io::Result<Box<dyn Driver>> {
-    let _ = options.driver;
-    Ok(Box::new(PollDriver::new()?))
+    if options.driver == DriverChoice::Poll {
+        return Ok(Box::new(PollDriver::new()?));
+    }
+    match UringDriver::new() {
+        Ok(driver) => Ok(Box::new(driver)),
+        Err(error) => {
+            let reason = uring::refusal(&error);
+            if options.driver == DriverChoice::Uring {
+                return Err(io::Error::new(error.kind(), format!("io_uring: {reason}")));
+            }
+            tracing::warn!(%reason, "no io_uring: using the slower poll driver");
+            Ok(Box::new(PollDriver::new()?))
+        }
+    }
 }
 
 /// Starts a shard: a thread named `name`, pinned to `core` (`None`: the scheduler chooses), that runs a reactor until the

@@ -16,6 +16,7 @@ use super::time::Clock;
 
 pub mod poll;
 mod system;
+pub mod uring;
 
 /// An open file, listener or stream of a driver: index and generation, so that a stale one is noticed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
@@ -253,6 +254,19 @@ impl Operation {
             | Operation::Receive { buffer, .. } => Buffers::One(buffer),
             Operation::SendVectored { buffers, .. } => Buffers::Many(buffers),
             Operation::Sync { .. } | Operation::Accept { .. } | Operation::Connect { .. } => Buffers::None,
+        }
+    }
+}
+
+/// The buffers, from byte `done` on, as the kernel wants them, into memory that is used again. At most as many as the
+/// kernel takes in one call; the rest goes with the next.
+fn fill_io_vectors(vectors: &mut Vec<libc::iovec>, buffers: &[IoBuf], mut done: usize) {
+    vectors.clear();
+    for buffer in buffers {
+        let rest = buffer.as_slice().get(done..).unwrap_or_default();
+        done = done.saturating_sub(buffer.len());
+        if !rest.is_empty() && vectors.len() < libc::UIO_MAXIOV as usize {
+            vectors.push(libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() });
         }
     }
 }

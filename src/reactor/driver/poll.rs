@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::system::{self, Descriptors, EventFd, RawAddress, last_errno};
-use super::{Completion, Driver, DurableMethod, Handle, OpenOptions, Operation, Token, Wait};
+use super::{Completion, Driver, DurableMethod, Handle, OpenOptions, Operation, Token, Wait, fill_io_vectors};
 use crate::reactor::mail::WakeUp;
 use crate::reactor::slab::Slab;
 use crate::reactor::time::Clock;
@@ -184,7 +184,8 @@ impl PollDriver {
                     unsafe { libc::send(fd, rest.as_ptr().cast(), rest.len(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) }
                 }
                 Operation::SendVectored { buffers, done, .. } => {
-                    let vectors = io_vectors(buffers, *done);
+                    let mut vectors = Vec::new();
+                    fill_io_vectors(&mut vectors, buffers, *done);
                     // SAFETY: msghdr is plain data, all zeros is a valid value.
                     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
                     message.msg_iov = vectors.as_ptr().cast_mut();
@@ -270,25 +271,6 @@ fn is_writable(fd: RawFd) -> bool {
     unsafe { libc::poll(&mut poll, 1, 0) == 1 && poll.revents & libc::POLLOUT != 0 }
 }
 
-/// The buffers as the kernel wants them, from byte `done` on.
-pub(super) fn io_vectors(buffers: &[crate::reactor::IoBuf], done: usize) -> Vec<libc::iovec> {
-    let mut vectors = Vec::with_capacity(buffers.len());
-    fill_io_vectors(&mut vectors, buffers, done);
-    vectors
-}
-
-/// As [`io_vectors`], into memory that is used again. At most IOV_MAX buffers; the rest goes with the next call.
-pub(super) fn fill_io_vectors(vectors: &mut Vec<libc::iovec>, buffers: &[crate::reactor::IoBuf], mut done: usize) {
-    vectors.clear();
-    for buffer in buffers {
-        let rest = buffer.as_slice().get(done..).unwrap_or_default();
-        done = done.saturating_sub(buffer.len());
-        if !rest.is_empty() && vectors.len() < libc::UIO_MAXIOV as usize {
-            vectors.push(libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() });
-        }
-    }
-}
-
 impl Driver for PollDriver {
     fn name(&self) -> &'static str {
         "poll"
@@ -323,7 +305,7 @@ impl Driver for PollDriver {
     }
 
     fn listen(&mut self, address: SocketAddr) -> io::Result<(Handle, SocketAddr)> {
-        let (fd, address) = system::listen(address)?;
+        let (fd, address) = system::listen(address, true)?;
         Ok((self.add_socket(fd).map_err(io::Error::from_raw_os_error)?, address))
     }
 

@@ -190,9 +190,9 @@ pub(super) fn allocate(fd: RawFd, bytes: u64) -> io::Result<()> {
 }
 
 /// A listening socket with SO_REUSEADDR (std sets it on Unix).
-pub(super) fn listen(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
+pub(super) fn listen(address: SocketAddr, nonblocking: bool) -> io::Result<(OwnedFd, SocketAddr)> {
     let listener = TcpListener::bind(address).map_err(|error| about(&error, &format!("listen on {address}")))?;
-    listener.set_nonblocking(true)?;
+    listener.set_nonblocking(nonblocking)?;
     let address = listener.local_addr()?;
     Ok((listener.into(), address))
 }

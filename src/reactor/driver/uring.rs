@@ -1,0 +1,544 @@
+//! The driver over io_uring: submissions of a turn go to the kernel with one call, completions come back with the same.
+//!
+//! Owned by the shard's thread, which is the ring's only issuer. Sockets and files are registered where there is room in
+//! the ring's table, memory where [`Driver::register_memory`] told of it. Operations, with their memory, stay in a slab
+//! until their completion; a driver that is dropped cancels and awaits what is in flight, and rather leaks memory that the
+//! kernel will not give back than frees it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+
+use super::system::{self, Descriptors, EventFd, RawAddress};
+use super::{Completion, Driver, DurableMethod, Handle, OpenOptions, Operation, Token, Wait, fill_io_vectors};
+use crate::reactor::mail::WakeUp;
+use crate::reactor::slab::Slab;
+use crate::reactor::time::Clock;
+
+/// Entries of the submission ring; more in one turn take another call.
+const ENTRIES: u32 = 1024;
+
+/// Entries of the completion ring; the kernel keeps what overflows it.
+const COMPLETIONS: u32 = 8192;
+
+/// Files and sockets in the ring's own table; those beyond work by their ordinary numbers.
+const FIXED_FILES: u32 = 1024;
+
+/// Pieces of registered memory, and the most bytes of one (the kernel's limit).
+const FIXED_BUFFERS: u32 = 64;
+const FIXED_BUFFER_BYTES: usize = 1 << 30;
+
+/// Message headers kept for the next vectored send, accept or connect.
+const SPARE_MESSAGES: usize = 64;
+
+/// How long a dropped driver waits for the kernel to give memory back.
+const DROP_WAIT: Duration = Duration::from_secs(5);
+
+/// How long one round of cancelling may take.
+const CANCEL_WAIT: Timespec = Timespec::new().nsec(10_000_000);
+
+/// The wake-up's completions carry this; operations carry twice their index, plus one for the linked sync.
+const WAKE: u64 = u64::MAX;
+
+/// See the module.
+pub struct UringDriver {
+    ring: IoUring,
+    wake: Arc<EventFd>,
+    wake_armed: bool,
+    /// The kernel sets a flag in the ring when it has completions to deliver.
+    tells_of_work: bool,
+    descriptors: Descriptors<()>,
+    operations: Slab<InFlight>,
+    done: Vec<Completion>,
+    fixed_files: bool,
+    /// Registered memory: start, length; the place is the kernel's index.
+    fixed_buffers: Option<Vec<(usize, usize)>>,
+    spare: Vec<Box<Message>>,
+}
+
+struct InFlight {
+    token: Token,
+    operation: Operation,
+    /// The socket that a connect is making.
+    connecting: Option<Handle>,
+    message: Option<Box<Message>>,
+    /// Of a write with a linked sync: the write's result, once it is known.
+    written: Option<i32>,
+}
+
+/// What the kernel reads and writes besides the buffers; in a box because its address must not change.
+struct Message {
+    header: libc::msghdr,
+    vectors: Vec<libc::iovec>,
+    address: RawAddress,
+}
+
+impl UringDriver {
+    /// Sets up a ring, with the flags that this kernel has.
+    ///
+    /// # Errors
+    /// The operating system's: see [`refusal`] for what EPERM means.
+    pub fn new() -> io::Result<UringDriver> {
+        let build = |flags: fn(&mut io_uring::Builder)| {
+            let mut builder = IoUring::builder();
+            builder.setup_clamp().setup_cqsize(COMPLETIONS).dontfork();
+            flags(&mut builder);
+            builder.build(ENTRIES)
+        };
+        let invalid = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+        let mut ring =
+            build(|flags| _ = flags.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all());
+        if ring.as_ref().is_err_and(invalid) {
+            ring = build(|flags| _ = flags.setup_coop_taskrun().setup_taskrun_flag());
+        }
+        let mut tells_of_work = true;
+        if ring.as_ref().is_err_and(invalid) {
+            tells_of_work = false;
+            ring = build(|_| ());
+        }
+        let ring = ring?;
+        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's io_uring is older than 5.11"));
+        }
+        let fixed_files = ring.submitter().register_files_sparse(FIXED_FILES).is_ok();
+        let mut driver = UringDriver {
+            ring,
+            wake: Arc::new(EventFd::new()?),
+            wake_armed: false,
+            tells_of_work,
+            descriptors: Descriptors::new(),
+            operations: Slab::default(),
+            done: Vec::new(),
+            fixed_files,
+            fixed_buffers: None,
+            spare: Vec::new(),
+        };
+        driver.arm_wake();
+        Ok(driver)
+    }
+
+    fn arm_wake(&mut self) {
+        let entry = opcode::PollAdd::new(Fd(self.wake.fd()), libc::POLLIN as u32).multi(true).build();
+        self.push(&[entry.user_data(WAKE)]);
+        self.wake_armed = true;
+    }
+
+    fn room(&mut self) -> usize {
+        let submission = self.ring.submission();
+        submission.capacity() - submission.len()
+    }
+
+    /// Puts entries, which may be linked, into the submission ring.
+    fn push(&mut self, entries: &[squeue::Entry]) {
+        while self.room() < entries.len() {
+            if let Err(error) = self.enter(Wait::No) {
+                assert!(is_passing(&error), "io_uring does not take submissions any more: {error}");
+                self.reap();
+            }
+        }
+        // SAFETY: all that the entries point to lives in `self.operations` until their last completion, at addresses that
+        // do not change (heap buffers, boxed messages).
+        unsafe { self.ring.submission().push_multiple(entries) }.expect("room was made");
+    }
+
+    /// Tells the kernel of submissions and lets it deliver completions, without waiting or with.
+    fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        /// `struct io_uring_getevents_arg` of the kernel.
+        #[repr(C)]
+        struct Argument {
+            signals: u64,
+            signals_bytes: u32,
+            min_wait_us: u32,
+            time: u64,
+        }
+        const GET_EVENTS: u32 = 1;
+        const EXTENDED_ARGUMENT: u32 = 8;
+        let pending = self.ring.submission().len() as u32;
+        let result = match wait {
+            Wait::No => {
+                // SAFETY: no argument is passed; the entries were checked by `push`.
+                unsafe { self.ring.submitter().enter::<libc::sigset_t>(pending, 0, GET_EVENTS, None) }
+            }
+            Wait::Park(time) => {
+                let time = time.map(|time| Timespec::new().sec(time.as_secs()).nsec(time.subsec_nanos()));
+                let time = time.as_ref().map_or(0, |time| std::ptr::from_ref(time).addr() as u64);
+                let argument = Argument { signals: 0, signals_bytes: 0, min_wait_us: 0, time };
+                // SAFETY: the argument is the kernel's structure, and the time that it points to is live during the call.
+                unsafe { self.ring.submitter().enter(pending, 1, GET_EVENTS | EXTENDED_ARGUMENT, Some(&argument)) }
+            }
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn add(&mut self, fd: OwnedFd, is_socket: bool) -> Handle {
+        let raw = fd.as_raw_fd();
+        let handle = self.descriptors.add(fd, is_socket);
+        if self.fixed_files && handle.index < FIXED_FILES {
+            self.fixed_files = self.ring.submitter().register_files_update(handle.index, &[raw]).is_ok();
+        }
+        handle
+    }
+
+    fn remove(&mut self, handle: Handle) {
+        if self.fixed_files && handle.index < FIXED_FILES {
+            self.fixed_files = self.ring.submitter().register_files_update(handle.index, &[-1]).is_ok();
+        }
+        drop(self.descriptors.remove(handle));
+    }
+
+    /// The registered memory that the bytes lie in.
+    fn fixed_buffer(&self, start: *const u8, len: usize) -> Option<u16> {
+        let start = start as usize;
+        let within = |(from, bytes): &(usize, usize)| *from <= start && start + len <= from + bytes;
+        self.fixed_buffers.as_ref()?.iter().position(within).map(|index| index as u16)
+    }
+
+    /// Sends an operation, which lies in the slab at `index`, to the ring.
+    fn start(&mut self, index: u32) {
+        let handle = self.operations[index].connecting.or(self.operations[index].operation.handle());
+        let handle = handle.expect("a connect has got its socket by now");
+        let fd = self.descriptors.get(handle).fd.as_raw_fd();
+        let durable_method = self.descriptors.get(handle).durable;
+        let fixed = (self.fixed_files && handle.index < FIXED_FILES).then_some(Fixed(handle.index));
+        let memory = match &self.operations[index].operation {
+            Operation::Read { buffer, .. } | Operation::Write { buffer, .. } => self.fixed_buffer(buffer.as_ptr(), buffer.len()),
+            _ => None,
+        };
+        let in_flight = &mut self.operations[index];
+        let message = &mut in_flight.message;
+        /// Builds the entry for the ring's own number of the file where it has one.
+        macro_rules! on_file {
+            (|$target:ident| $entry:expr) => {
+                match fixed {
+                    Some($target) => $entry.build(),
+                    None => {
+                        let $target = Fd(fd);
+                        $entry.build()
+                    }
+                }
+            };
+        }
+        let mut sync_after = false;
+        let entry = match &mut in_flight.operation {
+            Operation::Read { offset, buffer, .. } => {
+                let (pointer, len) = (buffer.as_mut_ptr(), length(buffer.len()));
+                match memory {
+                    Some(memory) => on_file!(|file| opcode::ReadFixed::new(file, pointer, len, memory).offset(*offset)),
+                    None => on_file!(|file| opcode::Read::new(file, pointer, len).offset(*offset)),
+                }
+            }
+            Operation::Write { offset, buffer, durable, .. } => {
+                let (pointer, len) = (buffer.as_ptr(), length(buffer.len()));
+                sync_after = *durable && durable_method == DurableMethod::WriteThenSync;
+                let flags = if *durable && !sync_after { libc::RWF_DSYNC } else { 0 };
+                match memory {
+                    Some(memory) => {
+                        on_file!(|file| opcode::WriteFixed::new(file, pointer, len, memory).offset(*offset).rw_flags(flags))
+                    }
+                    None => on_file!(|file| opcode::Write::new(file, pointer, len).offset(*offset).rw_flags(flags)),
+                }
+            }
+            Operation::Sync { .. } => on_file!(|file| opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC)),
+            Operation::Accept { .. } => {
+                let address = &mut message.as_mut().expect("set at submit").address;
+                let (pointer, len) = (address.as_mut_ptr(), &raw mut address.length);
+                on_file!(|file| opcode::Accept::new(file, pointer, len).flags(libc::SOCK_CLOEXEC))
+            }
+            Operation::Connect { .. } => {
+                let address = &message.as_ref().expect("set at submit").address;
+                on_file!(|file| opcode::Connect::new(file, address.as_ptr(), address.length))
+            }
+            Operation::Send { buffer, done, .. } => {
+                let rest = &buffer.as_slice()[*done..];
+                let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+                on_file!(|file| opcode::Send::new(file, rest.as_ptr(), length(rest.len())).flags(flags))
+            }
+            Operation::SendVectored { buffers, done, .. } => {
+                let message = message.as_mut().expect("set at submit");
+                fill_io_vectors(&mut message.vectors, buffers, *done);
+                message.header.msg_iov = message.vectors.as_mut_ptr();
+                message.header.msg_iovlen = message.vectors.len();
+                let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+                on_file!(|file| opcode::SendMsg::new(file, &message.header).flags(flags))
+            }
+            Operation::Receive { buffer, done, exact, .. } => {
+                let rest = &mut buffer.as_mut_slice()[*done..];
+                let flags = if *exact { libc::MSG_WAITALL } else { 0 };
+                on_file!(|file| opcode::Recv::new(file, rest.as_mut_ptr(), length(rest.len())).flags(flags))
+            }
+        };
+        let name = u64::from(index) << 1;
+        if sync_after {
+            let sync = on_file!(|file| opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC));
+            self.push(&[entry.flags(squeue::Flags::IO_LINK).user_data(name), sync.user_data(name | 1)]);
+        } else {
+            self.push(&[entry.user_data(name)]);
+        }
+    }
+
+    fn message(&mut self, address: RawAddress) -> Box<Message> {
+        match self.spare.pop() {
+            Some(mut message) => {
+                message.address = address;
+                message
+            }
+            None => {
+                // SAFETY: msghdr is plain data, all zeros is a valid value.
+                let header = unsafe { std::mem::zeroed() };
+                Box::new(Message { header, vectors: Vec::new(), address })
+            }
+        }
+    }
+
+    fn next_completion(&mut self) -> Option<cqueue::Entry> {
+        self.ring.completion().next()
+    }
+
+    /// Takes what has completed from the completion ring.
+    fn reap(&mut self) {
+        while let Some(entry) = self.next_completion() {
+            if entry.user_data() == WAKE {
+                self.wake.drain();
+                self.wake_armed &= cqueue::more(entry.flags());
+                continue;
+            }
+            self.completed((entry.user_data() >> 1) as u32, entry.user_data() & 1 == 1, entry.result());
+        }
+        if !self.wake_armed {
+            self.arm_wake();
+        }
+    }
+
+    fn completed(&mut self, index: u32, is_linked_sync: bool, result: i32) {
+        let in_flight = &mut self.operations[index];
+        if let Operation::Write { file, durable: true, .. } = &in_flight.operation
+            && !is_linked_sync
+            && self.descriptors.get(*file).durable == DurableMethod::WriteThenSync
+        {
+            // Its sync follows: done, or cancelled because the write failed or fell short.
+            in_flight.written = Some(result);
+            return;
+        }
+        let written = in_flight.written;
+        if result == -libc::EINTR && !is_linked_sync {
+            return self.start(index);
+        }
+        let result = match written {
+            Some(written) if written < 0 || result == -libc::ECANCELED => written,
+            Some(_) if result < 0 => result,
+            Some(written) => written,
+            None => result,
+        };
+        let InFlight { token, operation, connecting, message, .. } = self.operations.remove(index);
+        let mut result = usize::try_from(result).map_err(|_| -result);
+        if let Some(handle) = connecting.or(operation.handle())
+            && self.descriptors.end(handle)
+        {
+            self.remove(handle);
+        }
+        let mut opened = None;
+        match (&operation, connecting) {
+            (Operation::Connect { .. }, Some(handle)) if result.is_err() => self.remove(handle),
+            (Operation::Connect { address }, Some(handle)) => opened = Some((handle, *address)),
+            (Operation::Accept { .. }, _) => {
+                if let (Ok(fd), Some(message)) = (&mut result, &message) {
+                    let raw = std::mem::take(fd) as RawFd;
+                    system::set_no_delay(raw);
+                    // SAFETY: accept has just made this descriptor for us.
+                    let stream = self.add(unsafe { OwnedFd::from_raw_fd(raw) }, true);
+                    opened = Some((stream, message.address.to_address()));
+                }
+            }
+            _ => {}
+        }
+        if let Some(message) = message
+            && self.spare.len() < SPARE_MESSAGES
+        {
+            self.spare.push(message);
+        }
+        self.done.push(Completion { token, result, buffers: operation.into_buffers(), opened });
+    }
+}
+
+fn length(len: usize) -> u32 {
+    u32::try_from(len).expect("an operation moves less than 4 GiB")
+}
+
+/// Whether a call failed only for now: the completion ring is full, or the kernel is short of memory.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::ENOMEM))
+}
+
+/// Why io_uring is refused, in an operator's words: tells seccomp from the sysctl.
+pub(crate) fn refusal(error: &io::Error) -> String {
+    let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+    match (error.raw_os_error(), disabled.trim()) {
+        (Some(libc::EPERM), "1" | "2") => {
+            format!("sysctl kernel.io_uring_disabled is {}: set it to 0 to allow io_uring", disabled.trim())
+        }
+        (Some(libc::EPERM | libc::EACCES), _) => {
+            "a seccomp filter (of the container's runtime, for example) refuses io_uring: allow io_uring_setup, io_uring_enter \
+             and io_uring_register"
+                .into()
+        }
+        (Some(libc::ENOSYS), _) => "the kernel has no io_uring, or a seccomp filter hides it".into(),
+        (Some(libc::ENOMEM), _) => "RLIMIT_MEMLOCK is too low for its rings: raise it (ulimit -l)".into(),
+        _ => error.to_string(),
+    }
+}
+
+impl Driver for UringDriver {
+    fn name(&self) -> &'static str {
+        "uring"
+    }
+
+    fn clock(&self) -> Clock {
+        Clock::System
+    }
+
+    fn random_seed(&mut self) -> u64 {
+        system::random_seed()
+    }
+
+    fn wake_up(&self) -> Arc<dyn WakeUp> {
+        self.wake.clone()
+    }
+
+    fn open(&mut self, path: &Path, how: OpenOptions) -> io::Result<Handle> {
+        let fd = system::open_file(path, how)?;
+        Ok(self.add(fd, false))
+    }
+
+    fn file_bytes(&mut self, file: Handle) -> io::Result<u64> {
+        system::file_bytes(self.descriptors.get(file).fd.as_raw_fd())
+    }
+
+    fn allocate(&mut self, file: Handle, bytes: u64) -> io::Result<()> {
+        system::allocate(self.descriptors.get(file).fd.as_raw_fd(), bytes)
+    }
+
+    fn set_durable_method(&mut self, file: Handle, method: DurableMethod) {
+        let descriptor = self.descriptors.get(file);
+        assert!(descriptor.in_flight == 0, "the method of durable writes changes only while none is in flight");
+        descriptor.durable = method;
+    }
+
+    fn listen(&mut self, address: SocketAddr) -> io::Result<(Handle, SocketAddr)> {
+        let (fd, address) = system::listen(address, false)?;
+        Ok((self.add(fd, true), address))
+    }
+
+    fn close(&mut self, handle: Handle) {
+        // What was pushed for this handle must reach the kernel before its socket is shut down, to be ended by that.
+        if self.descriptors.get(handle).in_flight > 0
+            && let Err(error) = self.enter(Wait::No)
+        {
+            assert!(is_passing(&error), "io_uring does not take submissions any more: {error}");
+        }
+        if self.descriptors.close(handle) {
+            self.remove(handle);
+        }
+    }
+
+    fn shutdown_send(&mut self, stream: Handle) {
+        system::shutdown_send(self.descriptors.get(stream).fd.as_raw_fd());
+    }
+
+    unsafe fn register_memory(&mut self, pointer: *const u8, len: usize) -> io::Result<()> {
+        if self.fixed_buffers.is_none() {
+            self.ring.submitter().register_buffers_sparse(FIXED_BUFFERS)?;
+            self.fixed_buffers = Some(Vec::new());
+        }
+        let registered = self.fixed_buffers.get_or_insert_default();
+        let mut done = 0;
+        while done < len {
+            let bytes = (len - done).min(FIXED_BUFFER_BYTES);
+            let index = registered.len() as u32;
+            if index >= FIXED_BUFFERS {
+                return Err(io::Error::new(io::ErrorKind::OutOfMemory, "the ring's table of registered memory is full"));
+            }
+            let start = pointer as usize + done;
+            let piece = libc::iovec { iov_base: start as *mut libc::c_void, iov_len: bytes };
+            // SAFETY: the caller promises that the memory stays mapped for as long as this driver lives.
+            unsafe { self.ring.submitter().register_buffers_update(index, &[piece], None)? };
+            registered.push((start, bytes));
+            done += bytes;
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, token: Token, operation: Operation) {
+        if let Some(handle) = operation.handle() {
+            self.descriptors.begin(handle);
+        }
+        let mut connecting = None;
+        let message = match &operation {
+            Operation::Connect { address } => {
+                match system::socket_for(*address, false) {
+                    Ok(fd) => {
+                        let handle = self.add(fd, true);
+                        self.descriptors.begin(handle);
+                        connecting = Some(handle);
+                    }
+                    Err(number) => {
+                        let buffers = operation.into_buffers();
+                        self.done.push(Completion { token, result: Err(number), buffers, opened: None });
+                        return;
+                    }
+                }
+                Some(self.message(RawAddress::from(*address)))
+            }
+            Operation::Accept { .. } | Operation::SendVectored { .. } => Some(self.message(RawAddress::empty())),
+            _ => None,
+        };
+        let index = self.operations.insert(InFlight { token, operation, connecting, message, written: None });
+        self.start(index);
+    }
+
+    fn poll(&mut self, completions: &mut Vec<Completion>, wait: Wait) {
+        self.reap();
+        let wait = if self.done.is_empty() { wait } else { Wait::No };
+        let submission = self.ring.submission();
+        // Without the flag the kernel does not say whether it has completions to deliver: then it is asked every time.
+        let quiet = self.tells_of_work && submission.is_empty() && !submission.taskrun();
+        drop(submission);
+        if wait != Wait::No || !quiet {
+            if let Err(error) = self.enter(wait) {
+                assert!(is_passing(&error), "io_uring fails: {error}");
+            }
+            self.reap();
+        }
+        completions.append(&mut self.done);
+    }
+}
+
+impl Drop for UringDriver {
+    fn drop(&mut self) {
+        let deadline = Clock::System.now() + DROP_WAIT;
+        while self.operations.len() > 0 && Clock::System.now() < deadline {
+            if self.enter(Wait::No).is_ok() {
+                // Ends what waits; what runs ends by itself. Both complete below. Nothing to cancel is not an error here.
+                let _ = self.ring.submitter().register_sync_cancel(Some(CANCEL_WAIT), CancelBuilder::any());
+            }
+            self.reap();
+            if self.operations.len() > 0 {
+                let _ = self.enter(Wait::Park(Some(Duration::from_millis(10))));
+                self.reap();
+            }
+        }
+        if self.operations.len() > 0 {
+            tracing::error!(operations = self.operations.len(), "the kernel keeps memory of a ring that ends: leaking it");
+            std::mem::forget(std::mem::take(&mut self.operations));
+        }
+    }
+}
