@@ -1,2 +1,4 @@
-//! The cluster as a whole.
+//! The cluster as a whole: how its members come together, recover the volume and live.
+
 pub mod formation;
+pub mod recovery;
