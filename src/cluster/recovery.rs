@@ -165,10 +165,6 @@ async fn read_logs(reactor: &Reactor, volume: &Volume, replay: &mut Replay, repo
                     replay.observe(commit.scn);
                     commits.push((area.node, commit));
                 }
-                RecordKind::PartitionDropped => {
-                    let partition = <[u8; 4]>::try_from(record.payload).map_err(|_| bad("it is not four bytes long".into()))?;
-                    replay.add_dropped(crate::ids::PartitionId(u32::from_le_bytes(partition)));
-                }
                 // What was written is seen on the disk itself; Raft's entries belong to Raft.
                 RecordKind::BlockWritten | RecordKind::Raft => {}
             }

@@ -24,8 +24,6 @@ pub enum RecordKind {
     CommitMultiShard = 3,
     /// [`CheckpointMark`]: where a checkpoint stood.
     CheckpointMark = 4,
-    /// A partition was dropped and its cached blocks thrown away unwritten (4 bytes, its number): its earlier redo is void.
-    PartitionDropped = 5,
     /// Entries of Raft groups; their form belongs to that layer.
     Raft = 16,
 }
@@ -35,7 +33,7 @@ impl RecordKind {
     #[must_use]
     pub fn from_u8(byte: u8) -> Option<RecordKind> {
         use RecordKind::*;
-        [RedoGroup, BlockWritten, CommitMultiShard, CheckpointMark, PartitionDropped, Raft].into_iter().find(|kind| *kind as u8 == byte)
+        [RedoGroup, BlockWritten, CommitMultiShard, CheckpointMark, Raft].into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 

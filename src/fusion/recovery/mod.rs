@@ -13,11 +13,11 @@ mod error;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 pub use self::error::ReplayError;
-use crate::ids::{BlockId, BlockNo, NodeId, PartitionId, Scn};
+use crate::ids::{BlockId, BlockNo, NodeId, Scn};
 use crate::volume::block::{self, BlockFault};
 use crate::volume::change::Change;
 use crate::wal::redo::RedoGroup;
@@ -28,7 +28,6 @@ pub struct Replay {
     /// The payloads of all redo groups; the changes point into them.
     payloads: Vec<u8>,
     blocks: BTreeMap<BlockNo, Vec<Link>>,
-    dropped: BTreeSet<PartitionId>,
     highest: Scn,
     groups: u64,
 }
@@ -55,8 +54,6 @@ pub enum Replayed {
         /// How many redo groups were applied.
         steps: usize,
     },
-    /// It belonged to a partition that was dropped; what is on disk doesn't matter.
-    Dropped,
 }
 
 impl Replay {
@@ -89,11 +86,6 @@ impl Replay {
         Ok(())
     }
 
-    /// A log says that a partition was dropped: its blocks need no replay, and a hole in their history is none.
-    pub fn add_dropped(&mut self, partition: PartitionId) {
-        self.dropped.insert(partition);
-    }
-
     /// An SCN that was seen elsewhere in the logs and must not be drawn again.
     pub fn observe(&mut self, scn: Scn) {
         self.highest = self.highest.max(scn);
@@ -123,9 +115,8 @@ impl Replay {
     /// [`ReplayError`] when the history has a hole or a change does not fit; `bytes` must then be thrown away.
     pub fn replay(&mut self, block: BlockNo, bytes: &mut [u8]) -> Result<Replayed, ReplayError> {
         let Some(links) = self.blocks.get_mut(&block) else { return Ok(Replayed::Current) };
-        links.retain(|link| !self.dropped.contains(&link.id.partition));
         links.sort_by_key(|link| link.after);
-        let Some(newest) = links.last().map(|link| link.id) else { return Ok(Replayed::Dropped) };
+        let Some(newest) = links.last().map(|link| link.id) else { return Ok(Replayed::Current) };
 
         let on_disk = block::block_id(bytes);
         let valid = block::verify(bytes, BlockId::new(on_disk.partition, block));

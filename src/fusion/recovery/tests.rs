@@ -1,7 +1,7 @@
 //! Histories of a block, spread over the logs of several nodes, replayed from every version that the disk may have.
 
 use super::*;
-use crate::ids::BLOCK_SIZE;
+use crate::ids::{BLOCK_SIZE, PartitionId};
 use crate::volume::block::BlockKind;
 use crate::wal::redo::RedoGroupBuilder;
 use proptest::prelude::*;
@@ -100,12 +100,4 @@ fn a_block_that_changed_hands_ends_with_its_new_owner() {
         block::verify(&bytes, new).unwrap();
         assert_eq!(block::block_scn(&bytes), Scn(10));
     }
-}
-
-#[test]
-fn a_hole_in_a_dropped_partition_is_none() {
-    let (logged, versions) = history(6);
-    let mut replay = replay_all(&logged[4..]);
-    replay.add_dropped(ID.partition);
-    assert_eq!(replay.replay(ID.block, &mut versions[1].clone()).unwrap(), Replayed::Dropped);
 }
