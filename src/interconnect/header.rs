@@ -177,6 +177,8 @@ pub enum FrameFault {
     },
     /// A kind that belongs to no service.
     Kind(u8),
+    /// The clock that it carries stands beyond every possible time.
+    Clock(Scn),
     /// The message names another sender than the connection's peer.
     Sender(NodeId),
 }
@@ -194,6 +196,7 @@ impl fmt::Display for FrameFault {
                 write!(f, "a message's checksum is {carried:#010x}, its bytes give {computed:#010x}")
             }
             FrameFault::Kind(kind) => write!(f, "message kind {kind:#04x} belongs to no service"),
+            FrameFault::Clock(scn) => write!(f, "a message carries {scn}, which no clock ever showed"),
             FrameFault::Sender(node) => write!(f, "a message names {node} as its sender, which is not this connection's peer"),
         }
     }

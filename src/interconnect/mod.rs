@@ -1,15 +1,486 @@
 //! Messages between nodes: framing, connections, heartbeats, dispatch to the services.
 //!
 //! One [`Interconnect`] per shard, owned by that shard's thread; shard i of a node talks only to shard i of other nodes,
-//! over one connection per pair. What bounds it: per peer a send queue, one receive buffer and one message under
-//! construction; a fixed number of half-open connections. What it promises: messages to one peer arrive in the order in
-//! which they were sent, whole, at most once, or the peer is reported down; never a message of another epoch or of
-//! an earlier life of the peer; a block lies in the frame that its handler reserved.
+//! over one connection per pair. What bounds it: per peer a send queue and one receive buffer; a fixed number of
+//! half-open connections. What it promises: messages to one peer arrive in the order in which they were sent, whole, at
+//! most once, or the peer is reported down; never a message of another epoch or of an earlier life of the peer; a block
+//! lies in the frame that its handler reserved.
+//!
+//! Nothing is sent again: whatever was under way when a connection broke is lost, and the handlers of both sides hear
+//! `on_peer_down`. A later connection to the same life of the peer is a fresh start for them, not a continuation.
 
 mod header;
 mod hello;
+mod link;
+mod queue;
+mod stats;
+mod tcp;
+#[cfg(test)]
+mod tests;
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
 
 pub use self::header::{
     BODY_BYTES_MAX, FLAG_BLOCK, FLAGS_OF_SERVICE, FrameFault, HEADER_BYTES, Header, Message, Service, WireHeader,
 };
 pub use self::hello::{Expected, HELLO_BYTES, HELLO_MAGIC, Hello, HelloFault, PROTOCOL_VERSION, WireHello};
+pub use self::stats::{DownReason, Drops, PeerDown, PeerStatus, Refusals, Stats, Traffic};
+use self::link::Link;
+use self::queue::QueuedBody;
+use self::stats::{Counters, LogGate};
+use crate::clock::ScnClock;
+use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NodeId, ShardId};
+use crate::reactor::sync::Notify;
+use crate::reactor::{IoBuf, Reactor, TaskHandle};
+
+/// Heartbeat; the argument comes back in the answer.
+const LINK_PING: u8 = Service::Link.base();
+/// Answer to a heartbeat.
+const LINK_PONG: u8 = Service::Link.base() + 1;
+
+/// Bytes that may wait for one peer by default: some 8,000 blocks.
+pub const SEND_QUEUE_BYTES: usize = 64 * 1024 * 1024;
+
+/// At most one log line about strangers on the port in this time.
+const STRANGER_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// At most one log line about a peer that cannot be reached in this time.
+const UNREACHABLE_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What an interconnect is told when it is made.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Id of the cluster, from the superblock: nodes of other clusters are refused.
+    pub cluster_id: u128,
+    /// This node.
+    pub node: NodeId,
+    /// This node's life.
+    pub incarnation: Incarnation,
+    /// This shard.
+    pub shard: ShardId,
+    /// Shards a node; equal on all nodes.
+    pub shards: u8,
+    /// Where this shard listens.
+    pub listen: SocketAddr,
+    /// Where this shard of every other node listens.
+    pub peers: Vec<(NodeId, SocketAddr)>,
+    /// Time between heartbeats.
+    pub heartbeat_interval: Duration,
+    /// Silence after which a peer counts as lost; more than twice the interval.
+    pub heartbeat_timeout: Duration,
+    /// Most bytes that may wait for one peer; one that falls further behind counts as lost.
+    pub send_queue_bytes_max: usize,
+}
+
+/// What goes with a message.
+#[derive(Debug)]
+pub enum Body {
+    /// Nothing.
+    Empty,
+    /// At most [`BODY_BYTES_MAX`] bytes.
+    Bytes(Vec<u8>),
+    /// One block: sent from where it lies, and received into the frame that the handler reserved for it. Whoever sends
+    /// it does not change it until the buffer is dropped.
+    Block(IoBuf),
+}
+
+/// One of the engine's services at this end of the connections. Called on the shard's thread, never from within
+/// [`Interconnect::send`].
+pub trait Handler {
+    /// A message of one of the service's kinds, of our epoch and of the sender's present life.
+    fn on_message(&self, from: NodeId, header: &Header, body: Body);
+
+    /// Where the block that follows this header shall lie: exactly one block of memory. `None`: in memory of its own.
+    fn frame_for(&self, header: &Header) -> Option<IoBuf> {
+        let _ = header;
+        None
+    }
+
+    /// The peer is connected; from here on messages reach it. [`Interconnect::incarnation_of`] tells which life it is.
+    fn on_peer_up(&self, node: NodeId) {
+        let _ = node;
+    }
+
+    /// The connection to the peer is lost, and with it everything under way in both directions.
+    fn on_peer_down(&self, node: NodeId) {
+        let _ = node;
+    }
+}
+
+/// Why an interconnect did not start.
+#[derive(Debug)]
+pub enum InterconnectError {
+    /// The address cannot be listened on.
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for InterconnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let InterconnectError::Listen { address, source } = self;
+        match source.kind() {
+            io::ErrorKind::AddrInUse => write!(
+                f,
+                "the interconnect can't listen on {address}: another process has that port; stop it, or give this node another \
+                 address in [cluster.nodes]"
+            ),
+            io::ErrorKind::AddrNotAvailable => write!(
+                f,
+                "the interconnect can't listen on {address}: this machine doesn't have that address; correct this node's line in \
+                 [cluster.nodes]"
+            ),
+            _ => write!(f, "the interconnect can't listen on {address}: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for InterconnectError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let InterconnectError::Listen { source, .. } = self;
+        Some(source)
+    }
+}
+
+/// A configured peer, connected or not.
+pub(crate) struct Peer {
+    node: NodeId,
+    address: SocketAddr,
+    link: RefCell<Option<Rc<Link>>>,
+    /// The latest life seen.
+    incarnation: Cell<Incarnation>,
+    down_reason: RefCell<DownReason>,
+    /// Tells whoever waits for a connection to come or go.
+    changed: Notify,
+    log: LogGate,
+    connected_count: Cell<u64>,
+    lost_count: Cell<u64>,
+    queue_bytes_max: Cell<u64>,
+    queue_messages_max: Cell<u64>,
+    heartbeat_us: Cell<(u64, u64, u64)>,
+}
+
+impl Peer {
+    fn new(node: NodeId, address: SocketAddr) -> Rc<Peer> {
+        Rc::new(Peer {
+            node,
+            address,
+            link: RefCell::new(None),
+            incarnation: Cell::default(),
+            down_reason: RefCell::new(DownReason::NeverSeen),
+            changed: Notify::new(),
+            log: LogGate::new(UNREACHABLE_LOG_INTERVAL),
+            connected_count: Cell::new(0),
+            lost_count: Cell::new(0),
+            queue_bytes_max: Cell::new(0),
+            queue_messages_max: Cell::new(0),
+            heartbeat_us: Cell::new((0, 0, 0)),
+        })
+    }
+
+    fn note_queue(&self, bytes: u64, messages: u64) {
+        self.queue_bytes_max.set(self.queue_bytes_max.get().max(bytes));
+        self.queue_messages_max.set(self.queue_messages_max.get().max(messages));
+    }
+
+    fn note_round_trip(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
+        let (_, min, max) = self.heartbeat_us.get();
+        self.heartbeat_us.set((us, if min == 0 { us } else { min.min(us) }, max.max(us)));
+    }
+
+    fn status(&self) -> PeerStatus {
+        let (heartbeat_us_last, heartbeat_us_min, heartbeat_us_max) = self.heartbeat_us.get();
+        let link = self.link.borrow();
+        PeerStatus {
+            node: self.node,
+            address: self.address,
+            up: link.as_ref().is_some_and(|link| !link.has_failed()),
+            incarnation: self.incarnation.get(),
+            down_reason: self.down_reason.borrow().clone(),
+            connected_count: self.connected_count.get(),
+            lost_count: self.lost_count.get(),
+            queue_bytes: link.as_ref().map_or(0, |link| link.queue.borrow().bytes() as u64),
+            queue_bytes_max: self.queue_bytes_max.get(),
+            queue_messages_max: self.queue_messages_max.get(),
+            heartbeat_us_last,
+            heartbeat_us_min,
+            heartbeat_us_max,
+        }
+    }
+}
+
+pub(crate) struct Inner {
+    reactor: Reactor,
+    clock: ScnClock,
+    settings: Settings,
+    epoch: Cell<Epoch>,
+    handlers: RefCell<[Option<Rc<dyn Handler>>; Service::ALL.len()]>,
+    /// By node number.
+    peers: Vec<Option<Rc<Peer>>>,
+    counters: Counters,
+    strangers: LogGate,
+    half_open: Cell<usize>,
+    tasks: RefCell<Vec<TaskHandle>>,
+    started: Cell<bool>,
+    closed: Cell<bool>,
+}
+
+/// A shard's end of the connections to the same shard of every other node. Cheap to clone; clones are the same.
+#[derive(Clone)]
+pub struct Interconnect(Rc<Inner>);
+
+impl Settings {
+    /// Settings with the default times and bounds (heartbeat 1 s, lost after 5 s, [`SEND_QUEUE_BYTES`]).
+    #[must_use]
+    pub fn new(cluster_id: u128, node: NodeId, incarnation: Incarnation, shard: ShardId, shards: u8, listen: SocketAddr) -> Settings {
+        Settings {
+            cluster_id,
+            node,
+            incarnation,
+            shard,
+            shards,
+            listen,
+            peers: Vec::new(),
+            heartbeat_interval: Duration::from_secs(1),
+            heartbeat_timeout: Duration::from_secs(5),
+            send_queue_bytes_max: SEND_QUEUE_BYTES,
+        }
+    }
+}
+
+impl Interconnect {
+    /// An interconnect that does nothing yet: register the handlers, then [`start`](Interconnect::start) it.
+    #[must_use]
+    pub fn new(reactor: &Reactor, clock: &ScnClock, settings: Settings) -> Interconnect {
+        let highest = settings.peers.iter().map(|(node, _)| node.0).max().unwrap_or(0);
+        let mut peers: Vec<Option<Rc<Peer>>> = (0..=highest).map(|_| None).collect();
+        for (node, address) in &settings.peers {
+            assert_ne!(*node, settings.node, "a node is no peer of itself");
+            peers[usize::from(node.0)] = Some(Peer::new(*node, *address));
+        }
+        Interconnect(Rc::new(Inner {
+            reactor: reactor.clone(),
+            clock: clock.clone(),
+            settings,
+            epoch: Cell::default(),
+            handlers: RefCell::default(),
+            peers,
+            counters: Counters::default(),
+            strangers: LogGate::new(STRANGER_LOG_INTERVAL),
+            half_open: Cell::new(0),
+            tasks: RefCell::default(),
+            started: Cell::new(false),
+            closed: Cell::new(false),
+        }))
+    }
+
+    /// Names the handler of a service. Before [`start`](Interconnect::start), so that no message is missed.
+    pub fn register(&self, service: Service, handler: Rc<dyn Handler>) {
+        assert!(!self.0.started.get(), "handlers are registered before the interconnect starts");
+        assert!(service != Service::Link, "heartbeats are the interconnect's own");
+        let before = self.0.handlers.borrow_mut()[service.index()].replace(handler);
+        assert!(before.is_none(), "the {} service has one handler", service.name());
+    }
+
+    /// Listens, and keeps connecting to the peers of lower number until [`close`](Interconnect::close). Does not wait for
+    /// them; see [`all_up`](Interconnect::all_up).
+    ///
+    /// # Errors
+    /// When the address can't be listened on.
+    pub async fn start(&self) -> Result<(), InterconnectError> {
+        assert!(!self.0.started.replace(true), "an interconnect is started once");
+        tcp::start(&self.0).await
+    }
+
+    /// Sends a message to a peer, without waiting. Everything sent in one turn of the reactor leaves in one piece.
+    /// Messages to oneself are a programming error: the caller takes the short way.
+    ///
+    /// # Errors
+    /// [`PeerDown`] when the peer is not connected or has fallen too far behind; handlers are told separately. `Ok` does
+    /// not mean that it arrives: the connection may break later.
+    pub fn send(&self, to: NodeId, message: Message, body: Body) -> Result<(), PeerDown> {
+        assert_ne!(to, self.0.settings.node, "a message of kind {:#04x} to this node itself", message.kind);
+        let service = Service::of(message.kind);
+        assert!(
+            service.is_some_and(|service| service != Service::Link),
+            "kind {:#04x} belongs to no service that sends",
+            message.kind
+        );
+        assert_eq!(message.flags & !FLAGS_OF_SERVICE, 0, "flags {:#04x} are the interconnect's own", message.flags);
+        let Some(peer) = self.peer(to) else { return Err(PeerDown { node: to, reason: DownReason::NeverSeen }) };
+        let link = match &*peer.link.borrow() {
+            Some(link) => link.clone(),
+            None => return Err(PeerDown { node: to, reason: peer.down_reason.borrow().clone() }),
+        };
+        if let Some(reason) = link.fault.borrow().clone() {
+            return Err(PeerDown { node: to, reason });
+        }
+        let sent = match body {
+            Body::Empty => self.0.enqueue(peer, &link, message, QueuedBody::Bytes(&[])),
+            Body::Bytes(bytes) => {
+                assert!(bytes.len() <= BODY_BYTES_MAX, "a body of {} bytes is longer than {BODY_BYTES_MAX}", bytes.len());
+                self.0.enqueue(peer, &link, message, QueuedBody::Bytes(&bytes))
+            }
+            Body::Block(block) => self.0.enqueue(peer, &link, message, QueuedBody::Block(block)),
+        };
+        sent.map_err(|reason| PeerDown { node: to, reason })
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.0.settings.node
+    }
+
+    /// This shard.
+    #[must_use]
+    pub fn shard(&self) -> ShardId {
+        self.0.settings.shard
+    }
+
+    /// The reactor that it runs on.
+    #[must_use]
+    pub fn reactor(&self) -> &Reactor {
+        &self.0.reactor
+    }
+
+    /// The node's clock, which takes notice of every message.
+    #[must_use]
+    pub fn clock(&self) -> &ScnClock {
+        &self.0.clock
+    }
+
+    /// This node's epoch: sent with every message, required of every message but the cluster service's.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.0.epoch.get()
+    }
+
+    /// Enters an epoch. Epochs only grow.
+    pub fn set_epoch(&self, epoch: Epoch) {
+        assert!(epoch >= self.0.epoch.get(), "from {} back to {epoch}", self.0.epoch.get());
+        self.0.epoch.set(epoch);
+    }
+
+    /// Whether messages to this peer can be sent now.
+    #[must_use]
+    pub fn is_up(&self, node: NodeId) -> bool {
+        self.peer(node).is_some_and(|peer| peer.link.borrow().as_ref().is_some_and(|link| !link.has_failed()))
+    }
+
+    /// The configured peers, in the order of their numbers.
+    pub fn peers(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.0.peers.iter().flatten().map(|peer| peer.node)
+    }
+
+    /// The peers that are connected, in the order of their numbers.
+    #[must_use]
+    pub fn up_peers(&self) -> Vec<NodeId> {
+        self.peers().filter(|node| self.is_up(*node)).collect()
+    }
+
+    /// The latest life seen of a peer; 0 when it was never seen.
+    #[must_use]
+    pub fn incarnation_of(&self, node: NodeId) -> Incarnation {
+        self.peer(node).map_or(Incarnation(0), |peer| peer.incarnation.get())
+    }
+
+    /// Resolves when every peer is connected. Has no time limit of its own.
+    pub async fn all_up(&self) {
+        for peer in self.0.peers.iter().flatten() {
+            loop {
+                let changed = peer.changed.notified();
+                if self.is_up(peer.node) {
+                    break;
+                }
+                changed.await;
+            }
+        }
+    }
+
+    /// Everything counted since the start.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let counters = &self.0.counters;
+        Stats {
+            sent: std::array::from_fn(|i| counters.sent[i].get()),
+            received: std::array::from_fn(|i| counters.received[i].get()),
+            dropped: counters.dropped.get(),
+            refused: counters.refused.get(),
+            peers: self.0.peers.iter().flatten().map(|peer| peer.status()).collect(),
+        }
+    }
+
+    /// Ends all connections and stops listening. What is queued is not sent. Handlers are not told; they are let go.
+    pub fn close(&self) {
+        self.0.closed.set(true);
+        for task in self.0.tasks.take() {
+            task.abort();
+        }
+        for peer in self.0.peers.iter().flatten() {
+            if let Some(link) = peer.link.take() {
+                link.fail(DownReason::ClosedHere);
+                link.stop();
+            }
+            *peer.down_reason.borrow_mut() = DownReason::ClosedHere;
+        }
+        *self.0.handlers.borrow_mut() = Default::default();
+    }
+
+    fn peer(&self, node: NodeId) -> Option<&Rc<Peer>> {
+        self.0.peer(node)
+    }
+}
+
+impl Inner {
+    fn peer(&self, node: NodeId) -> Option<&Rc<Peer>> {
+        self.peers.get(usize::from(node.0)).and_then(Option::as_ref)
+    }
+
+    fn enqueue(&self, peer: &Peer, link: &Link, message: Message, body: QueuedBody<'_>) -> Result<(), DownReason> {
+        let (length, flag) = match &body {
+            QueuedBody::Bytes(bytes) => (bytes.len(), 0),
+            QueuedBody::Block(_) => (BLOCK_SIZE, FLAG_BLOCK),
+        };
+        let header = Header {
+            kind: message.kind,
+            flags: message.flags | flag,
+            mode: message.mode,
+            from: self.settings.node,
+            body_len: u32::try_from(length).expect("bodies are at most 64 KiB"),
+            epoch: self.epoch.get(),
+            incarnation: self.settings.incarnation,
+            scn: self.clock.latest(),
+            block: message.block,
+            request: message.request,
+            argument: message.argument,
+        };
+        let service = Service::of(message.kind).expect("checked by the caller");
+        Counters::count(&self.counters.sent, service, (HEADER_BYTES + length) as u64);
+        link::enqueue(link, peer, self.settings.send_queue_bytes_max, &header, body)
+    }
+
+    fn enqueue_link(&self, peer: &Peer, link: &Link, kind: u8, argument: u64) {
+        if !link.has_failed() {
+            let message = Message { kind, argument, ..Message::default() };
+            // A full queue ends the connection by itself; there is nobody else to tell.
+            let _ = self.enqueue(peer, link, message, QueuedBody::Bytes(&[]));
+        }
+    }
+
+    fn each_handler(&self, call: impl Fn(&dyn Handler)) {
+        let handlers = self.handlers.borrow().clone();
+        for handler in handlers.iter().flatten() {
+            call(&**handler);
+        }
+    }
+}
