@@ -118,7 +118,10 @@ pub(super) async fn read(inner: Rc<Inner>, peer: Rc<Peer>, link: Rc<Link>) {
             match take_message(&inner, &peer, &link, &bytes[taken..filled]) {
                 Ok(0) => break,
                 Ok(length) => taken += length,
-                Err(fault) => return link.fail(DownReason::Damaged(fault)),
+                Err(fault) => {
+                    inner.counters.refuse_one(|refused| &mut refused.damaged);
+                    return link.fail(DownReason::Damaged(fault));
+                }
             }
         }
         bytes.copy_within(taken..filled, 0);

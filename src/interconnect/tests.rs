@@ -1,0 +1,385 @@
+//! Nodes that talk over loopback. Several nodes share one reactor here; what they say goes through real sockets.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::net::{SocketAddr, TcpListener};
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::time::Duration;
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::*;
+use crate::ids::{BlockId, BlockNo, PartitionId, RequestId, Scn};
+use crate::reactor::thread::run_local;
+use crate::reactor::{DriverChoice, ReactorOptions, Stream};
+
+const CLUSTER: u128 = 0xc1;
+const SMALL: u8 = Service::Txn.base() + 1;
+const BLOCK: u8 = Service::Gcs.base() + 1;
+
+fn on_loopback<F: Future<Output = ()> + 'static>(make: impl FnOnce(Reactor) -> F) {
+    run_local(ReactorOptions { driver: DriverChoice::Poll, overprovisioned: true }, make).expect("the poll driver starts");
+}
+
+fn free_addresses(count: usize) -> Vec<SocketAddr> {
+    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    held.iter().map(|listener| listener.local_addr().unwrap()).collect()
+}
+
+/// What a handler saw.
+#[derive(Default)]
+struct Seen {
+    messages: RefCell<Vec<(NodeId, Header, Body)>>,
+    ups: RefCell<Vec<NodeId>>,
+    downs: RefCell<Vec<NodeId>>,
+    /// Memory for the next block.
+    frame: RefCell<Option<IoBuf>>,
+    count: Cell<u64>,
+    keep: Cell<bool>,
+}
+
+impl Handler for Seen {
+    fn on_message(&self, from: NodeId, header: &Header, body: Body) {
+        self.count.set(self.count.get() + 1);
+        if self.keep.get() {
+            self.messages.borrow_mut().push((from, *header, body));
+        }
+    }
+    fn frame_for(&self, _: &Header) -> Option<IoBuf> {
+        self.frame.take()
+    }
+    fn on_peer_up(&self, node: NodeId) {
+        self.ups.borrow_mut().push(node);
+    }
+    fn on_peer_down(&self, node: NodeId) {
+        self.downs.borrow_mut().push(node);
+    }
+}
+
+struct Node {
+    net: Interconnect,
+    clock: ScnClock,
+    seen: Rc<Seen>,
+}
+
+struct Cluster {
+    reactor: Reactor,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Cluster {
+    fn new(reactor: &Reactor, nodes: usize) -> Cluster {
+        Cluster { reactor: reactor.clone(), addresses: free_addresses(nodes) }
+    }
+
+    fn settings(&self, node: u8, life: u64) -> Settings {
+        let own = self.addresses[usize::from(node) - 1];
+        let mut settings = Settings::new(CLUSTER, NodeId(node), Incarnation(life), ShardId(0), 1, own);
+        settings.peers = (1u8..).map(NodeId).zip(self.addresses.iter().copied()).filter(|(id, _)| id.0 != node).collect();
+        settings.heartbeat_interval = Duration::from_millis(20);
+        settings
+    }
+
+    async fn start(&self, settings: Settings) -> Node {
+        let clock = ScnClock::new();
+        let seen = Rc::new(Seen::default());
+        seen.keep.set(true);
+        let net = Interconnect::new(&self.reactor, &clock, settings);
+        for service in [Service::Cluster, Service::Gcs, Service::Txn] {
+            net.register(service, seen.clone());
+        }
+        net.set_epoch(Epoch(1));
+        net.start().await.expect("the address is free");
+        Node { net, clock, seen }
+    }
+
+    async fn start_all(&self) -> Vec<Node> {
+        let mut nodes = Vec::new();
+        for node in 1..=self.addresses.len() {
+            nodes.push(self.start(self.settings(node as u8, 1)).await);
+        }
+        for node in &nodes {
+            node.net.all_up().await;
+        }
+        nodes
+    }
+
+    /// Waits until something is so; a test that never gets there ends with `what`.
+    async fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+        for _ in 0..10_000 {
+            if is_so() {
+                return;
+            }
+            self.reactor.sleep(Duration::from_millis(1)).await;
+        }
+        panic!("never came: {what}");
+    }
+
+    /// A connection to a node that says whatever a test wants, as node `from`.
+    async fn stranger(&self, to: u8, from: u8, greeting: Option<Hello>) -> Stream {
+        let stream = self.reactor.connect(self.addresses[usize::from(to) - 1]).await.unwrap();
+        let ours = greeting.unwrap_or(Hello {
+            version: PROTOCOL_VERSION,
+            cluster_id: CLUSTER,
+            node: NodeId(from),
+            to: NodeId(to),
+            shard: ShardId(0),
+            shards: 1,
+            block_size: BLOCK_SIZE as u32,
+            incarnation: Incarnation(1),
+            epoch: Epoch(1),
+            scn: Scn(0),
+        });
+        let (sent, _) = stream.send(IoBuf::from_vec(ours.seal(None).as_bytes().to_vec())).await;
+        sent.unwrap();
+        let (received, answer) = stream.recv_exact(IoBuf::from_vec(vec![0; HELLO_BYTES])).await;
+        received.unwrap();
+        WireHello::read_from_bytes(answer.as_slice()).unwrap().open().unwrap();
+        stream
+    }
+}
+
+fn small(argument: u64) -> Message {
+    Message { kind: SMALL, mode: 3, flags: 0x40, request: RequestId(argument + 1), argument, ..Message::default() }
+}
+
+fn block(number: u64) -> (Message, Body) {
+    let mut bytes = IoBuf::aligned(BLOCK_SIZE);
+    for (i, byte) in bytes.as_mut_slice().iter_mut().enumerate() {
+        *byte = (i as u64 * 31 + number) as u8;
+    }
+    let block = BlockId::new(PartitionId(7), BlockNo(number));
+    (Message { kind: BLOCK, block, ..Message::default() }, Body::Block(bytes))
+}
+
+#[test]
+fn three_nodes_exchange_small_messages_and_blocks_in_order() {
+    on_loopback(|reactor| async move {
+        let cluster = Cluster::new(&reactor, 3);
+        let nodes = cluster.start_all().await;
+        assert_eq!(nodes[1].net.up_peers(), [NodeId(1), NodeId(3)]);
+        let ahead = nodes[2].clock.next(5_000_000);
+        for round in 0..100u64 {
+            for (from, node) in nodes.iter().enumerate() {
+                for to in (1..=3u8).filter(|to| usize::from(*to) != from + 1) {
+                    let (message, body) = block(round);
+                    let text = vec![round as u8; (round * 700) as usize % BODY_BYTES_MAX];
+                    node.net.send(NodeId(to), small(round), Body::Bytes(text)).unwrap();
+                    node.net.send(NodeId(to), message, body).unwrap();
+                    node.net.send(NodeId(to), small(round), Body::Empty).unwrap();
+                }
+            }
+        }
+        for node in &nodes {
+            cluster.until("all messages", || node.seen.count.get() == 600).await;
+            for sender in node.net.peers() {
+                let messages = node.seen.messages.borrow();
+                let theirs: Vec<_> = messages.iter().filter(|(from, ..)| *from == sender).collect();
+                for (i, (_, header, body)) in theirs.iter().enumerate() {
+                    let round = (i / 3) as u64;
+                    match (i % 3, body) {
+                        (0, Body::Bytes(bytes)) => assert_eq!(*bytes, vec![round as u8; (round * 700) as usize % BODY_BYTES_MAX]),
+                        (1, Body::Block(bytes)) => {
+                            let (message, Body::Block(sent)) = block(round) else { unreachable!() };
+                            assert_eq!((header.block, bytes.as_slice()), (message.block, sent.as_slice()));
+                        }
+                        (0 | 2, Body::Empty) => {
+                            assert_eq!((header.argument, header.mode, header.flags), (round, 3, 0x40));
+                        }
+                        (_, other) => panic!("message {i} of {sender} has a body of the wrong kind: {other:?}"),
+                    }
+                }
+            }
+            assert!(node.clock.latest() >= ahead, "the clock of node 3 has spread");
+            let stats = node.net.stats();
+            assert_eq!(stats.received[Service::Gcs.index()], Traffic { messages: 200, bytes: 200 * (64 + 8192) });
+            assert_eq!(stats.sent[Service::Gcs.index()].messages, 200);
+            assert_eq!((stats.dropped, stats.refused), (Drops::default(), Refusals::default()));
+        }
+        nodes.iter().for_each(|node| node.net.close());
+    });
+}
+
+#[test]
+fn a_block_arrives_in_the_frame_that_the_handler_reserved() {
+    on_loopback(|reactor| async move {
+        let cluster = Cluster::new(&reactor, 2);
+        let nodes = cluster.start_all().await;
+        let arena: Rc<Vec<Cell<u8>>> = Rc::new(vec![Cell::new(0xee); 3 * BLOCK_SIZE]);
+        let frame = NonNull::from(&arena[BLOCK_SIZE]).cast::<u8>();
+        // SAFETY: Cells are writable through a shared reference, and the guard owns them.
+        let frame = unsafe { IoBuf::from_raw(frame, BLOCK_SIZE, arena.clone()) };
+        *nodes[0].seen.frame.borrow_mut() = Some(frame);
+        let (message, body) = block(9);
+        nodes[1].net.send(NodeId(1), message, body).unwrap();
+        cluster.until("the block", || nodes[0].seen.count.get() == 1).await;
+        let (_, Body::Block(sent)) = block(9) else { unreachable!() };
+        let held: Vec<u8> = arena.iter().map(Cell::get).collect();
+        assert_eq!(held[BLOCK_SIZE..2 * BLOCK_SIZE], *sent.as_slice());
+        assert!(held[..BLOCK_SIZE].iter().chain(&held[2 * BLOCK_SIZE..]).all(|byte| *byte == 0xee));
+        nodes.iter().for_each(|node| node.net.close());
+    });
+}
+
+#[test]
+fn a_peer_is_lost_and_comes_back_in_another_life() {
+    on_loopback(|reactor| async move {
+        let cluster = Cluster::new(&reactor, 2);
+        let nodes = cluster.start_all().await;
+        nodes[1].net.close();
+        cluster.until("the loss", || nodes[0].seen.downs.borrow().len() == 1).await;
+        assert!(!nodes[0].net.is_up(NodeId(2)));
+        let refused = nodes[0].net.send(NodeId(2), small(0), Body::Empty).unwrap_err();
+        assert_eq!(refused.node, NodeId(2));
+        assert!(nodes[1].net.send(NodeId(1), small(0), Body::Empty).is_err());
+
+        let again = cluster.start(cluster.settings(2, 2)).await;
+        again.net.all_up().await;
+        cluster.until("the return", || nodes[0].seen.ups.borrow().len() == 2).await;
+        assert_eq!(nodes[0].net.incarnation_of(NodeId(2)), Incarnation(2));
+        again.net.send(NodeId(1), small(5), Body::Empty).unwrap();
+        cluster.until("its message", || nodes[0].seen.count.get() == 1).await;
+
+        // The first life wakes up and knocks: refused, and the second one is left alone.
+        let old = Cluster { reactor: reactor.clone(), addresses: vec![cluster.addresses[0], free_addresses(1)[0]] };
+        let old = old.start(old.settings(2, 1)).await;
+        cluster.until("its refusal", || old.net.stats().refused.greeting > 0).await;
+        assert!(nodes[0].net.stats().refused.greeting > 0);
+        assert_eq!((nodes[0].seen.downs.borrow().len(), old.seen.ups.borrow().len()), (1, 0));
+        [&nodes[0], &again, &old].iter().for_each(|node| node.net.close());
+    });
+}
+
+#[test]
+fn a_node_of_another_cluster_is_refused_by_name() {
+    on_loopback(|reactor| async move {
+        let cluster = Cluster::new(&reactor, 3);
+        let one = cluster.start(cluster.settings(1, 1)).await;
+        let two = cluster.start(cluster.settings(2, 1)).await;
+        let three = cluster.start(Settings { cluster_id: 0xbad, ..cluster.settings(3, 1) }).await;
+        cluster.until("the others' connection", || one.net.is_up(NodeId(2))).await;
+        cluster.until("the refusals", || three.net.stats().refused.greeting >= 2).await;
+        assert!(one.net.stats().refused.greeting > 0 && two.net.stats().refused.greeting > 0);
+        assert_eq!(one.net.up_peers(), [NodeId(2)]);
+        assert!(three.net.up_peers().is_empty());
+        [&one, &two, &three].iter().for_each(|node| node.net.close());
+    });
+}
+
+#[test]
+fn garbage_closes_its_own_connection_and_no_other() {
+    on_loopback(|reactor| async move {
+        let cluster = Cluster::new(&reactor, 3);
+        let one = cluster.start(cluster.settings(1, 1)).await;
+        let two = cluster.start(cluster.settings(2, 1)).await;
+        cluster.until("the connection", || one.net.is_up(NodeId(2))).await;
+
+        let browser = reactor.connect(cluster.addresses[0]).await.unwrap();
+        let (_, _) = browser.send(IoBuf::from_vec(b"GET / HTTP/1.1\r\n".repeat(8))).await;
+        let (end, _) = browser.recv(IoBuf::from_vec(vec![0; 10])).await;
+        assert!(matches!(end, Ok(0) | Err(_)), "a stranger hears nothing: {end:?}");
+        assert_eq!(one.net.stats().refused.not_a_node, 1);
+
+        // A peer that greets well and then claims more bytes than a message may have.
+        let header = Header {
+            kind: SMALL,
+            flags: 0,
+            mode: 0,
+            from: NodeId(3),
+            body_len: u32::MAX,
+            epoch: Epoch(1),
+            incarnation: Incarnation(1),
+            scn: Scn(0),
+            block: BlockId::default(),
+            request: RequestId(0),
+            argument: 0,
+        };
+        let forged = |header: Header, body: &[u8]| {
+            IoBuf::from_vec([header.seal(body).as_bytes(), body].concat())
+        };
+        let damaged = |which: u8| {
+            let mut bytes = forged(Header { body_len: 3, ..header }, b"abc").into_vec();
+            bytes[usize::from(which)] ^= 1;
+            IoBuf::from_vec(bytes)
+        };
+        let cases = [
+            forged(header, b""),
+            forged(Header { body_len: 0, from: NodeId(2), ..header }, b""),
+            forged(Header { body_len: 0, scn: Scn::MAX, ..header }, b""),
+            damaged(40),
+            damaged(66),
+        ];
+        for (i, bytes) in cases.into_iter().enumerate() {
+            let evil = cluster.stranger(1, 3, None).await;
+            cluster.until("its welcome", || one.net.is_up(NodeId(3))).await;
+            let (_, _) = evil.send(bytes).await;
+            cluster.until("its end", || one.seen.downs.borrow().len() == i + 1).await;
+            let status = one.net.stats().peers[1].clone();
+            assert!(matches!(status.down_reason, DownReason::Damaged(_)), "case {i}: {}", status.down_reason);
+            assert_eq!(one.net.stats().refused.damaged, i as u64 + 1);
+        }
+        two.net.send(NodeId(1), small(1), Body::Empty).unwrap();
+        cluster.until("a message of the peer that behaves", || one.seen.count.get() == 1).await;
+        assert!(one.seen.downs.borrow().iter().all(|node| *node == NodeId(3)));
+        [&one, &two].iter().for_each(|node| node.net.close());
+    });
+}
+
+#[test]
+fn messages_of_another_epoch_are_dropped_but_for_the_clusters_own() {
+    on_loopback(|reactor| async move {
+        let cluster = Cluster::new(&reactor, 2);
+        let nodes = cluster.start_all().await;
+        let founding = Message { kind: Service::Cluster.base() + 2, argument: 1, ..Message::default() };
+        nodes[0].net.set_epoch(Epoch(2));
+        nodes[1].net.send(NodeId(1), small(1), Body::Empty).unwrap();
+        let (stale, body) = block(1);
+        nodes[1].net.send(NodeId(1), stale, body).unwrap();
+        nodes[1].net.send(NodeId(1), founding, Body::Empty).unwrap();
+        nodes[1].net.set_epoch(Epoch(2));
+        nodes[1].net.send(NodeId(1), small(2), Body::Empty).unwrap();
+        cluster.until("both messages", || nodes[0].seen.count.get() == 2).await;
+        let arguments: Vec<u64> = nodes[0].seen.messages.borrow().iter().map(|(_, header, _)| header.argument).collect();
+        assert_eq!(arguments, [1, 2]);
+        assert_eq!(nodes[0].seen.messages.borrow()[0].1.kind, founding.kind);
+        assert_eq!(nodes[0].net.stats().dropped, Drops { epoch: 2, ..Drops::default() });
+        nodes.iter().for_each(|node| node.net.close());
+    });
+}
+
+#[test]
+fn a_peer_that_falls_too_far_behind_is_lost_and_a_silent_one_too() {
+    on_loopback(|reactor| async move {
+        let cluster = Cluster::new(&reactor, 2);
+        let mut settings = cluster.settings(1, 1);
+        settings.send_queue_bytes_max = 1_000_000;
+        settings.heartbeat_timeout = Duration::from_millis(100);
+        let one = cluster.start(settings).await;
+        let _slow = cluster.stranger(1, 2, None).await;
+        cluster.until("the welcome", || one.net.is_up(NodeId(2))).await;
+        let sent = (0..1_000u64).map(|i| one.net.send(NodeId(2), small(i), Body::Bytes(vec![0; 10_000])));
+        let refused = sent.filter_map(Result::err).next().expect("the queue is bounded");
+        assert!(matches!(refused.reason, DownReason::QueueFull { bytes } if bytes <= 1_020_000), "{refused}");
+        assert!(one.seen.downs.borrow().is_empty(), "handlers are not called from within send");
+        cluster.until("the loss", || one.seen.downs.borrow().len() == 1).await;
+
+        let _mute = cluster.stranger(1, 2, None).await;
+        cluster.until("the welcome", || one.seen.ups.borrow().len() == 2).await;
+        cluster.until("the loss", || one.seen.downs.borrow().len() == 2).await;
+        assert!(matches!(one.net.stats().peers[0].down_reason, DownReason::Silent(_)));
+        one.net.close();
+    });
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    on_loopback(|reactor| async move {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let settings = Settings::new(CLUSTER, NodeId(1), Incarnation(1), ShardId(0), 1, address);
+        let net = Interconnect::new(&reactor, &ScnClock::new(), settings);
+        let error = net.start().await.unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()) && error.contains("another process"), "{error}");
+    });
+}
