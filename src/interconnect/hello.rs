@@ -186,10 +186,9 @@ impl fmt::Display for HelloFault {
                 f,
                 "it speaks protocol version {theirs}, this node speaks {PROTOCOL_VERSION}: run the same release on every node"
             ),
-            HelloFault::Cluster { theirs, ours } => write!(
-                f,
-                "it belongs to cluster {theirs:032x}, this node to {ours:032x}: check the addresses in [cluster.nodes]"
-            ),
+            HelloFault::Cluster { theirs, ours } => {
+                write!(f, "it belongs to cluster {theirs:032x}, this node to {ours:032x}: check the addresses in [cluster.nodes]")
+            }
             HelloFault::BlockSize { theirs } => {
                 write!(f, "its blocks have {theirs} bytes, ours {BLOCK_SIZE}: both nodes must open the same volume")
             }
@@ -208,7 +207,10 @@ impl fmt::Display for HelloFault {
                 write!(f, "{theirs} answered where {wanted} should be: check the addresses in [cluster.nodes]")
             }
             HelloFault::Direction(node) => {
-                write!(f, "{node} connected to us, but the node of the higher number connects: run the same release on every node")
+                write!(
+                    f,
+                    "{node} connected to us, but the node of the higher number connects: run the same release on every node"
+                )
             }
             HelloFault::Stale { theirs, known } => {
                 write!(f, "it is {theirs}, but {known} of the same node has been here: an old process is still running")

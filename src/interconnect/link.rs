@@ -219,7 +219,13 @@ pub(super) async fn watch(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>) -> Do
 }
 
 /// Queues a message on the connection; a full queue ends it.
-pub(super) fn enqueue(link: &Link, peer: &Peer, bytes_max: usize, header: &Header, body: QueuedBody<'_>) -> Result<(), DownReason> {
+pub(super) fn enqueue(
+    link: &Link,
+    peer: &Peer,
+    bytes_max: usize,
+    header: &Header,
+    body: QueuedBody<'_>,
+) -> Result<(), DownReason> {
     let (bytes, messages) = {
         let mut queue = link.queue.borrow_mut();
         queue.push(header, body);

@@ -29,10 +29,10 @@ pub use self::header::{
     BODY_BYTES_MAX, FLAG_BLOCK, FLAGS_OF_SERVICE, FrameFault, HEADER_BYTES, Header, Message, Service, WireHeader,
 };
 pub use self::hello::{Expected, HELLO_BYTES, HELLO_MAGIC, Hello, HelloFault, PROTOCOL_VERSION, WireHello};
-pub use self::stats::{DownReason, Drops, PeerDown, PeerStatus, Refusals, Stats, Traffic};
 use self::link::Link;
 use self::queue::QueuedBody;
 use self::stats::{Counters, LogGate};
+pub use self::stats::{DownReason, Drops, PeerDown, PeerStatus, Refusals, Stats, Traffic};
 use crate::clock::ScnClock;
 use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NodeId, ShardId};
 use crate::reactor::sync::Notify;
@@ -241,7 +241,14 @@ pub struct Interconnect(Rc<Inner>);
 impl Settings {
     /// Settings with the default times and bounds (heartbeat 1 s, lost after 5 s, [`SEND_QUEUE_BYTES`]).
     #[must_use]
-    pub fn new(cluster_id: u128, node: NodeId, incarnation: Incarnation, shard: ShardId, shards: u8, listen: SocketAddr) -> Settings {
+    pub fn new(
+        cluster_id: u128,
+        node: NodeId,
+        incarnation: Incarnation,
+        shard: ShardId,
+        shards: u8,
+        listen: SocketAddr,
+    ) -> Settings {
         Settings {
             cluster_id,
             node,

@@ -52,8 +52,7 @@ impl std::fmt::Display for Unmet {
 
 pub(super) async fn start(inner: &Rc<Inner>) -> Result<(), InterconnectError> {
     let address = inner.settings.listen;
-    let listener =
-        inner.reactor.listen(address).await.map_err(|source| InterconnectError::Listen { address, source })?;
+    let listener = inner.reactor.listen(address).await.map_err(|source| InterconnectError::Listen { address, source })?;
     let mut tasks = inner.tasks.borrow_mut();
     tasks.push(inner.reactor.spawn(Class::High, "interconnect accept", accept(inner.clone(), listener)));
     for peer in inner.peers.iter().flatten().filter(|peer| peer.node < inner.settings.node) {
