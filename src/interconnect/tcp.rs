@@ -117,9 +117,8 @@ async fn greet_accepted(inner: Rc<Inner>, stream: Stream, from: SocketAddr) {
 async fn greeting_of_accepted(inner: &Rc<Inner>, stream: &Stream) -> Result<(Rc<Peer>, Hello), Unmet> {
     let wire = receive_hello(stream).await?;
     // A stranger gets no answer: it may be anything, and what we say is none of its business.
-    match wire.open() {
-        Err(fault @ (HelloFault::Magic | HelloFault::Checksum)) => return Err(Unmet::Fault(fault)),
-        Ok(_) | Err(_) => {}
+    if let Err(fault @ (HelloFault::Magic | HelloFault::Checksum)) = wire.open() {
+        return Err(Unmet::Fault(fault));
     }
     let ours = our_hello(inner, NodeId(0));
     let checked = Expected { ours, accepted: true }.check(&wire).and_then(|theirs| admit(inner, &theirs));
