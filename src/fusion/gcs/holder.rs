@@ -10,9 +10,9 @@ use std::rc::Rc;
 
 use super::master::bare;
 use super::message::{CREATE, DIRTY, Kind, Message, request_id, requester};
-use super::output::{Output, Remains};
+use super::output::Output;
 use super::rules::{Rule, Rules};
-use crate::cache::{Granted, Mode, Source};
+use crate::cache::{Granted, Mode, Remains, Source};
 use crate::fusion::grd::{BlockMap, MastershipMap};
 use crate::ids::{BlockId, NodeId, RequestId, Scn};
 
@@ -274,17 +274,17 @@ impl HolderCore {
             (false, _) => {
                 self.counters.downgrades_total += u64::from(was_exclusive);
                 held.mode = Mode::Shared;
-                Remains::Shared
+                Remains::KeepShared
             }
             (true, true) => {
                 self.counters.past_images_total += 1;
                 held.mode = Mode::Null;
                 held.past_image = Some(image.scn);
-                Remains::PastImage
+                Remains::BecomePastImage
             }
             (true, false) => {
                 held.mode = Mode::Null;
-                Remains::Nothing
+                Remains::Dropped
             }
         };
         out.push(Output::Finish { block, remains });

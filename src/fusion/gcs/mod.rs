@@ -15,4 +15,4 @@ mod rules;
 
 pub use holder::{HolderCore, HolderCounters, ProtectedImage};
 pub use master::{MasterCore, MasterCounters};
-pub use output::{Output, Remains};
+pub use output::Output;

@@ -1,6 +1,6 @@
 //! What the two cores want done. The agent does it, in order; the explorer's world does it in any order that may happen.
 
-use crate::cache::Granted;
+use crate::cache::{Granted, Remains};
 use crate::ids::{BlockId, NodeId, RequestId, Scn};
 
 use super::message::Message;
@@ -65,15 +65,4 @@ pub enum Output {
         /// The block.
         block: BlockId,
     },
-}
-
-/// What remains of a block here after it has been protected.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum Remains {
-    /// A Shared copy; if it was dirty, this node stays its owner.
-    Shared,
-    /// A past image: it was dirty, and somebody else owns it now.
-    PastImage,
-    /// Nothing: it was clean.
-    Nothing,
 }

@@ -6,12 +6,12 @@ use std::hash::{Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-use crate::cache::{Mode, Source};
+use crate::cache::{Mode, Remains, Source};
 use crate::fusion::NodeSet;
 use crate::fusion::gcs::directory::Transition;
 use crate::fusion::gcs::message::{Kind, Message};
 use crate::fusion::gcs::rules::Rule;
-use crate::fusion::gcs::{HolderCore, MasterCore, Output, ProtectedImage, Remains};
+use crate::fusion::gcs::{HolderCore, MasterCore, Output, ProtectedImage};
 use crate::fusion::grd::{BlockHasher, MastershipMap};
 use crate::ids::{BlockId, BlockNo, Epoch, NodeId, PartitionId, RequestId, Scn};
 
@@ -354,13 +354,13 @@ impl World {
                     self.net.push(Envelope { from, to, message, content: cache.content });
                 }
                 Output::Finish { remains, .. } => match remains {
-                    Remains::Shared => cache.mode = Mode::Shared,
-                    Remains::PastImage => {
+                    Remains::KeepShared => cache.mode = Mode::Shared,
+                    Remains::BecomePastImage => {
                         cache.mode = Mode::Null;
                         cache.past_image = Some(cache.content);
                         cache.dirty = false;
                     }
-                    Remains::Nothing => {
+                    Remains::Dropped => {
                         if cache.dirty {
                             return Err("a dirty block vanishes".to_owned());
                         }
@@ -459,9 +459,13 @@ impl World {
         if let Some(activity) = activity {
             return Err(format!("left in flight: {:?} of {:?}", activity, Transition::None));
         }
+        // Who is dirty with hints only may be known as the owner or not.
         let owner = ids(&|cache| cache.mode == Mode::Exclusive || (cache.dirty && cache.content > self.disk));
+        let possible = ids(&|cache| cache.mode == Mode::Exclusive || cache.dirty);
+        let owner_fits =
+            entry.owner().map_or(owner.is_empty(), |known| possible.contains(known) && owner.without(known).is_empty());
         let same = entry.holders == holders
-            && entry.owner().map_or(NodeSet::EMPTY, NodeSet::of) == owner
+            && owner_fits
             && images.iter().all(|keeper| entry.past_images.contains(keeper))
             && (entry.past_images.is_empty() || !written);
         if same {
