@@ -347,6 +347,12 @@ impl HolderCore {
         self.blocks.get(&block).map_or(Mode::Null, |held| held.mode)
     }
 
+    /// Whether the cache is to protect `block`.
+    #[must_use]
+    pub fn is_protecting(&self, block: BlockId) -> bool {
+        self.blocks.get(&block).is_some_and(|held| held.protecting)
+    }
+
     /// The newest version of `block` that this node has to keep a past image (or at least the redo) of.
     #[must_use]
     pub fn past_image(&self, block: BlockId) -> Option<Scn> {

@@ -2,8 +2,10 @@
 //!
 //! Owned by one shard. Two state machines without I/O do the thinking: [`MasterCore`] keeps the directory of the blocks
 //! that this node masters, [`HolderCore`] the modes that this node holds. Both take messages and give [`Output`]s, so that
-//! the explorer (`explore.rs`) can drive them through every order of events.
+//! the explorer (`explore/`) can drive them through every order of events. [`Gcs`] does what they want done, between the
+//! shard's cache and the interconnect.
 
+mod agent;
 mod directory;
 #[cfg(test)]
 mod explore;
@@ -12,7 +14,10 @@ mod master;
 pub mod message;
 mod output;
 mod rules;
+mod statistics;
 
+pub use agent::{Gcs, GcsConfig, GcsParts};
 pub use holder::{HolderCore, HolderCounters, ProtectedImage};
 pub use master::{MasterCore, MasterCounters};
 pub use output::Output;
+pub use statistics::{GcsStats, LATENCY_BUCKETS, LatencyHistogram, Path};

@@ -1,0 +1,528 @@
+//! Cache Fusion at work: feeds the two cores what the cache asks and the other nodes say, and does what they want done.
+//!
+//! One [`Gcs`] per shard, owned by its thread. Bounded: at most `max_outstanding_requests` requests are open, the others
+//! wait in line here (one per frame at most); a protection and a release in flight per block. What it promises on top of
+//! the cores: a grant is in its frame before the master hears of it, and before any later message about the block is
+//! looked at; everything the cores want is done in the order in which they wanted it.
+//!
+//! The cache calls back into this module from within calls of this module. So the cores are borrowed only while they
+//! think; what they want goes into a line that the outermost call works off.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::message::{Kind, Message, mode_from_wire};
+use super::statistics::{GcsStats, LatencyHistogram, Path};
+use super::{HolderCore, MasterCore, Output, ProtectedImage};
+use crate::cache::{Acquire, Cache, CacheError, Coherence, Granted, LocalFuture, Mode, ProtectedBlock, Source, WeakCache};
+use crate::fusion::grd::{BlockMap, MastershipMap};
+use crate::ids::{BlockId, NodeId, RequestId, Scn};
+use crate::interconnect::{Body, Handler, Header, Interconnect};
+use crate::reactor::sync::{OneshotSender, oneshot};
+use crate::reactor::{Class, Instant, IoBuf, Reactor, TaskHandle};
+
+/// Settings of [`Gcs`].
+#[derive(Clone, Copy, Debug)]
+pub struct GcsConfig {
+    /// Most requests of this shard that are open at other nodes or in the master here.
+    pub max_outstanding_requests: usize,
+    /// Most directory entries mastered by this shard before cold ones are recalled.
+    pub max_grd_entries: usize,
+    /// Milliseconds after which an open request is reported as stalled. It stays open: only a change of the membership
+    /// can tell that its answer will not come.
+    pub block_transfer_timeout_ms: u64,
+}
+
+impl Default for GcsConfig {
+    fn default() -> GcsConfig {
+        GcsConfig { max_outstanding_requests: 4096, max_grd_entries: 10_000_000, block_transfer_timeout_ms: 100 }
+    }
+}
+
+/// What a shard's Cache Fusion works with.
+pub struct GcsParts {
+    /// The shard's reactor.
+    pub reactor: Reactor,
+    /// The shard's end of the connections to the other nodes.
+    pub interconnect: Interconnect,
+    /// Who masters what, in which epoch.
+    pub map: Rc<MastershipMap>,
+    /// Settings.
+    pub config: GcsConfig,
+}
+
+/// A request of the cache's that is open.
+struct Pending {
+    acquire: Acquire,
+    request: RequestId,
+    since: Instant,
+    /// The interconnect was given the frame to receive into.
+    in_place: bool,
+    /// Who answered.
+    answered_by: NodeId,
+    reported: bool,
+}
+
+#[derive(Default)]
+struct Tables {
+    pending: BlockMap<Pending>,
+    /// Requests beyond the bound.
+    in_line: VecDeque<Acquire>,
+    releases: BlockMap<Vec<OneshotSender<()>>>,
+    protecting: BlockMap<TaskHandle>,
+    protected: BlockMap<ProtectedBlock>,
+}
+
+#[derive(Default)]
+struct Numbers {
+    sent: [u64; Kind::ALL.len()],
+    received: [u64; Kind::ALL.len()],
+    latency: [LatencyHistogram; Path::ALL.len()],
+    stalled: u64,
+    unsent: u64,
+    malformed: u64,
+    peers_lost: u64,
+}
+
+struct Cores {
+    master: MasterCore,
+    holder: HolderCore,
+}
+
+struct Inner {
+    this: Weak<Inner>,
+    node: NodeId,
+    reactor: Reactor,
+    interconnect: Interconnect,
+    map: Rc<MastershipMap>,
+    config: GcsConfig,
+    cache: RefCell<Option<WeakCache>>,
+    cores: RefCell<Cores>,
+    tables: RefCell<Tables>,
+    numbers: RefCell<Numbers>,
+    /// What the cores want done, in order.
+    wanted: RefCell<VecDeque<Output>>,
+    scratch: Cell<Vec<Output>>,
+    working: Cell<bool>,
+    failure: RefCell<Option<CacheError>>,
+    watch: RefCell<Option<TaskHandle>>,
+}
+
+/// A shard's Cache Fusion; clones are the same. Give it to the cache as its [`Coherence`] and to the interconnect as the
+/// [`Handler`] of its service, then [`attach`](Gcs::attach) the cache.
+#[derive(Clone)]
+pub struct Gcs(Rc<Inner>);
+
+impl Gcs {
+    /// Cache Fusion of this node and shard, in the epoch of the map.
+    #[must_use]
+    pub fn new(parts: GcsParts) -> Gcs {
+        let GcsParts { reactor, interconnect, map, config } = parts;
+        let node = interconnect.node();
+        assert!(config.max_outstanding_requests > 0 && config.max_grd_entries > 0 && config.block_transfer_timeout_ms > 0);
+        assert!(map.members().contains(&node), "{node} is not a member of {map:?}");
+        Gcs(Rc::new_cyclic(|this| Inner {
+            this: this.clone(),
+            node,
+            reactor,
+            interconnect,
+            cores: RefCell::new(Cores {
+                master: MasterCore::new(node, map.epoch(), config.max_grd_entries),
+                holder: HolderCore::new(node, map.clone()),
+            }),
+            map,
+            config,
+            cache: RefCell::new(None),
+            tables: RefCell::default(),
+            numbers: RefCell::default(),
+            wanted: RefCell::default(),
+            scratch: Cell::default(),
+            working: Cell::new(false),
+            failure: RefCell::new(None),
+            watch: RefCell::new(None),
+        }))
+    }
+
+    /// Names the cache that this works for, and starts to watch for stalled requests. Once.
+    pub fn attach(&self, cache: &Cache) {
+        let before = self.0.cache.borrow_mut().replace(cache.downgrade());
+        assert!(before.is_none(), "Cache Fusion works for one cache");
+        let this = self.0.this.clone();
+        let reactor = self.0.reactor.clone();
+        let interval = Duration::from_millis(self.0.config.block_transfer_timeout_ms.div_ceil(2));
+        let watch = async move {
+            loop {
+                reactor.sleep(interval).await;
+                let Some(inner) = this.upgrade() else { return };
+                inner.report_stalls();
+            }
+        };
+        *self.0.watch.borrow_mut() = Some(self.0.reactor.spawn(Class::Low, "stalled transfers", watch));
+    }
+
+    /// Stops the watching; open requests stay open.
+    pub fn close(&self) {
+        if let Some(watch) = self.0.watch.borrow_mut().take() {
+            watch.abort();
+        }
+    }
+
+    /// Why no block can be given away any more, if that is so: the log can't make redo durable. The node has to stop.
+    #[must_use]
+    pub fn failure(&self) -> Option<CacheError> {
+        self.0.failure.borrow().clone()
+    }
+
+    /// Who masters what.
+    #[must_use]
+    pub fn map(&self) -> Rc<MastershipMap> {
+        self.0.map.clone()
+    }
+
+    /// What has been done so far, and what is being done.
+    #[must_use]
+    pub fn stats(&self) -> GcsStats {
+        let (numbers, cores, tables) = (self.0.numbers.borrow(), self.0.cores.borrow(), self.0.tables.borrow());
+        let mut transfers = numbers.latency[Path::TwoWay as usize];
+        transfers.add(&numbers.latency[Path::ThreeWay as usize]);
+        let holder = cores.holder.counters();
+        GcsStats {
+            total_transfers: transfers.count(),
+            blocks_shipped_total: holder.ships_total,
+            pi_transfers: holder.past_images_total,
+            avg_transfer_latency_us: transfers.mean_us(),
+            latency: numbers.latency,
+            sent: numbers.sent,
+            received: numbers.received,
+            stalled_transfers_total: numbers.stalled,
+            unsent_total: numbers.unsent,
+            malformed_total: numbers.malformed,
+            peers_lost_total: numbers.peers_lost,
+            outstanding_requests: tables.pending.len() as u64,
+            waiting_requests: tables.in_line.len() as u64,
+            grd_entries: cores.master.entries() as u64,
+            blocks_held: cores.holder.blocks() as u64,
+            transitions_in_flight: cores.master.transitions_in_flight() as u64,
+            master: cores.master.counters(),
+            holder,
+        }
+    }
+
+    /// Asserts what must hold between two turns.
+    pub fn invariants(&self) {
+        let (cores, tables) = (self.0.cores.borrow(), self.0.tables.borrow());
+        cores.master.invariants();
+        cores.holder.invariants();
+        assert!(tables.pending.len() <= self.0.config.max_outstanding_requests, "more requests open than allowed");
+        for (&block, pending) in &tables.pending {
+            assert_eq!(cores.holder.open_request(block), Some(pending.request), "{block}: the request is not the core's");
+        }
+        assert!(self.0.wanted.borrow().is_empty() && !self.0.working.get(), "work is left undone");
+    }
+}
+
+impl Inner {
+    /// Lets the cores think, then does what they and those whom that calls want done.
+    fn feed(&self, think: impl FnOnce(&mut Cores, &mut Vec<Output>)) {
+        let mut out = self.scratch.take();
+        think(&mut self.cores.borrow_mut(), &mut out);
+        self.wanted.borrow_mut().extend(out.drain(..));
+        self.scratch.set(out);
+        self.work();
+    }
+
+    fn work(&self) {
+        if self.working.replace(true) {
+            return;
+        }
+        loop {
+            let next = self.wanted.borrow_mut().pop_front();
+            let Some(output) = next else { break };
+            self.perform(output);
+        }
+        self.working.set(false);
+    }
+
+    fn cache(&self) -> Option<Cache> {
+        self.cache.borrow().as_ref().expect("the cache is attached before it asks for anything").upgrade()
+    }
+
+    fn perform(&self, output: Output) {
+        match output {
+            Output::Send { to, message } if to == self.node => self.hear(to, &message),
+            Output::Send { to, message } => self.send(to, &message, Body::Empty),
+            Output::Ship { to, message } => {
+                let bytes = self.tables.borrow().protected[&message.block].io_buf();
+                self.send(to, &message, Body::Block(bytes));
+            }
+            Output::Finish { block, remains } => {
+                let protected = self.tables.borrow_mut().protected.remove(&block);
+                protected.expect("only a protected block is finished").finish(remains);
+            }
+            Output::Protect { block } => self.protect(block),
+            Output::CancelProtect { block } => {
+                if let Some(task) = self.tables.borrow_mut().protecting.remove(&block) {
+                    task.abort();
+                }
+            }
+            Output::Granted { block, request, granted } => self.granted(block, request, granted),
+            Output::Released { block } => {
+                let waiting = self.tables.borrow_mut().releases.remove(&block);
+                for sender in waiting.into_iter().flatten() {
+                    // Nobody waits any more: fine.
+                    let _ = sender.send(());
+                }
+            }
+            Output::DiscardPastImage { block, up_to } => {
+                if let Some(cache) = self.cache() {
+                    cache.discard_past_image(block, up_to);
+                }
+            }
+            Output::RequestWrite { block } => {
+                if let Some(cache) = self.cache() {
+                    cache.request_write(block);
+                }
+            }
+        }
+    }
+
+    /// A message for one of the cores of this node.
+    fn hear(&self, from: NodeId, message: &Message) {
+        self.feed(|cores, out| {
+            if message.kind.is_for_master() {
+                cores.master.on_message(from, message, out);
+            } else {
+                cores.holder.on_message(from, message, out);
+            }
+        });
+    }
+
+    fn send(&self, to: NodeId, message: &Message, body: Body) {
+        let wire = crate::interconnect::Message {
+            kind: message.kind as u8,
+            flags: message.flags,
+            mode: message.mode as u8,
+            block: message.block,
+            request: message.request,
+            argument: message.scn.0,
+        };
+        let sent = self.interconnect.send(to, wire, body);
+        let mut numbers = self.numbers.borrow_mut();
+        match sent {
+            Ok(()) => numbers.sent[message.kind.index()] += 1,
+            // What hangs on it is sorted out with the loss of the peer, which the cluster hears of from the interconnect.
+            Err(down) => {
+                numbers.unsent += 1;
+                tracing::warn!(%to, ?message, %down, "a message about a block was not sent");
+            }
+        }
+    }
+
+    /// Asks the cache to protect the block. Mostly nothing stands in the way: then it is done without a task.
+    fn protect(&self, block: BlockId) {
+        let Some(cache) = self.cache() else { return };
+        let mut protection: Pin<Box<dyn Future<Output = _>>> = Box::pin(async move { cache.protect(block).await });
+        match protection.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answer) => self.protected(block, answer),
+            Poll::Pending => {
+                let this = self.this.clone();
+                let task = self.reactor.spawn(Class::High, "protect a block", async move {
+                    let answer = protection.await;
+                    if let Some(inner) = this.upgrade() {
+                        inner.tables.borrow_mut().protecting.remove(&block);
+                        inner.protected(block, answer);
+                    }
+                });
+                self.tables.borrow_mut().protecting.insert(block, task);
+            }
+        }
+    }
+
+    fn protected(&self, block: BlockId, answer: Result<Option<ProtectedBlock>, CacheError>) {
+        match answer {
+            Ok(protected) => {
+                if !self.cores.borrow().holder.is_protecting(block) {
+                    return;
+                }
+                let image = protected.as_ref().map(|block| ProtectedImage { scn: block.scn(), dirty: block.dirty() });
+                if let Some(protected) = protected {
+                    self.tables.borrow_mut().protected.insert(block, protected);
+                }
+                self.feed(|cores, out| cores.holder.on_protected(block, image, out));
+            }
+            Err(error) => {
+                tracing::error!(%block, %error, "the block cannot be given to another node; this node has to stop");
+                self.failure.borrow_mut().get_or_insert(error);
+            }
+        }
+    }
+
+    fn granted(&self, block: BlockId, request: RequestId, granted: Granted) {
+        let (pending, next) = {
+            let mut tables = self.tables.borrow_mut();
+            let pending = tables.pending.remove(&block).expect("the core grants what was asked for");
+            (pending, tables.in_line.pop_front())
+        };
+        assert_eq!(pending.request, request, "{block}: a grant for another request");
+        let master = self.map.master(block);
+        let path = match granted.source {
+            Source::Disk if master == self.node => Path::DiskLocal,
+            Source::Disk => Path::DiskRemote,
+            Source::Held => Path::Upgrade,
+            Source::Received if master == self.node || master == pending.answered_by => Path::TwoWay,
+            Source::Received => Path::ThreeWay,
+        };
+        let ns = u64::try_from(self.reactor.now().since(pending.since).as_nanos()).unwrap_or(u64::MAX);
+        self.numbers.borrow_mut().latency[path as usize].record_ns(ns);
+        pending.acquire.granted(granted);
+        if let Some(next) = next {
+            self.open(next);
+        }
+    }
+
+    fn open(&self, acquire: Acquire) {
+        let (block, want, create) = (acquire.block, acquire.want, acquire.create);
+        let since = self.reactor.now();
+        self.feed(|cores, out| {
+            let request = cores.holder.acquire(block, want, create, out);
+            let pending = Pending { acquire, request, since, in_place: false, answered_by: NodeId(0), reported: false };
+            let before = self.tables.borrow_mut().pending.insert(block, pending);
+            assert!(before.is_none(), "{block} was asked for twice");
+        });
+    }
+
+    /// Puts a received block into the frame that its request has reserved, unless it was received there. Whether the
+    /// request is open and the block is where it belongs.
+    fn take_in(&self, from: NodeId, message: &Message, bytes: IoBuf) -> bool {
+        let (frame, in_place) = {
+            let mut tables = self.tables.borrow_mut();
+            let pending = tables.pending.get_mut(&message.block).filter(|pending| pending.request == message.request);
+            let Some(pending) = pending else { return false };
+            pending.answered_by = from;
+            (pending.acquire.frame, pending.in_place)
+        };
+        if in_place {
+            return true;
+        }
+        let buffer = self.cache().and_then(|cache| cache.receive_buffer(frame));
+        let Some(mut buffer) = buffer else { return false };
+        buffer.as_mut_slice().copy_from_slice(bytes.as_slice());
+        true
+    }
+
+    fn malformed(&self, from: NodeId, what: &str, header: &Header) {
+        self.numbers.borrow_mut().malformed += 1;
+        tracing::error!(%from, ?header, "{what}; dropped. Do all nodes run the same version?");
+    }
+
+    fn report_stalls(&self) {
+        let now = self.reactor.now();
+        let limit = Duration::from_millis(self.config.block_transfer_timeout_ms);
+        let mut stalled = 0;
+        for (block, pending) in &mut self.tables.borrow_mut().pending {
+            let waited = now.since(pending.since);
+            if waited > limit && !pending.reported {
+                pending.reported = true;
+                stalled += 1;
+                let master = self.map.master(*block);
+                tracing::warn!(
+                    %block, %master, request = ?pending.request, waited_ms = waited.as_millis() as u64,
+                    "a block has not arrived within block_transfer_timeout; it is still waited for"
+                );
+            }
+        }
+        self.numbers.borrow_mut().stalled += stalled;
+    }
+}
+
+impl Coherence for Gcs {
+    fn acquire(&self, request: Acquire) {
+        let full = {
+            let tables = self.0.tables.borrow();
+            tables.pending.len() >= self.0.config.max_outstanding_requests
+        };
+        if full {
+            self.0.tables.borrow_mut().in_line.push_back(request);
+        } else {
+            self.0.open(request);
+        }
+    }
+
+    fn release(&self, block: BlockId, _mode: Mode) -> LocalFuture<()> {
+        let (sender, receiver) = oneshot();
+        self.0.tables.borrow_mut().releases.entry(block).or_default().push(sender);
+        self.0.feed(|cores, out| cores.holder.release(block, out));
+        Box::pin(async move {
+            // The other end goes only with the whole of Cache Fusion.
+            let _ = receiver.await;
+        })
+    }
+
+    fn wrote(&self, block: BlockId, scn: Scn) {
+        self.0.feed(|cores, out| cores.holder.wrote(block, scn, out));
+    }
+
+    fn request_write(&self, block: BlockId) {
+        self.0.feed(|cores, out| cores.holder.want_written(block, out));
+    }
+}
+
+impl Handler for Gcs {
+    fn on_message(&self, from: NodeId, header: &Header, body: Body) {
+        let (Some(kind), Some(mode)) = (Kind::from_wire(header.kind), mode_from_wire(header.mode)) else {
+            return self.0.malformed(from, "a message about a block of a kind or mode that does not exist", header);
+        };
+        let message = Message {
+            kind,
+            flags: header.flags & (super::message::DIRTY | super::message::CREATE),
+            mode,
+            epoch: header.epoch,
+            block: header.block,
+            request: header.request,
+            scn: Scn(header.argument),
+        };
+        self.0.numbers.borrow_mut().received[kind.index()] += 1;
+        match (kind, body) {
+            (Kind::Data, Body::Block(bytes)) => {
+                if message.epoch == self.0.map.epoch() && !self.0.take_in(from, &message, bytes) {
+                    return self.0.malformed(from, "a block that nobody waits for", header);
+                }
+            }
+            (Kind::Data, _) => return self.0.malformed(from, "a block without its bytes", header),
+            (_, Body::Empty) => {
+                if let Some(pending) = self.0.tables.borrow_mut().pending.get_mut(&message.block) {
+                    pending.answered_by = from;
+                }
+            }
+            (_, _) => return self.0.malformed(from, "a body on a message that has none", header),
+        }
+        self.0.hear(from, &message);
+    }
+
+    fn frame_for(&self, header: &Header) -> Option<IoBuf> {
+        if Kind::from_wire(header.kind) != Some(Kind::Data) || header.epoch != self.0.map.epoch() {
+            return None;
+        }
+        let mut tables = self.0.tables.borrow_mut();
+        let pending = tables.pending.get_mut(&header.block).filter(|pending| pending.request == header.request)?;
+        let buffer = self.0.cache()?.receive_buffer(pending.acquire.frame)?;
+        pending.in_place = true;
+        Some(buffer)
+    }
+
+    fn on_peer_down(&self, node: NodeId) {
+        self.0.numbers.borrow_mut().peers_lost += 1;
+        let cores = self.0.cores.borrow();
+        tracing::error!(
+            %node,
+            entries = cores.master.entries_of(node),
+            blocks = cores.holder.blocks_mastered_by(node),
+            "a node is lost: blocks that it masters, holds or asked for stay locked until the membership has changed"
+        );
+    }
+}
