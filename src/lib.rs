@@ -13,5 +13,6 @@ pub mod wal;
 pub mod interconnect;
 pub mod cache;
 pub mod fusion;
+pub mod btree;
 pub mod store;
 pub mod cluster;
