@@ -57,6 +57,11 @@ impl<T> Slab<T> {
         }
     }
 
+    /// The indexes of all live entries.
+    pub(crate) fn indexes(&self) -> Vec<u32> {
+        (0..self.entries.len() as u32).filter(|index| self.get(*index).is_some()).collect()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.len
     }

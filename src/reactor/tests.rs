@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::driver::sim::{HostId, SimWorld};
 use super::*;
 
 /// A place to run the suite: makes a reactor, runs a future on it, names a fresh file.
@@ -56,6 +57,27 @@ impl Stage for OnPoll {
     }
     fn address() -> SocketAddr {
         "127.0.0.1:0".parse().unwrap()
+    }
+}
+
+struct OnSim;
+
+impl Stage for OnSim {
+    fn run<F, Fut>(make: F) -> Fut::Output
+    where
+        F: FnOnce(Reactor) -> Fut,
+        Fut: Future + 'static,
+        Fut::Output: 'static,
+    {
+        let world = SimWorld::new(1);
+        let reactor = world.reactor(HostId(1));
+        world.block_on(&reactor, make(reactor.clone()))
+    }
+    fn file(name: &str) -> PathBuf {
+        PathBuf::from(name)
+    }
+    fn address() -> SocketAddr {
+        OnPoll::address()
     }
 }
 
@@ -227,6 +249,11 @@ macro_rules! suite {
 mod on_uring {
     suite!(OnUring: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
         an_aborted_operation_keeps_its_buffer mail_wakes_a_sleeping_reactor);
+}
+
+mod on_sim {
+    suite!(OnSim: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
+        an_aborted_operation_keeps_its_buffer);
 }
 
 mod on_poll {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::driver::Wait;
 use super::stats::add;
 use super::task::TaskId;
-use super::time::Instant;
+use super::time::{Clock, Instant};
 use super::{Reactor, STALL_LIMIT};
 
 /// Most polls of tasks in a turn, so that completions and timers are never far away.
@@ -118,5 +118,16 @@ impl Reactor {
             add(&inner.counters.mail_received, 1);
             letter(self);
         }
+    }
+
+    /// Whether a turn now would do anything; the simulator asks.
+    pub(crate) fn has_work(&self) -> bool {
+        self.0.executor.ready() > 0 || self.0.mailbox.has_mail()
+    }
+
+    /// When the next timer is due; the simulator asks.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        debug_assert!(matches!(self.0.clock, Clock::Virtual { .. }), "real drivers sleep by themselves");
+        self.0.timers.borrow_mut().next_deadline()
     }
 }

@@ -15,6 +15,7 @@ use super::mail::WakeUp;
 use super::time::Clock;
 
 pub mod poll;
+pub mod sim;
 mod system;
 pub mod uring;
 

@@ -1,0 +1,235 @@
+//! The simulator keeps its promises: same seed, same run; crashes lose what was not synced and nothing else.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::*;
+use crate::reactor::{Class, IoBuf, Reactor};
+
+const SERVER: HostId = HostId(1);
+const CLIENT: HostId = HostId(2);
+
+fn filled(byte: u8) -> IoBuf {
+    let mut buffer = IoBuf::aligned(4096);
+    buffer.as_mut_slice().fill(byte);
+    buffer
+}
+
+fn address() -> SocketAddr {
+    "10.1.0.1:7000".parse().unwrap()
+}
+
+async fn serve(reactor: Reactor) {
+    let file = reactor.open(Path::new("log"), OpenOptions::CREATE).await.unwrap();
+    let listener = reactor.listen(address()).await.unwrap();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let task = reactor.clone();
+        reactor.spawn(Class::Normal, "serve", async move {
+            loop {
+                let (result, buffer) = stream.recv_exact(IoBuf::aligned(4096)).await;
+                if result.is_err() {
+                    return;
+                }
+                let offset = u64::from(buffer.as_slice()[0]) * 4096;
+                let (result, buffer) = task.write_durable(file, offset, buffer).await;
+                result.unwrap();
+                if stream.send(buffer.slice(0..1)).await.0.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// Three tasks write through a server that may crash on the way. Returns the trace and which pages were acknowledged.
+fn run_world(seed: u64, crash_after: Option<Duration>) -> (u64, Vec<u8>, Vec<u8>) {
+    let world = SimWorld::new(seed);
+    let server = world.reactor(SERVER);
+    server.spawn(Class::Normal, "server", serve(server.clone()));
+    let client = world.reactor(CLIENT);
+    let acknowledged = Rc::new(RefCell::new(Vec::new()));
+    for task in 0..3u8 {
+        let (client, acknowledged) = (client.clone(), acknowledged.clone());
+        client.clone().spawn(Class::Normal, "client", async move {
+            let stream = loop {
+                match client.connect(address()).await {
+                    Ok(stream) => break stream,
+                    Err(_) => client.sleep(Duration::from_millis(1)).await,
+                }
+            };
+            for round in 0..20u8 {
+                let page = task * 20 + round;
+                if stream.send(filled(page)).await.0.is_err() || stream.recv_exact(IoBuf::aligned(1)).await.0.is_err() {
+                    return;
+                }
+                acknowledged.borrow_mut().push(page);
+            }
+        });
+    }
+    match crash_after {
+        Some(time) => {
+            world.run_for(time);
+            world.crash(SERVER);
+            world.run_for(Duration::from_secs(1));
+        }
+        None => world.run_for(Duration::from_secs(5)),
+    }
+    let again = world.reactor(SERVER);
+    let task = again.clone();
+    let found = world.block_on(&again, async move {
+        let file = task.open(Path::new("log"), OpenOptions::CREATE).await.unwrap();
+        let mut found = Vec::new();
+        for page in 1..60u8 {
+            let (result, buffer) = task.read(file, u64::from(page) * 4096, IoBuf::aligned(4096)).await;
+            if result.unwrap() == 4096 && buffer.as_slice().iter().all(|byte| *byte == page) {
+                found.push(page);
+            }
+        }
+        found
+    });
+    (world.trace(), acknowledged.take(), found)
+}
+
+#[test]
+fn the_same_seed_runs_the_same_way() {
+    for seed in 0..5 {
+        let crash = (seed % 2 == 0).then(|| Duration::from_micros(3000));
+        assert_eq!(run_world(seed, crash), run_world(seed, crash), "seed {seed}");
+    }
+    assert_ne!(run_world(1, None).0, run_world(2, None).0, "another seed is another run");
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_crash() {
+    let mut partial = 0;
+    for seed in 0..50 {
+        let (_, acknowledged, found) = run_world(seed, Some(Duration::from_micros(500 + seed * 100)));
+        for page in &acknowledged {
+            assert!(*page == 0 || found.contains(page), "seed {seed}: page {page} was acknowledged and is lost");
+        }
+        partial += usize::from(!acknowledged.is_empty() && acknowledged.len() < 60);
+    }
+    assert!(partial > 25, "most crashes come in the middle, {partial} did");
+}
+
+#[test]
+fn a_crash_loses_and_tears_unsynced_writes_only() {
+    let (mut lost, mut torn, mut kept) = (0, 0, 0);
+    for seed in 0..40 {
+        let world = SimWorld::new(seed);
+        let writer = world.reactor(SERVER);
+        let task = writer.clone();
+        world.block_on(&writer, async move {
+            let file = task.open(Path::new("disk"), OpenOptions::CREATE).await.unwrap();
+            task.write(file, 0, filled(1)).await.0.unwrap();
+            task.sync(file).await.unwrap();
+            task.write(file, 0, filled(2)).await.0.unwrap();
+        });
+        let reader = world.reactor(CLIENT);
+        let read = |world: &SimWorld| {
+            let task = reader.clone();
+            world.block_on(&reader, async move {
+                let file = task.open(Path::new("disk"), OpenOptions::READ).await.unwrap();
+                let (result, buffer) = task.read(file, 0, IoBuf::aligned(4096)).await;
+                assert_eq!(result.unwrap(), 4096);
+                buffer.as_slice().to_vec()
+            })
+        };
+        assert!(read(&world).iter().all(|byte| *byte == 2), "seen before it is synced");
+        world.crash(SERVER);
+        let after = read(&world);
+        assert!(after.chunks(512).all(|sector| sector.iter().all(|byte| *byte == sector[0])), "sectors are whole");
+        match after.iter().filter(|byte| **byte == 1).count() {
+            4096 => lost += 1,
+            0 => kept += 1,
+            _ => torn += 1,
+        }
+        assert!(after.iter().all(|byte| *byte == 1 || *byte == 2), "what was synced is there beneath");
+    }
+    assert!(lost > 0 && torn > 0 && kept > 0, "lost {lost}, torn {torn}, kept {kept}");
+}
+
+#[test]
+fn a_parted_pair_hears_nothing_until_it_is_healed() {
+    let world = SimWorld::new(3);
+    let (server, client) = (world.reactor(SERVER), world.reactor(CLIENT));
+    server.spawn(Class::Normal, "server", serve(server.clone()));
+    let task = client.clone();
+    let stream = world.block_on(&client, async move {
+        task.sleep(Duration::from_millis(5)).await;
+        task.connect(address()).await.unwrap()
+    });
+    world.part(SERVER, CLIENT);
+    let answered = Rc::new(Cell::new(false));
+    let (flag, task) = (answered.clone(), client.clone());
+    client.spawn(Class::Normal, "ask", async move {
+        stream.send(filled(7)).await.0.unwrap();
+        stream.recv_exact(IoBuf::aligned(1)).await.0.unwrap();
+        flag.set(true);
+    });
+    let refused = world.block_on(&client, async move { task.connect(address()).await.map(|_| ()).unwrap_err() });
+    assert_eq!(refused.kind(), std::io::ErrorKind::TimedOut);
+    assert!(!answered.get());
+    world.heal();
+    world.run_until(|| answered.get()).unwrap();
+}
+
+#[test]
+fn peers_of_a_killed_process_see_a_reset_and_of_a_dead_machine_nothing() {
+    for (silent, expected) in [(false, Some(std::io::ErrorKind::ConnectionReset)), (true, None)] {
+        let world = SimWorld::new(4);
+        let (server, client) = (world.reactor(SERVER), world.reactor(CLIENT));
+        server.spawn(Class::Normal, "server", serve(server.clone()));
+        let task = client.clone();
+        let stream = world.block_on(&client, async move {
+            task.sleep(Duration::from_millis(5)).await;
+            task.connect(address()).await.unwrap()
+        });
+        world.run_for(Duration::from_millis(5));
+        if silent {
+            world.power_off(SERVER)
+        } else {
+            world.crash(SERVER)
+        }
+        let task = client.clone();
+        let heard = world.block_on(&client, async move {
+            let waiting = task.timeout(Duration::from_secs(1), stream.recv(IoBuf::aligned(1))).await;
+            waiting.ok().map(|(result, _)| result.unwrap_err().kind())
+        });
+        assert_eq!(heard, expected);
+    }
+}
+
+#[test]
+fn a_paused_host_goes_on_where_it_was_and_a_failing_disk_says_so() {
+    let world = SimWorld::new(5);
+    let reactor = world.reactor(SERVER);
+    let task = reactor.clone();
+    let ticks = Rc::new(Cell::new(0));
+    let count = ticks.clone();
+    reactor.spawn(Class::Normal, "tick", async move {
+        loop {
+            task.sleep(Duration::from_millis(1)).await;
+            count.set(count.get() + 1);
+        }
+    });
+    world.run_for(Duration::from_millis(10));
+    let before = ticks.get();
+    world.pause(SERVER);
+    world.run_for(Duration::from_millis(100));
+    assert_eq!(ticks.get(), before);
+    world.resume(SERVER);
+    world.run_for(Duration::from_millis(10));
+    assert!(ticks.get() > before);
+    let task = reactor.clone();
+    world.set_disk_error(SERVER, Some(libc::EIO));
+    let error = world.block_on(&reactor, async move {
+        let file = task.open(Path::new("disk"), OpenOptions::CREATE).await.unwrap();
+        task.write_durable(file, 0, filled(1)).await.0.unwrap_err()
+    });
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+}

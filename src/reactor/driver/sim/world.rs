@@ -1,0 +1,689 @@
+//! The world of a simulation: its clock, its events, its hosts, and who runs next.
+//!
+//! Lives in one thread. Its reactors hold it weakly, so dropping the [`SimWorld`] ends them all. Everything is ordered by
+//! (time, sequence), and ties between reactors are broken by the seed.
+
+use std::cell::{Cell, RefCell};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::disk::{Disk, PAGE};
+use super::network::{Connection, Listening, Segment};
+use super::{ActorId, HostId, SimDriver, SimOptions};
+use crate::reactor::driver::{Completion, Handle, OpenOptions, Operation, Token, Wait};
+use crate::reactor::io::named;
+use crate::reactor::slab::Slab;
+use crate::reactor::{Class, Instant, Reactor, ReactorOptions, split_mix};
+
+/// Virtual time that one turn of a reactor takes: busy tasks do not stop the clock.
+const TURN_NS: u64 = 1_000;
+
+/// A simulation that is left waiting gives up after this much virtual time.
+const BLOCK_ON_MAX: Duration = Duration::from_secs(3600);
+
+/// A simulated world. Clones share it; the last one ends it.
+#[derive(Clone)]
+pub struct SimWorld(Rc<World>);
+
+/// Nothing will ever happen any more: every task waits for another.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stuck {
+    /// The world's seed, to repeat it.
+    pub seed: u64,
+    /// When it happened.
+    pub at: Instant,
+}
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the simulation with seed {} is stuck at {:?}: no task can run and no event is due", self.seed, self.at)
+    }
+}
+
+impl std::error::Error for Stuck {}
+
+pub(super) struct World {
+    pub(super) state: RefCell<State>,
+    actors: RefCell<Vec<Actor>>,
+    now_ns: Rc<Cell<u64>>,
+    wall_base_ms: RefCell<BTreeMap<HostId, Rc<Cell<u64>>>>,
+    seed: u64,
+}
+
+struct Actor {
+    host: HostId,
+    /// None after a crash.
+    reactor: Option<Reactor>,
+    busy_until_ns: u64,
+}
+
+/// What drivers reach.
+pub(super) struct State {
+    pub(super) options: SimOptions,
+    random: u64,
+    now_ns: Rc<Cell<u64>>,
+    sequence: u64,
+    events: BinaryHeap<Scheduled>,
+    actors: Vec<ActorState>,
+    pub(super) operations: Slab<InFlight>,
+    operation_serial: u64,
+    disks: Vec<Disk>,
+    paths: BTreeMap<PathBuf, usize>,
+    descriptors: BTreeMap<u32, (ActorId, Descriptor)>,
+    descriptor_serial: u32,
+    pub(super) listeners: BTreeMap<SocketAddr, Listening>,
+    pub(super) connections: Slab<Connection>,
+    pub(super) ports: u16,
+    parted: BTreeSet<(HostId, HostId)>,
+    pub(super) powered_off_addresses: BTreeSet<IpAddr>,
+    paused: BTreeSet<HostId>,
+    disk_errors: BTreeMap<HostId, i32>,
+    disk_stalled_until_ns: BTreeMap<HostId, u64>,
+    trace: u64,
+    /// Operations of hosts that crashed: dropped outside of any borrow.
+    graveyard: Vec<Operation>,
+}
+
+struct ActorState {
+    host: HostId,
+    alive: bool,
+    completions: Vec<Completion>,
+}
+
+pub(super) struct InFlight {
+    actor: ActorId,
+    token: Token,
+    serial: u64,
+    pub(super) operation: Operation,
+}
+
+/// An operation that may be gone by now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct OperationRef {
+    pub(super) index: u32,
+    serial: u64,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Descriptor {
+    File { disk: usize, direct: bool, write: bool },
+    Listener(SocketAddr),
+    Stream { connection: u32, side: usize },
+}
+
+pub(super) enum Event {
+    /// A file operation takes effect.
+    Disk { operation: OperationRef },
+    /// A connection request reaches its target.
+    Knock { operation: OperationRef, address: SocketAddr },
+    /// Something sent arrives.
+    Arrive { connection: u32, from: usize, segment: Segment },
+    /// An operation ends.
+    Finish { operation: OperationRef, result: Result<usize, i32>, opened: Option<(Handle, SocketAddr)> },
+}
+
+struct Scheduled {
+    at_ns: u64,
+    sequence: u64,
+    event: Event,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Scheduled {}
+
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Scheduled {
+    /// The earliest is the greatest, as a heap wants it.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at_ns, other.sequence).cmp(&(self.at_ns, self.sequence))
+    }
+}
+
+impl State {
+    pub(super) fn now(&self) -> u64 {
+        self.now_ns.get()
+    }
+
+    fn draw(&mut self, (least, most): (u64, u64)) -> u64 {
+        let micros = least + split_mix(&mut self.random) % (most.saturating_sub(least) + 1);
+        let slow = split_mix(&mut self.random) % 1000 < self.options.slow_per_mille;
+        // Below the microsecond too, so that few things happen at once.
+        micros * 1000 * if slow { self.options.slow_factor } else { 1 } + split_mix(&mut self.random) % 1000
+    }
+
+    pub(super) fn network_ns(&mut self) -> u64 {
+        self.draw(self.options.network_us)
+    }
+
+    pub(super) fn schedule(&mut self, at_ns: u64, event: Event) {
+        self.sequence += 1;
+        self.events.push(Scheduled { at_ns, sequence: self.sequence, event });
+    }
+
+    fn note(&mut self, words: &[u64]) {
+        for word in words {
+            self.trace = (self.trace ^ word).wrapping_mul(0x0100_0000_01B3).rotate_left(23);
+        }
+    }
+
+    pub(super) fn is_alive(&self, actor: ActorId) -> bool {
+        self.actors[actor.0 as usize].alive
+    }
+
+    pub(super) fn host_of(&self, actor: ActorId) -> HostId {
+        self.actors[actor.0 as usize].host
+    }
+
+    pub(super) fn is_parted(&self, from: HostId, to: HostId) -> bool {
+        self.parted.contains(&(from, to))
+    }
+
+    pub(super) fn add_descriptor(&mut self, actor: ActorId, descriptor: Descriptor) -> Handle {
+        self.descriptor_serial += 1;
+        self.descriptors.insert(self.descriptor_serial, (actor, descriptor));
+        Handle { index: self.descriptor_serial, generation: 0 }
+    }
+
+    fn descriptor(&self, handle: Handle) -> Descriptor {
+        self.descriptors.get(&handle.index).unwrap_or_else(|| panic!("{handle:?} was closed before")).1
+    }
+
+    pub(super) fn open(&mut self, actor: ActorId, path: &Path, how: OpenOptions) -> io::Result<Handle> {
+        let disk = match self.paths.get(path) {
+            Some(_) if how.create_new => return Err(named(libc::EEXIST, &format!("open {}", path.display()))),
+            Some(disk) => *disk,
+            None if how.create => {
+                self.disks.push(Disk::default());
+                self.paths.insert(path.to_owned(), self.disks.len() - 1);
+                self.disks.len() - 1
+            }
+            None => return Err(named(libc::ENOENT, &format!("open {}", path.display()))),
+        };
+        Ok(self.add_descriptor(actor, Descriptor::File { disk, direct: how.direct, write: how.write }))
+    }
+
+    pub(super) fn disk_of(&mut self, file: Handle) -> &mut Disk {
+        let Descriptor::File { disk, .. } = self.descriptor(file) else { panic!("{file:?} is no file") };
+        &mut self.disks[disk]
+    }
+
+    pub(super) fn allocate(&mut self, file: Handle, bytes: u64) -> io::Result<()> {
+        if bytes > self.options.file_bytes_max {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        let disk = self.disk_of(file);
+        disk.bytes = disk.bytes.max(bytes);
+        Ok(())
+    }
+
+    pub(super) fn close(&mut self, handle: Handle) {
+        match self.descriptor(handle) {
+            // Operations in flight on a file run to their end: they look the descriptor up when they take effect.
+            Descriptor::File { .. } => {}
+            Descriptor::Listener(address) => {
+                self.descriptors.remove(&handle.index);
+                self.close_listener(address);
+            }
+            Descriptor::Stream { connection, side } => {
+                self.descriptors.remove(&handle.index);
+                self.close_side(connection, side, Segment::End);
+            }
+        }
+    }
+
+    pub(super) fn shutdown_send(&mut self, stream: Handle) {
+        let Descriptor::Stream { connection, side } = self.descriptor(stream) else { panic!("{stream:?} is no stream") };
+        self.end_sending(connection, side);
+    }
+
+    pub(super) fn submit(&mut self, actor: ActorId, token: Token, operation: Operation) {
+        self.operation_serial += 1;
+        let serial = self.operation_serial;
+        let index = self.operations.insert(InFlight { actor, token, serial, operation });
+        let reference = OperationRef { index, serial };
+        match &self.operations[index].operation {
+            Operation::Connect { address } => {
+                let address = *address;
+                self.submit_connect(reference, address);
+            }
+            operation => match self.descriptor(operation.handle().expect("only connect has none")) {
+                Descriptor::File { direct, write, .. } => self.submit_disk(reference, direct, write),
+                Descriptor::Listener(address) => self.submit_accept(reference, address),
+                Descriptor::Stream { connection, side } => self.submit_stream(reference, connection, side),
+            },
+        }
+    }
+
+    fn submit_disk(&mut self, reference: OperationRef, direct: bool, may_write: bool) {
+        let host = self.host_of(self.operations[reference.index].actor);
+        let (extent, time) = match &self.operations[reference.index].operation {
+            Operation::Read { offset, buffer, .. } => (Some((*offset, buffer)), self.options.read_us),
+            Operation::Write { offset, buffer, durable, .. } => {
+                (Some((*offset, buffer)), if *durable { self.options.durable_us } else { self.options.write_us })
+            }
+            _ => (None, self.options.durable_us),
+        };
+        let writes = matches!(self.operations[reference.index].operation, Operation::Write { .. });
+        let mut error = self.disk_errors.get(&host).copied();
+        if let Some((offset, buffer)) = extent {
+            let page = PAGE as u64;
+            let aligned = offset.is_multiple_of(page) && buffer.len().is_multiple_of(PAGE);
+            // As O_DIRECT: what a real disk refuses, the simulated one refuses too.
+            if !aligned || (direct && !(buffer.as_ptr() as usize).is_multiple_of(512)) {
+                error = Some(libc::EINVAL);
+            }
+            if writes && !may_write {
+                error = Some(libc::EBADF);
+            }
+            if writes && offset + buffer.len() as u64 > self.options.file_bytes_max {
+                error = Some(libc::ENOSPC);
+            }
+        }
+        let start = self.disk_stalled_until_ns.get(&host).copied().unwrap_or(0).max(self.now());
+        let at = start + self.draw(time);
+        let event = match error {
+            Some(number) => Event::Finish { operation: reference, result: Err(number), opened: None },
+            None => Event::Disk { operation: reference },
+        };
+        self.schedule(at, event);
+    }
+
+    fn run_disk(&mut self, reference: OperationRef) {
+        let Some(actor) = self.actor_of(reference) else { return };
+        let host = self.host_of(actor);
+        let in_flight = self.operations.get_mut(reference.index).expect("it has an actor");
+        let file = in_flight.operation.handle().expect("a file operation");
+        let Some((_, Descriptor::File { disk, .. })) = self.descriptors.get(&file.index) else { panic!("{file:?} is no file") };
+        let disk = &mut self.disks[*disk];
+        let count = match &mut in_flight.operation {
+            Operation::Read { offset, buffer, .. } => disk.read(*offset, buffer.as_mut_slice()),
+            Operation::Write { offset, buffer, durable, .. } => {
+                disk.write(host, *offset, buffer.as_slice(), *durable);
+                buffer.len()
+            }
+            _ => {
+                disk.sync(host);
+                0
+            }
+        };
+        self.finish(reference, Ok(count), None);
+    }
+
+    pub(super) fn operation(&self, reference: OperationRef) -> Option<&Operation> {
+        let in_flight = self.operations.get(reference.index)?;
+        (in_flight.serial == reference.serial).then_some(&in_flight.operation)
+    }
+
+    pub(super) fn actor_of(&self, reference: OperationRef) -> Option<ActorId> {
+        let in_flight = self.operations.get(reference.index)?;
+        (in_flight.serial == reference.serial).then_some(in_flight.actor)
+    }
+
+    /// Ends an operation; nothing happens when its host has crashed meanwhile.
+    pub(super) fn finish(&mut self, reference: OperationRef, result: Result<usize, i32>, opened: Option<(Handle, SocketAddr)>) {
+        if self.actor_of(reference).is_none() {
+            return;
+        }
+        let InFlight { actor, token, operation, .. } = self.operations.remove(reference.index);
+        let content = match (&operation, result) {
+            (Operation::Read { buffer, .. }, Ok(count)) => crc32c::crc32c(&buffer.as_slice()[..count]),
+            (Operation::Receive { buffer, done, .. }, Ok(count)) => crc32c::crc32c(&buffer.as_slice()[*done..*done + count]),
+            (Operation::Write { buffer, .. }, Ok(_)) => crc32c::crc32c(buffer.as_slice()),
+            _ => 0,
+        };
+        let outcome = result.map_or_else(|number| u64::MAX - number as u64, |count| count as u64);
+        self.note(&[self.now(), u64::from(actor.0), u64::from(token.0), outcome, u64::from(content)]);
+        let completion = Completion { token, result, buffers: operation.into_buffers(), opened };
+        self.actors[actor.0 as usize].completions.push(completion);
+    }
+
+    pub(super) fn take_completions(&mut self, actor: ActorId, completions: &mut Vec<Completion>) {
+        completions.append(&mut self.actors[actor.0 as usize].completions);
+    }
+
+    fn run_event(&mut self, event: Event) {
+        match event {
+            Event::Disk { operation } => self.run_disk(operation),
+            Event::Knock { operation, address } => self.knock(operation, address),
+            Event::Arrive { connection, from, segment } => self.arrive(connection, from, segment),
+            Event::Finish { operation, result, opened } => self.finish(operation, result, opened),
+        }
+    }
+
+    /// A host's reactors are gone, and with them what they had in flight.
+    fn bury(&mut self, host: HostId, silently: bool) {
+        let sector = self.options.sector_bytes;
+        for actor in self.actors.iter_mut().filter(|actor| actor.host == host) {
+            actor.alive = false;
+        }
+        for index in self.operations.indexes() {
+            let in_flight = &self.operations[index];
+            if self.host_of(in_flight.actor) != host {
+                continue;
+            }
+            let in_flight = self.operations.remove(index);
+            if let Operation::Write { file, offset, buffer, .. } = &in_flight.operation
+                && let Some((_, Descriptor::File { disk, .. })) = self.descriptors.get(&file.index)
+                && buffer.len().is_multiple_of(PAGE)
+                && offset.is_multiple_of(PAGE as u64)
+            {
+                self.disks[*disk].tear(*offset, buffer.as_slice(), sector, &mut self.random);
+            }
+            self.graveyard.push(in_flight.operation);
+        }
+        let theirs: Vec<u32> =
+            self.descriptors.iter().filter(|(_, (actor, _))| self.host_of(*actor) == host).map(|(index, _)| *index).collect();
+        for index in theirs {
+            match self.descriptors.remove(&index) {
+                Some((_, Descriptor::Listener(address))) => {
+                    if silently {
+                        self.powered_off_addresses.insert(address.ip());
+                    }
+                    self.close_listener(address);
+                }
+                Some((_, Descriptor::Stream { connection, side })) if silently => self.vanish_side(connection, side),
+                Some((_, Descriptor::Stream { connection, side })) => self.close_side(connection, side, Segment::Reset),
+                _ => {}
+            }
+        }
+        self.note(&[self.now(), u64::from(host.0), u64::from(silently)]);
+    }
+
+    fn lose_unsynced(&mut self, host: Option<HostId>) {
+        let sector = self.options.sector_bytes;
+        for disk in &mut self.disks {
+            disk.lose_unsynced(host, sector, &mut self.random);
+        }
+    }
+}
+
+impl SimWorld {
+    /// An empty world with the usual times.
+    #[must_use]
+    pub fn new(seed: u64) -> SimWorld {
+        SimWorld::with_options(seed, SimOptions::default())
+    }
+
+    /// An empty world.
+    #[must_use]
+    pub fn with_options(seed: u64, options: SimOptions) -> SimWorld {
+        let now_ns = Rc::new(Cell::new(0));
+        let state = State {
+            options,
+            random: seed,
+            now_ns: now_ns.clone(),
+            sequence: 0,
+            events: BinaryHeap::new(),
+            actors: Vec::new(),
+            operations: Slab::default(),
+            operation_serial: 0,
+            disks: Vec::new(),
+            paths: BTreeMap::new(),
+            descriptors: BTreeMap::new(),
+            descriptor_serial: 0,
+            listeners: BTreeMap::new(),
+            connections: Slab::default(),
+            ports: 40_000,
+            parted: BTreeSet::new(),
+            powered_off_addresses: BTreeSet::new(),
+            paused: BTreeSet::new(),
+            disk_errors: BTreeMap::new(),
+            disk_stalled_until_ns: BTreeMap::new(),
+            trace: seed,
+            graveyard: Vec::new(),
+        };
+        let (actors, wall_base_ms) = (RefCell::default(), RefCell::default());
+        SimWorld(Rc::new(World { state: RefCell::new(state), actors, now_ns, wall_base_ms, seed }))
+    }
+
+    /// A new reactor on a host: a shard of a process there. Start a host again after its crash by asking for new ones.
+    #[must_use]
+    pub fn reactor(&self, host: HostId) -> Reactor {
+        let wall_base_ms = {
+            let state = self.0.state.borrow();
+            let mut bases = self.0.wall_base_ms.borrow_mut();
+            bases.entry(host).or_insert_with(|| Rc::new(Cell::new(state.options.wall_ms))).clone()
+        };
+        let driver = {
+            let mut state = self.0.state.borrow_mut();
+            state.actors.push(ActorState { host, alive: true, completions: Vec::new() });
+            SimDriver {
+                world: Rc::downgrade(&self.0),
+                actor: ActorId(state.actors.len() as u32 - 1),
+                now_ns: self.0.now_ns.clone(),
+                wall_base_ms,
+                seed: split_mix(&mut state.random),
+            }
+        };
+        let reactor = Reactor::with_driver(Box::new(driver), ReactorOptions::default());
+        self.0.actors.borrow_mut().push(Actor { host, reactor: Some(reactor.clone()), busy_until_ns: 0 });
+        reactor
+    }
+
+    /// The moment on the virtual clock.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        Instant(self.0.now_ns.get())
+    }
+
+    /// The seed, to repeat this world.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.0.seed
+    }
+
+    /// A hash over everything that has happened: equal for equal seeds and code.
+    #[must_use]
+    pub fn trace(&self) -> u64 {
+        self.0.state.borrow().trace
+    }
+
+    /// Does the next thing. False when there is nothing left to do.
+    pub fn step(&self) -> bool {
+        let now = self.0.now_ns.get();
+        let mut due: Vec<usize> = Vec::new();
+        let mut at = self.0.state.borrow().events.peek().map_or(u64::MAX, |scheduled| scheduled.at_ns);
+        let mut event_first = at != u64::MAX;
+        for index in 0..self.0.actors.borrow().len() {
+            let Some(time) = self.due_at(index, now) else { continue };
+            match time.cmp(&at) {
+                Ordering::Less => {
+                    (at, event_first) = (time, false);
+                    due = vec![index];
+                }
+                Ordering::Equal => due.push(index),
+                Ordering::Greater => {}
+            }
+        }
+        if at == u64::MAX {
+            return false;
+        }
+        assert!(at >= now, "time runs forward");
+        self.0.now_ns.set(at);
+        if event_first {
+            let mut state = self.0.state.borrow_mut();
+            let scheduled = state.events.pop().expect("peeked above");
+            state.run_event(scheduled.event);
+            return true;
+        }
+        let chosen = due[(split_mix(&mut self.0.state.borrow_mut().random) % due.len() as u64) as usize];
+        self.0.actors.borrow_mut()[chosen].busy_until_ns = at + TURN_NS;
+        self.0.state.borrow_mut().note(&[at, chosen as u64]);
+        let reactor = self.0.actors.borrow()[chosen].reactor.clone();
+        if let Some(reactor) = reactor {
+            reactor.drive(Wait::No);
+            reactor.run_ready();
+        }
+        true
+    }
+
+    /// When a reactor wants its next turn.
+    fn due_at(&self, index: usize, now: u64) -> Option<u64> {
+        let actors = self.0.actors.borrow();
+        let actor = &actors[index];
+        let reactor = actor.reactor.as_ref()?;
+        let state = self.0.state.borrow();
+        if state.paused.contains(&actor.host) {
+            return None;
+        }
+        let has_work = reactor.has_work() || !state.actors[index].completions.is_empty();
+        let at = if has_work { now } else { reactor.next_deadline()?.0.max(now) };
+        Some(at.max(actor.busy_until_ns))
+    }
+
+    /// Runs until `done` says so.
+    ///
+    /// # Errors
+    /// [`Stuck`] when nothing is left to do before.
+    pub fn run_until(&self, mut done: impl FnMut() -> bool) -> Result<(), Stuck> {
+        while !done() {
+            if !self.step() {
+                return Err(Stuck { seed: self.seed(), at: self.now() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets `duration` of virtual time pass.
+    pub fn run_for(&self, duration: Duration) {
+        // A task that only sleeps: the time passes also where nothing else happens.
+        let end = self.now() + duration;
+        while self.next_at().is_some_and(|at| at <= end.0) {
+            self.step();
+        }
+        self.0.now_ns.set(self.0.now_ns.get().max(end.0));
+    }
+
+    fn next_at(&self) -> Option<u64> {
+        let now = self.0.now_ns.get();
+        let event = self.0.state.borrow().events.peek().map(|scheduled| scheduled.at_ns);
+        let count = self.0.actors.borrow().len();
+        (0..count).filter_map(|index| self.due_at(index, now)).chain(event).min()
+    }
+
+    /// Runs a future on a reactor, and the world with it, to the future's end. Panics, naming the seed, when the world
+    /// gets stuck, the host crashes, or an hour of virtual time goes by.
+    pub fn block_on<T: 'static>(&self, reactor: &Reactor, future: impl Future<Output = T> + 'static) -> T {
+        let output = Rc::new(Cell::new(None));
+        let slot = output.clone();
+        let task = reactor.spawn(Class::Normal, "block_on", async move { slot.set(Some(future.await)) });
+        let end = self.now() + BLOCK_ON_MAX;
+        let result = self.run_until(|| task.is_finished() || self.now() > end);
+        if let Err(stuck) = result {
+            panic!("{stuck}");
+        }
+        assert!(task.is_finished(), "seed {}: no end after {BLOCK_ON_MAX:?} of virtual time", self.seed());
+        output.take().unwrap_or_else(|| panic!("seed {}: the host crashed under block_on", self.seed()))
+    }
+
+    /// The processes of a host are killed: peers see their connections reset; writes in flight are torn; unsynced writes
+    /// are lost as [`SimOptions::crash_loses_unsynced`] says.
+    pub fn crash(&self, host: HostId) {
+        self.end_host(host, false);
+        if self.0.state.borrow().options.crash_loses_unsynced {
+            self.0.state.borrow_mut().lose_unsynced(Some(host));
+        }
+    }
+
+    /// The machine loses its power: as [`crash`](Self::crash), but its peers hear nothing.
+    pub fn power_off(&self, host: HostId) {
+        self.end_host(host, true);
+        self.0.state.borrow_mut().lose_unsynced(Some(host));
+    }
+
+    /// All hosts and disks lose their power at once: every unsynced write of anybody may be lost.
+    pub fn power_loss(&self) {
+        let hosts: BTreeSet<HostId> = self.0.actors.borrow().iter().map(|actor| actor.host).collect();
+        hosts.into_iter().for_each(|host| self.end_host(host, true));
+        self.0.state.borrow_mut().lose_unsynced(None);
+    }
+
+    fn end_host(&self, host: HostId, silently: bool) {
+        self.0.state.borrow_mut().bury(host, silently);
+        let gone: Vec<Reactor> = {
+            let mut actors = self.0.actors.borrow_mut();
+            actors.iter_mut().filter(|actor| actor.host == host).filter_map(|actor| actor.reactor.take()).collect()
+        };
+        gone.iter().for_each(Reactor::shut_down);
+        let operations = std::mem::take(&mut self.0.state.borrow_mut().graveyard);
+        drop(operations);
+        // A host that comes back answers again.
+        self.0.state.borrow_mut().paused.remove(&host);
+    }
+
+    /// What `from` sends does not reach `to` any more, until [`heal`](Self::heal). One way only.
+    pub fn part_one_way(&self, from: HostId, to: HostId) {
+        self.0.state.borrow_mut().parted.insert((from, to));
+    }
+
+    /// The two do not reach each other any more, until [`heal`](Self::heal).
+    pub fn part(&self, one: HostId, other: HostId) {
+        self.part_one_way(one, other);
+        self.part_one_way(other, one);
+    }
+
+    /// All hosts reach each other again; what was sent meanwhile arrives.
+    pub fn heal(&self) {
+        let mut state = self.0.state.borrow_mut();
+        state.parted.clear();
+        state.powered_off_addresses.clear();
+        state.release_held();
+    }
+
+    /// A host stops running (SIGSTOP, a stalled virtual machine), while the world goes on.
+    pub fn pause(&self, host: HostId) {
+        self.0.state.borrow_mut().paused.insert(host);
+    }
+
+    /// A paused host goes on, not knowing that it was away.
+    pub fn resume(&self, host: HostId) {
+        self.0.state.borrow_mut().paused.remove(&host);
+    }
+
+    /// A host's wall clock jumps by so many milliseconds.
+    pub fn jump_clock(&self, host: HostId, by_ms: i64) {
+        if let Some(base) = self.0.wall_base_ms.borrow().get(&host) {
+            base.set(base.get().saturating_add_signed(by_ms));
+        }
+    }
+
+    /// Every file operation that the host starts from now on fails with this error number; `None` mends it.
+    pub fn set_disk_error(&self, host: HostId, number: Option<i32>) {
+        let mut state = self.0.state.borrow_mut();
+        match number {
+            Some(number) => state.disk_errors.insert(host, number),
+            None => state.disk_errors.remove(&host),
+        };
+    }
+
+    /// File operations that the host starts from now on begin only after `duration`.
+    pub fn stall_disk(&self, host: HostId, duration: Duration) {
+        let until = (self.now() + duration).0;
+        self.0.state.borrow_mut().disk_stalled_until_ns.insert(host, until);
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // Tasks hold their reactors, and reactors their tasks: end them.
+        let actors = std::mem::take(self.actors.get_mut());
+        actors.iter().filter_map(|actor| actor.reactor.as_ref()).for_each(Reactor::shut_down);
+    }
+}
