@@ -21,3 +21,6 @@ pub use holder::{HolderCore, HolderCounters, ProtectedImage};
 pub use master::{MasterCore, MasterCounters};
 pub use output::Output;
 pub use statistics::{GcsStats, LATENCY_BUCKETS, LatencyHistogram, Path};
+
+#[cfg(test)]
+mod tests;
