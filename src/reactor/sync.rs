@@ -25,11 +25,15 @@ impl fmt::Display for Closed {
 
 impl std::error::Error for Closed {}
 
+type Waiters = RefCell<VecDeque<Rc<Waiter>>>;
+
 /// One entry of a queue of waiters, shared between the queue and the waiting future.
 #[derive(Default)]
 struct Waiter {
     waker: RefCell<Option<Waker>>,
     served: Cell<bool>,
+    /// Served together with everybody: nothing to pass on.
+    for_all: Cell<bool>,
     wanted: u64,
 }
 
@@ -46,7 +50,7 @@ impl Waiter {
 /// Wakes tasks of the same shard that wait for something to change. Cheap to clone; clones share the waiters.
 #[derive(Clone, Default)]
 pub struct Notify {
-    waiters: Rc<RefCell<VecDeque<Rc<Waiter>>>>,
+    waiters: Rc<Waiters>,
 }
 
 impl Notify {
@@ -62,19 +66,22 @@ impl Notify {
     pub fn notified(&self) -> Notified {
         let waiter = Rc::new(Waiter::default());
         self.waiters.borrow_mut().push_back(waiter.clone());
-        Notified { waiter, waiters: self.waiters.clone() }
+        Notified { waiter, waiters: self.waiters.clone(), heard: false }
     }
 
     /// Wakes everybody who waits.
     pub fn notify_all(&self) {
         let waiters = std::mem::take(&mut *self.waiters.borrow_mut());
-        waiters.iter().for_each(|waiter| waiter.serve());
+        for waiter in waiters {
+            waiter.for_all.set(true);
+            waiter.serve();
+        }
     }
 
-    /// Wakes the one who waits longest. False when nobody does; the notification is not kept.
+    /// Wakes the one who waits longest; when that wait is dropped before it hears of it, the next. False when nobody
+    /// waits; the notification is not kept.
     pub fn notify_one(&self) -> bool {
-        let waiter = self.waiters.borrow_mut().pop_front();
-        waiter.inspect(|waiter| waiter.serve()).is_some()
+        notify_first(&self.waiters)
     }
 
     /// How many wait.
@@ -84,16 +91,23 @@ impl Notify {
     }
 }
 
+fn notify_first(waiters: &Waiters) -> bool {
+    let waiter = waiters.borrow_mut().pop_front();
+    waiter.inspect(|waiter| waiter.serve()).is_some()
+}
+
 /// See [`Notify::notified`].
 pub struct Notified {
     waiter: Rc<Waiter>,
-    waiters: Rc<RefCell<VecDeque<Rc<Waiter>>>>,
+    waiters: Rc<Waiters>,
+    heard: bool,
 }
 
 impl Future for Notified {
     type Output = ();
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         if self.waiter.served.get() {
+            self.heard = true;
             return Poll::Ready(());
         }
         *self.waiter.waker.borrow_mut() = Some(context.waker().clone());
@@ -105,6 +119,8 @@ impl Drop for Notified {
     fn drop(&mut self) {
         if !self.waiter.served.get() {
             self.waiters.borrow_mut().retain(|waiter| !Rc::ptr_eq(waiter, &self.waiter));
+        } else if !self.heard && !self.waiter.for_all.get() {
+            notify_first(&self.waiters);
         }
     }
 }
@@ -117,7 +133,7 @@ pub struct Semaphore {
 
 struct SemaphoreState {
     credits: Cell<u64>,
-    waiters: RefCell<VecDeque<Rc<Waiter>>>,
+    waiters: Waiters,
 }
 
 impl Semaphore {
@@ -403,5 +419,51 @@ impl<T: Send> Drop for CrossReceiver<T> {
             state.value.take()
         };
         drop(value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn poll(future: Pin<&mut impl Future<Output = impl Sized>>) -> bool {
+        future.poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    #[test]
+    fn a_dropped_wait_passes_its_notification_on() {
+        let notify = Notify::new();
+        let (first, mut second) = (notify.notified(), notify.notified());
+        assert!(notify.notify_one());
+        assert!(!poll(Pin::new(&mut second)), "the first was chosen");
+        drop(first);
+        assert!(poll(Pin::new(&mut second)));
+        assert!(!notify.notify_one(), "nobody waits");
+    }
+
+    #[test]
+    fn credits_go_in_order_and_come_back_from_waits_that_were_dropped() {
+        let semaphore = Semaphore::new(3);
+        let held = semaphore.try_acquire(2).unwrap();
+        let mut large = Box::pin(semaphore.acquire(3));
+        let mut small = Box::pin(semaphore.acquire(1));
+        assert!(!poll(large.as_mut()) && !poll(small.as_mut()), "a small wish does not overtake a large one");
+        assert!(semaphore.try_acquire(1).is_none());
+        drop(held);
+        // Served, not yet polled, and dropped: its credits go to the next.
+        drop(large);
+        assert!(poll(small.as_mut()));
+        drop(small);
+        assert_eq!(semaphore.available(), 3);
+    }
+
+    #[test]
+    fn a_oneshot_tells_when_the_other_end_is_gone() {
+        let (sender, receiver) = oneshot::<u8>();
+        drop(receiver);
+        assert_eq!(sender.send(1), Err(1));
+        let (sender, receiver) = cross_oneshot::<u8>();
+        drop(sender);
+        assert_eq!(receiver.wait(), Err(Closed));
     }
 }

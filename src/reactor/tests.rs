@@ -248,17 +248,19 @@ macro_rules! suite {
 
 mod on_uring {
     suite!(OnUring: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
-        an_aborted_operation_keeps_its_buffer mail_wakes_a_sleeping_reactor);
+        an_aborted_operation_keeps_its_buffer many_operations_at_once_in_registered_memory an_ending_reactor_gives_memory_back
+        mail_wakes_a_sleeping_reactor);
 }
 
 mod on_sim {
     suite!(OnSim: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
-        an_aborted_operation_keeps_its_buffer);
+        an_aborted_operation_keeps_its_buffer many_operations_at_once_in_registered_memory an_ending_reactor_gives_memory_back);
 }
 
 mod on_poll {
     suite!(OnPoll: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
-        an_aborted_operation_keeps_its_buffer mail_wakes_a_sleeping_reactor);
+        an_aborted_operation_keeps_its_buffer many_operations_at_once_in_registered_memory an_ending_reactor_gives_memory_back
+        mail_wakes_a_sleeping_reactor);
 }
 
 #[test]
@@ -323,4 +325,101 @@ fn a_task_may_abort_itself_and_what_it_spawned() {
         assert!(own.borrow().as_ref().unwrap().is_finished());
         assert_eq!(reactor.stats().tasks, 1);
     });
+}
+
+/// More at once than the ring has entries, into memory that is registered.
+fn many_operations_at_once_in_registered_memory<S: Stage>() {
+    let path = S::file("many");
+    S::run(|reactor| async move {
+        let file = reactor.open(&path, OpenOptions::CREATE).await.unwrap();
+        let count = 3000u64;
+        let arena = Rc::new(IoBuf::aligned(count as usize * 4096));
+        // SAFETY: the arena is leaked below, so it lives as long as the reactor.
+        let registered = unsafe { reactor.register_memory(arena.as_ptr(), arena.len()) };
+        if let Err(error) = registered {
+            eprintln!("memory is not registered (RLIMIT_MEMLOCK?), the rest is tested all the same: {error}");
+        }
+        std::mem::forget(arena.clone());
+        let done = Rc::new(Cell::new(0));
+        for page in 0..count {
+            let (task, arena, done) = (reactor.clone(), arena.clone(), done.clone());
+            reactor.spawn(Class::Low, "page", async move {
+                let pointer = std::ptr::NonNull::new(arena.as_ptr().cast_mut()).unwrap();
+                // SAFETY: each task has its own page of the arena, which the guard keeps.
+                let mut buffer = unsafe { IoBuf::from_raw(pointer.add(page as usize * 4096), 4096, arena) };
+                buffer.as_mut_slice().fill(page as u8 | 1);
+                let (result, mut buffer) = task.write(file, page * 4096, buffer).await;
+                assert_eq!(result.unwrap(), 4096);
+                buffer.as_mut_slice().fill(0);
+                let (result, buffer) = task.read(file, page * 4096, buffer).await;
+                assert_eq!(result.unwrap(), 4096);
+                assert!(buffer.as_slice().iter().all(|byte| *byte == page as u8 | 1));
+                done.set(done.get() + 1);
+            });
+        }
+        while done.get() < count {
+            reactor.sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(reactor.stats().operations_in_flight, 0);
+        let _ = std::fs::remove_file(&path);
+    });
+}
+
+/// A reactor that ends with operations in flight: their memory is given back, and nothing is written into it later.
+fn an_ending_reactor_gives_memory_back<S: Stage>() {
+    let memory = S::run(|reactor| async move {
+        let listener = reactor.listen(S::address()).await.unwrap();
+        let stream = reactor.connect(listener.address()).await.unwrap();
+        let memory = Rc::new(vec![Cell::new(0u8); 4096]);
+        let pointer = std::ptr::NonNull::new(memory.as_ptr() as *mut u8).unwrap();
+        // SAFETY: the guard owns the cells, which are writable while shared.
+        let buffer = unsafe { IoBuf::from_raw(pointer, 4096, memory.clone()) };
+        let task = reactor.clone();
+        reactor.spawn(Class::Normal, "receive", async move {
+            let _listener = (listener, task);
+            let _ = stream.recv(buffer).await;
+        });
+        reactor.sleep(Duration::from_millis(5)).await;
+        assert_eq!(Rc::strong_count(&memory), 2);
+        memory
+    });
+    assert_eq!(Rc::strong_count(&memory), 1);
+}
+
+#[test]
+fn a_task_that_holds_the_core_is_counted() {
+    let stalls = OnPoll::run(|reactor| async move {
+        reactor.spawn(Class::Low, "long", async { std::thread::sleep(STALL_LIMIT * 2) }).join().await;
+        reactor.yield_now().await;
+        (reactor.stats().stalls, reactor.stats().poll_us_max)
+    });
+    assert!(stalls.0 >= 1 && stalls.1 >= 50_000, "{stalls:?}");
+}
+
+/// Where a filter refuses io_uring, the reactor says so and goes on with poll. The filter holds for one thread.
+#[test]
+fn a_refused_ring_falls_back_to_poll_and_names_the_filter() {
+    let refused = std::thread::spawn(|| {
+        let statement =
+            |code: u32, jump_false: u8, value: u32| libc::sock_filter { code: code as u16, jt: 0, jf: jump_false, k: value };
+        let mut program = [
+            statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+            statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, libc::SYS_io_uring_setup as u32),
+            statement(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+            statement(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        // SAFETY: the program is live during the calls; it changes only which system calls this thread may make.
+        let installed = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &filter) == 0
+        };
+        assert!(installed, "{}", io::Error::last_os_error());
+        let name = Reactor::new(ReactorOptions::default()).unwrap().driver_name();
+        let demanded = ReactorOptions { driver: DriverChoice::Uring, ..ReactorOptions::default() };
+        (name, Reactor::new(demanded).map(|_| ()).unwrap_err().to_string())
+    });
+    let (name, error) = refused.join().unwrap();
+    assert_eq!(name, "poll");
+    assert!(error.contains("seccomp") || error.contains("sysctl"), "{error}");
 }

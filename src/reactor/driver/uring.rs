@@ -59,6 +59,7 @@ pub struct UringDriver {
     fixed_files: bool,
     /// Registered memory: start, length; the place is the kernel's index.
     fixed_buffers: Option<Vec<(usize, usize)>>,
+    #[expect(clippy::vec_box, reason = "the kernel knows their addresses: they move from here into operations as boxes")]
     spare: Vec<Box<Message>>,
 }
 
