@@ -145,13 +145,14 @@ impl Tree {
     /// # Errors
     /// As [`Tree::scan_leaf`].
     pub async fn scan(&self, range: &KeyRange, bytes_max: usize) -> Result<Chunk, TreeError> {
-        let (mut rows, mut bytes) = (Vec::new(), 0);
+        let (mut rows, mut bytes, mut full) = (Vec::new(), 0, false);
         let mut more = Some(range.clone());
         while let Some(range) = more.take() {
             more = self
                 .scan_leaf(&range, &mut |key, value| {
                     let size = key.len() + value.len();
                     if bytes > 0 && bytes + size > bytes_max {
+                        full = true;
                         return Visit::StopBefore;
                     }
                     bytes += size.max(1);
@@ -159,7 +160,7 @@ impl Tree {
                     Visit::Continue
                 })
                 .await?;
-            if bytes >= bytes_max {
+            if full || bytes >= bytes_max {
                 break;
             }
         }

@@ -95,7 +95,7 @@ fn random_key(dice: &Dice, keys: u64) -> Vec<u8> {
 
 fn random_value(dice: &Dice, key: &[u8]) -> Vec<u8> {
     let longest = (CELL_MAX - key.len()).min(if dice.below(8) == 0 { CELL_MAX } else { 200 });
-    vec![dice.below(256) as u8; dice.below(longest as u64 + 1) as usize]
+    vec![dice.below(256) as u8; 1 + dice.below(longest as u64) as usize]
 }
 
 #[test]
@@ -177,7 +177,7 @@ async fn write_among_others(tree: Tree, bed: Bed, writer: u64, writers_left: Rc<
         let number = bed.dice.below(300) * 1000 + writer * 100 + bed.dice.below(99);
         let mut key = number.to_be_bytes().to_vec();
         key.resize(8 + bed.dice.below(400) as usize, b'x');
-        put(&tree, &key, &vec![writer as u8; bed.dice.below(900) as usize]).await.unwrap();
+        put(&tree, &key, &vec![writer as u8; 1 + bed.dice.below(900) as usize]).await.unwrap();
         bed.pause().await;
         assert!(get(&tree, &key).await.is_some(), "a key just written is found");
         if bed.dice.below(3) == 0 {
@@ -197,6 +197,31 @@ async fn scan_again_and_again(tree: Tree, bed: Bed, reader: u64, writers_left: R
         assert_eq!(stays, 300);
         bed.pause().await;
     }
+}
+
+/// A client that goes away drops its statement wherever it waits, between a split and the separator too.
+#[test]
+fn abandoned_writes_leave_a_whole_tree() {
+    run(20, Size::Roomy, |bed| async move {
+        let tree = bed.tree().await;
+        let mut model = Model::new();
+        for round in 0..1500u64 {
+            let (key, value) = (random_key(&bed.dice, 1 << 40), vec![round as u8; 1 + bed.dice.below(700) as usize]);
+            let (writer, row) = (tree.clone(), (key.clone(), value.clone()));
+            let task = async move { put(&writer, &row.0, &row.1).await.unwrap() };
+            if !bed.run_for_a_while(task, bed.dice.below(8)).await {
+                // It may have got through or not, and nothing in between.
+                match get(&tree, &key).await {
+                    Some(present) => assert_eq!(present, value),
+                    None => continue,
+                }
+            }
+            model.insert(key, value);
+        }
+        inspect(&tree).await;
+        assert_eq!(rows(&tree, KeyRange::all(), 50_000).await, model.into_iter().collect::<Vec<_>>());
+        bed.check_space(&tree, &[]).await;
+    });
 }
 
 #[test]
@@ -404,7 +429,10 @@ fn free_blocks_are_found_again_after_a_restart() {
         // Another node leaves this node's extents alone, and takes its own.
         let space = BlockAllocator::new(&task.cache, task.service.clone(), NodeId(2), task.extents_first);
         let tree = Tree::open(&task.cache, &space, tree.home());
-        tree.write_overflow(&[5; 100], Urgency::Normal).await.unwrap();
-        assert_eq!(space.extents_of(tree.home()).await.unwrap().len(), extents + 1);
+        let chain = tree.write_overflow(&[5; 100], Urgency::Normal).await.unwrap();
+        let now = space.extents_of(tree.home()).await.unwrap();
+        assert!(now.len() > extents, "node 2 took from an extent of node 1");
+        // What one node has written, the other frees.
+        Tree::open(&task.cache, &task.space, tree.home()).free_overflow(chain).await.unwrap();
     });
 }

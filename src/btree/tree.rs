@@ -30,7 +30,7 @@ pub type DeadCells<'a> = &'a dyn Fn(&[u8], &[u8]) -> bool;
 /// What a write is going to need; see [`Tree::seek_write`].
 #[derive(Clone, Copy)]
 pub struct NeedRoom<'a> {
-    /// Length of the value to come: the leaf has room for it. 0 where nothing grows (a removal, a patch).
+    /// Length of the longest value to come: the leaf has room for it. 0 where none is put (a removal, a patch).
     pub value_len: usize,
     /// Redo of the change that the caller will make, in bytes, his own blocks (undo) included.
     pub redo_bytes: usize,

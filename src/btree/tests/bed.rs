@@ -1,6 +1,7 @@
 //! What the tests of this folder stand on: a shard with a cache that is much smaller than the trees.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Poll;
 
 use super::*;
 use crate::cache::{Cache, CacheConfig, CacheParts, FRAMES_MIN, LocalCoherence};
@@ -89,6 +90,20 @@ impl Bed {
         for handle in handles {
             handle.join().await;
         }
+    }
+
+    /// Runs a task and gives up after it has waited this often. True when it came to its end.
+    pub async fn run_for_a_while(&self, task: impl Future<Output = ()>, waits: u64) -> bool {
+        let (mut task, mut left) = (std::pin::pin!(task), waits);
+        std::future::poll_fn(|context| match task.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(true),
+            Poll::Pending if left == 0 => Poll::Ready(false),
+            Poll::Pending => {
+                left -= 1;
+                Poll::Pending
+            }
+        })
+        .await
     }
 
     /// Lets others go first, now and then.
