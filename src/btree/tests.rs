@@ -87,7 +87,7 @@ fn random_key(dice: &Dice, keys: u64) -> Vec<u8> {
     let number = dice.below(keys);
     let mut key = number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes().to_vec();
     // Some keys are as long as they may be, so that splits go up several levels.
-    if number % 5 == 0 {
+    if number.is_multiple_of(5) {
         key.resize(KEY_MAX - (number % 7) as usize, b'k');
     }
     key
