@@ -14,5 +14,6 @@ pub mod interconnect;
 pub mod cache;
 pub mod fusion;
 pub mod btree;
+pub mod txn;
 pub mod store;
 pub mod cluster;

@@ -165,6 +165,19 @@ impl Tree {
         }
     }
 
+    /// Stamps bytes of the value of `key` without redo (see [`WriteGuard::stamp_hint`]), if `block` is still its leaf and can
+    /// be written without waiting. `hint` is shown the value and says where in it which bytes go.
+    pub fn hint(&self, block: BlockId, key: &[u8], hint: impl FnOnce(&[u8]) -> Option<(usize, [u8; 8])>) {
+        let Some(mut guard) = self.cache.try_write(block) else { return };
+        let Some(leaf) = Node::new(&guard).filter(|node| node.level() == 0) else { return };
+        let Ok(slot) = leaf.find(key) else { return };
+        let range = leaf.page().value_range(slot);
+        if let Some((offset, bytes)) = hint(&guard[range.clone()]) {
+            assert!(offset + bytes.len() <= range.len(), "{block}: a hint beyond the value");
+            guard.stamp_hint(range.start + offset, &bytes);
+        }
+    }
+
     pub(super) fn id(&self, block: BlockNo) -> BlockId {
         BlockId::new(self.home.partition, block)
     }

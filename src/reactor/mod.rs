@@ -71,6 +71,7 @@ pub(crate) struct Inner {
     pub(crate) mailbox: std::sync::Arc<Mailbox>,
     pub(crate) counters: Counters,
     pub(crate) options: ReactorOptions,
+    locals: RefCell<Vec<Rc<dyn std::any::Any>>>,
 }
 
 impl Reactor {
@@ -100,6 +101,7 @@ impl Reactor {
             mailbox,
             counters: Counters::default(),
             options,
+            locals: RefCell::default(),
         }))
     }
 
@@ -199,6 +201,19 @@ impl Reactor {
         .await
     }
 
+    /// Keeps a value of the shard where letters from other threads find it, one per type. It is dropped with the reactor.
+    pub fn set_local<T: 'static>(&self, value: Rc<T>) {
+        let mut locals = self.0.locals.borrow_mut();
+        locals.retain(|local| !local.is::<T>());
+        locals.push(value);
+    }
+
+    /// The value that [`Reactor::set_local`] keeps for this type.
+    #[must_use]
+    pub fn local<T: 'static>(&self) -> Option<Rc<T>> {
+        self.0.locals.borrow().iter().find_map(|local| local.clone().downcast().ok())
+    }
+
     /// A handle for other threads.
     #[must_use]
     pub fn remote(&self) -> Remote {
@@ -220,6 +235,8 @@ impl Reactor {
     pub(crate) fn shut_down(&self) {
         drop(self.0.mailbox.close());
         self.0.executor.abort_all();
+        let locals = std::mem::take(&mut *self.0.locals.borrow_mut());
+        drop(locals);
     }
 }
 

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 
 use super::task::{CLASSES, Class};
-use super::time::Instant;
 
 /// Counters of one reactor since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,7 +41,6 @@ pub(crate) struct Counters {
     pub(crate) polls: [Cell<u64>; CLASSES],
     pub(crate) busy_ns: [Cell<u64>; CLASSES],
     pub(crate) stalls: Cell<u64>,
-    pub(crate) stall_reported: Cell<Instant>,
     pub(crate) poll_us_max: Cell<u64>,
     pub(crate) operations_submitted: Cell<u64>,
     pub(crate) operations_completed: Cell<u64>,

@@ -15,9 +15,6 @@ const POLLS_PER_TURN_MAX: usize = 256;
 /// A turn stops polling tasks after this time, in nanoseconds.
 const TURN_NS_MAX: u64 = 200_000;
 
-/// Stalls are logged once in this time.
-const STALL_REPORT_PERIOD: Duration = Duration::from_secs(1);
-
 /// How long a reactor with a core of its own looks for work before it sleeps, in nanoseconds.
 const SPIN_NS: u64 = 50_000;
 
@@ -85,7 +82,7 @@ impl Reactor {
             }
             if elapsed_ns > STALL_LIMIT.as_nanos() as u64 {
                 add(&inner.counters.stalls, 1);
-                self.report_stall(polled.name, elapsed_ns, after);
+                tracing::warn!(task = polled.name, held_us = elapsed_ns / 1000, "a task held the core too long");
             }
             before = after;
             if after.0 - start.0 > TURN_NS_MAX {
@@ -93,17 +90,6 @@ impl Reactor {
             }
         }
         before
-    }
-
-    /// Names the task in the log, at most once a second.
-    #[cold]
-    fn report_stall(&self, task: &'static str, elapsed_ns: u64, now: Instant) {
-        let counters = &self.0.counters;
-        if counters.stalls.get() == 1 || now.since(counters.stall_reported.get()) >= STALL_REPORT_PERIOD {
-            counters.stall_reported.set(now);
-            let stalls = counters.stalls.get();
-            tracing::warn!(task, held_us = elapsed_ns / 1000, stalls, "a task held the core too long");
-        }
     }
 
     /// Calls the driver and hands out what has completed. True when anything had.

@@ -5,6 +5,7 @@
 use std::fmt;
 
 use crate::ids::{PartitionId, ShardId};
+use crate::txn::TxnError;
 
 /// Why an operation on the store did not happen. Unless said otherwise nothing of the operation has happened and the
 /// transaction can go on (to a savepoint, or to its rollback).
@@ -132,3 +133,22 @@ impl fmt::Display for StoreError {
 }
 
 impl std::error::Error for StoreError {}
+
+impl From<TxnError> for StoreError {
+    fn from(error: TxnError) -> StoreError {
+        match error {
+            TxnError::Serialization(partition) => StoreError::SerializationFailure { partition },
+            TxnError::Deadlock => StoreError::DeadlockDetected,
+            TxnError::LockNotAvailable => StoreError::LockNotAvailable,
+            TxnError::SnapshotTooOld => StoreError::SnapshotTooOld,
+            TxnError::Canceled => StoreError::Canceled,
+            TxnError::TableFull => StoreError::Overloaded { resource: "the transaction table" },
+            TxnError::VolumeFull => StoreError::VolumeFull,
+            TxnError::NoSuchPartition(partition) => StoreError::NoSuchPartition(partition),
+            TxnError::Corrupt(detail) => StoreError::Corrupt { detail },
+            TxnError::Io(detail) => StoreError::Io { detail },
+            TxnError::Unavailable(reason) => StoreError::Unavailable { reason },
+            TxnError::CommitUnknown(detail) => StoreError::CommitUnknown { detail },
+        }
+    }
+}

@@ -6,9 +6,18 @@
 //! statement on every node sees.
 
 mod backend;
+mod engine;
 mod error;
+mod locks;
+mod shard;
 mod types;
 
 pub use backend::{Backend, BoxFuture, CancelHandle, SessionBackend, Session, Store};
+pub use engine::{COUNTERS, NodeStore};
 pub use error::StoreError;
+pub use locks::{LocalLocks, LockService};
+pub use shard::ShardEngine;
 pub use types::*;
+
+#[cfg(test)]
+mod tests;

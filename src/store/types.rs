@@ -9,35 +9,14 @@ use crate::ids::{PartitionId, Scn};
 
 use super::StoreError;
 
+pub use crate::txn::{Isolation, WaitPolicy};
+
 /// Longest key, bytes.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Longest row, bytes (rows beyond a block go to overflow blocks).
 pub const VALUE_BYTES_MAX: usize = 80 << 20;
 /// Most operations in one [`crate::store::Session::write`] or `modify_many`, and keys in one `get_many`.
 pub const BATCH_MAX: usize = 65_536;
-
-/// How a transaction sees others' changes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Isolation {
-    /// Each statement sees what was committed before it began; a changed row is re-evaluated on its newest version.
-    #[default]
-    ReadCommitted,
-    /// The whole transaction sees what was committed before its first statement; changing a row that somebody else has
-    /// changed since is [`StoreError::SerializationFailure`].
-    RepeatableRead,
-}
-
-/// What to do when somebody else holds the lock.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum WaitPolicy {
-    /// Wait until it is free, the wait is a deadlock, or the operation is canceled.
-    #[default]
-    Wait,
-    /// [`StoreError::LockNotAvailable`].
-    NoWait,
-    /// Leave the row out ([`LockedRow::Skipped`]); for anything but rows the same as `NoWait`.
-    SkipLocked,
-}
 
 /// Strength of a row lock taken by a SELECT.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -374,6 +353,24 @@ pub struct StoreStats {
     pub undo_blocks: u64,
     /// Transactions that have written and are neither committed nor rolled back.
     pub transactions_active: u64,
+}
+
+impl StoreStats {
+    /// Adds another shard's, or node's, numbers.
+    pub fn add(&mut self, other: &StoreStats) {
+        self.commits += other.commits;
+        self.rollbacks += other.rollbacks;
+        self.gets += other.gets;
+        self.rows_scanned += other.rows_scanned;
+        self.rows_written += other.rows_written;
+        self.row_lock_waits += other.row_lock_waits;
+        self.serialization_failures += other.serialization_failures;
+        self.deadlocks += other.deadlocks;
+        self.undo_reads += other.undo_reads;
+        self.remote_state_requests += other.remote_state_requests;
+        self.undo_blocks += other.undo_blocks;
+        self.transactions_active += other.transactions_active;
+    }
 }
 
 /// How a transaction ended well.

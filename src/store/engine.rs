@@ -1,0 +1,686 @@
+//! The engine behind [`Store`]: routes operations to the shards that own their partitions, as letters, and brings the
+//! answers back.
+//!
+//! `Send`; lives on the clients' threads. A session remembers which shards its transaction has touched, one bit each.
+//! Bounded by the shards' mailboxes: a full one is [`StoreError::Overloaded`]. A statement that touches one shard costs one
+//! letter there and one answer back.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::ids::{NodeId, PartitionId, SHARDS_MAX, Scn, ShardId, TxnId};
+use crate::reactor::mail::{MailError, Remote};
+use crate::reactor::sync::{CrossReceiver, CrossSender, cross_oneshot};
+use crate::txn::{Isolation, NodeShared, SnapshotSlot, WaitPolicy};
+
+use super::StoreError;
+use super::backend::*;
+use super::shard::{Batch, Context, ShardEngine};
+use super::types::*;
+
+/// Where counters live: rows of number → next.
+pub const COUNTERS: PartitionId = PartitionId(2);
+/// The counter that gives partitions their numbers.
+const PARTITION_COUNTER: u64 = u64::MAX;
+
+/// A node's store over its shards.
+#[derive(Clone)]
+pub struct NodeStore(Arc<Inner>);
+
+struct Inner {
+    node: NodeId,
+    shards: Vec<Remote>,
+    shared: NodeShared,
+    sessions: AtomicU64,
+    next_placement: AtomicU64,
+}
+
+impl NodeStore {
+    /// A node whose shards' reactors are reached by `shards`, in order; each has its [`ShardEngine`] by the time that
+    /// operations come.
+    ///
+    /// # Panics
+    /// With no shard, or too many.
+    #[must_use]
+    pub fn new(node: NodeId, shards: Vec<Remote>, shared: NodeShared) -> NodeStore {
+        assert!((1..=SHARDS_MAX).contains(&shards.len()), "a node has 1 to {SHARDS_MAX} shards, not {}", shards.len());
+        NodeStore(Arc::new(Inner { node, shards, shared, sessions: AtomicU64::new(1), next_placement: AtomicU64::new(0) }))
+    }
+
+    /// The handle for the layers above.
+    #[must_use]
+    pub fn store(&self) -> Store {
+        Store::new(Arc::new(self.clone()))
+    }
+
+    /// Makes the partitions that every node expects, if they are not there.
+    ///
+    /// # Errors
+    /// Faults.
+    pub async fn create_system_partitions(&self) -> Result<(), StoreError> {
+        for partition in [PartitionId::CATALOG, COUNTERS] {
+            self.create_numbered(partition).await?;
+        }
+        Ok(())
+    }
+
+    async fn create_numbered(&self, partition: PartitionId) -> Result<(), StoreError> {
+        self.in_shard(self.0.shard_of(partition), async move |engine| engine.create_partition(partition).await).await
+    }
+
+    /// Posts a letter that answers through its sender, now or later.
+    fn post<T: Send + 'static>(
+        &self,
+        shard: ShardId,
+        letter: impl FnOnce(Rc<ShardEngine>, CrossSender<Result<T, StoreError>>) + Send + 'static,
+    ) -> Result<CrossReceiver<Result<T, StoreError>>, StoreError> {
+        let (sender, receiver) = cross_oneshot();
+        let posted = self.0.shards[usize::from(shard.0)].post(Box::new(move |reactor| match reactor.local::<ShardEngine>() {
+            Some(engine) => letter(engine, sender),
+            None => sender.send(Err(StoreError::Unavailable { reason: format!("{shard} has not started yet") })),
+        }));
+        match posted {
+            Ok(()) => Ok(receiver),
+            Err(MailError::Full) => Err(StoreError::Overloaded { resource: "the shard's mailbox" }),
+            Err(MailError::Closed) => Err(StoreError::ShardGone(shard)),
+        }
+    }
+
+    /// Runs `work` as a task of the shard.
+    fn start<T: Send + 'static>(
+        &self,
+        shard: ShardId,
+        work: impl AsyncFnOnce(Rc<ShardEngine>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<CrossReceiver<Result<T, StoreError>>, StoreError> {
+        self.post(shard, move |engine, sender| engine.clone().spawn(async move { sender.send(work(engine).await) }))
+    }
+
+    async fn in_shard<T: Send + 'static>(
+        &self,
+        shard: ShardId,
+        work: impl AsyncFnOnce(Rc<ShardEngine>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.start(shard, work)?.await.unwrap_or(Err(StoreError::ShardGone(shard)))
+    }
+
+    async fn with_counter(&self, counter: u64, change: impl FnMut(u64) -> u64 + Send + 'static) -> Result<u64, StoreError> {
+        let mut change = change;
+        let mut session = self.session();
+        let modifier: Modifier = Box::new(move |_, row| Modify::Put(change(decode_counter(row)).to_le_bytes().to_vec()));
+        let key = counter.to_be_bytes().to_vec();
+        match session.modify_many(vec![(COUNTERS, key)], modifier).await?.pop() {
+            Some(Modified::Put { previous, .. }) => Ok(decode_counter(previous.as_deref())),
+            _ => unreachable!("a counter is always put"),
+        }
+    }
+}
+
+fn decode_counter(row: Option<&[u8]>) -> u64 {
+    // A row of another length is no counter of ours: it begins anew rather than fail for ever.
+    row.and_then(|row| row.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+impl Inner {
+    fn shard_of(&self, partition: PartitionId) -> ShardId {
+        partition.shard(self.shards.len() as u8)
+    }
+}
+
+impl Backend for NodeStore {
+    fn node_id(&self) -> NodeId {
+        self.0.node
+    }
+
+    fn shards(&self) -> u8 {
+        self.0.shards.len() as u8
+    }
+
+    fn now(&self) -> Scn {
+        self.0.shared.clock.latest()
+    }
+
+    fn catalog_generation(&self) -> u64 {
+        self.0.shared.catalog_generation.load(Ordering::Acquire)
+    }
+
+    fn session(&self) -> Box<dyn SessionBackend> {
+        Box::new(EngineSession {
+            id: self.0.sessions.fetch_add(1, Ordering::Relaxed),
+            slot: self.0.shared.snapshots.register(),
+            store: self.clone(),
+            transaction: None,
+            snapshot: None,
+            in_statement: false,
+            touched: 0,
+            positions: vec![0; usize::from(self.shards())],
+        })
+    }
+
+    fn create_partition(&self, placement: Placement) -> BoxFuture<'_, Result<PartitionId, StoreError>> {
+        Box::pin(async move {
+            let shards = self.shards();
+            let wanted = match placement {
+                Placement::With(neighbour) => self.0.shard_of(neighbour),
+                Placement::Any => ShardId((self.0.next_placement.fetch_add(1, Ordering::Relaxed) % u64::from(shards)) as u8),
+            };
+            // As many numbers as there are shards: one of them falls to the shard that is wanted.
+            let first = self.allocate_range(PARTITION_COUNTER, u64::from(shards)).await?;
+            let number = |offset| u32::try_from(first + offset).ok().and_then(|number| PartitionId::FIRST_USER.0.checked_add(number));
+            let partition = (0..u64::from(shards))
+                .filter_map(number)
+                .map(PartitionId)
+                .find(|partition| partition.undo_home().is_none() && self.0.shard_of(*partition) == wanted)
+                .ok_or(StoreError::Overloaded { resource: "the numbering of partitions" })?;
+            self.create_numbered(partition).await?;
+            Ok(partition)
+        })
+    }
+
+    fn drop_partition(&self, partition: PartitionId) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.in_shard(self.0.shard_of(partition), async move |engine| engine.drop_partition(partition).await))
+    }
+
+    fn vacuum(&self, partition: PartitionId) -> BoxFuture<'_, Result<VacuumReport, StoreError>> {
+        Box::pin(self.in_shard(self.0.shard_of(partition), async move |engine| engine.vacuum(partition).await))
+    }
+
+    fn allocate_range(&self, counter: u64, count: u64) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(self.with_counter(counter, move |next| next.wrapping_add(count.max(1))))
+    }
+
+    fn read_counter(&self, counter: u64) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(async move {
+            let mut session = self.session();
+            Ok(decode_counter(session.get(COUNTERS, &counter.to_be_bytes()).await?.as_deref()))
+        })
+    }
+
+    fn set_counter(&self, counter: u64, next: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move { self.with_counter(counter, move |_| next).await.map(|_| ()) })
+    }
+
+    fn stats(&self) -> BoxFuture<'_, Result<StoreStats, StoreError>> {
+        Box::pin(async move {
+            let mut sum = StoreStats::default();
+            for shard in 0..self.shards() {
+                let one = self
+                    .post(ShardId(shard), |engine, sender| sender.send(Ok(engine.stats())))?
+                    .await
+                    .unwrap_or(Err(StoreError::ShardGone(ShardId(shard))))?;
+                sum.add(&one);
+            }
+            Ok(sum)
+        })
+    }
+}
+
+/// One client's side of the engine.
+struct EngineSession {
+    id: u64,
+    store: NodeStore,
+    slot: Arc<SnapshotSlot>,
+    /// Isolation, and whether it is read-only.
+    transaction: Option<(Isolation, bool)>,
+    snapshot: Option<Scn>,
+    /// Outside a transaction: the snapshot lasts until the statement's end.
+    in_statement: bool,
+    /// Shards in which the transaction has a branch, a bit each.
+    touched: u64,
+    /// How many changes the transaction has made in each shard.
+    positions: Vec<u64>,
+}
+
+impl EngineSession {
+    fn context(&mut self) -> Context {
+        let snapshot = match self.snapshot {
+            Some(snapshot) => snapshot,
+            None => {
+                let snapshot = self.store.0.shared.snapshots.draw(&self.slot);
+                self.snapshot = Some(snapshot);
+                snapshot
+            }
+        };
+        Context { session: self.id, snapshot, isolation: self.transaction.map(|(isolation, _)| isolation) }
+    }
+
+    /// An operation has ended: outside a statement its snapshot ends with it.
+    fn operation_ended(&mut self) {
+        if self.transaction.is_none() && !self.in_statement {
+            self.drop_snapshot();
+        }
+    }
+
+    fn drop_snapshot(&mut self) {
+        self.snapshot = None;
+        self.slot.release();
+    }
+
+    fn shard_of(&self, partition: PartitionId) -> ShardId {
+        self.store.0.shard_of(partition)
+    }
+
+    fn touch(&mut self, shard: ShardId) {
+        self.touched |= 1 << shard.0;
+    }
+
+    fn touched(&self) -> Vec<ShardId> {
+        (0..SHARDS_MAX as u8).filter(|shard| self.touched & (1 << shard) != 0).map(ShardId).collect()
+    }
+
+    fn may_write(&self) -> Result<(), StoreError> {
+        match self.transaction {
+            Some((_, true)) => Err(StoreError::ReadOnly),
+            _ => Ok(()),
+        }
+    }
+
+    fn end_transaction(&mut self) {
+        self.transaction = None;
+        self.touched = 0;
+        self.positions.fill(0);
+        self.drop_snapshot();
+    }
+
+    /// Runs `work` in the transaction's branch in `shard`.
+    async fn in_branch<T: Send + 'static>(
+        &mut self,
+        shard: ShardId,
+        work: impl AsyncFnOnce(&ShardEngine, &crate::txn::Transaction) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let context = self.context();
+        self.touch(shard);
+        let work = async move |engine: Rc<ShardEngine>| {
+            let done = engine.in_branch(context, work).await?;
+            Ok((done, engine.position(context.session)))
+        };
+        // What fails has undone itself: then the position is the one from before.
+        let (done, position) = self.store.in_shard(shard, work).await?;
+        self.positions[usize::from(shard.0)] = position;
+        Ok(done)
+    }
+
+    async fn write_here(&mut self, operations: Vec<WriteOp>, commit: bool) -> Result<(Vec<WriteResult>, bool), StoreError> {
+        self.may_write()?;
+        let Some(first) = operations.first() else { return Ok((Vec::new(), false)) };
+        let shard = self.shard_of(first.partition());
+        let one_shard = operations.iter().all(|operation| self.shard_of(operation.partition()) == shard);
+        if self.transaction.is_none() && one_shard {
+            let session = self.context().session;
+            let work = async move |engine: Rc<ShardEngine>| {
+                engine
+                    .autocommit(session, async |engine: &ShardEngine, txn: &_| {
+                        let batch = engine.write_batch(txn, &operations).await?;
+                        Ok((batch.results, !batch.undone))
+                    })
+                    .await
+            };
+            return Ok((self.store.in_shard(shard, work).await?, true));
+        }
+        if one_shard && commit && (self.touched & !(1 << shard.0)) == 0 {
+            // The batch and the commit in one trip.
+            let context = self.context();
+            self.touch(shard);
+            let work = async move |engine: Rc<ShardEngine>| {
+                let batch = engine.in_branch(context, async move |engine: &ShardEngine, txn: &_| engine.write_batch(txn, &operations).await).await?;
+                if !batch.undone {
+                    return Ok((batch.results, Some(engine.commit(context.session).await)));
+                }
+                Ok((batch.results, None))
+            };
+            let (results, committed) = self.store.in_shard(shard, work).await?;
+            if let Some(committed) = committed {
+                self.end_transaction();
+                committed?;
+                return Ok((results, true));
+            }
+            return Ok((results, false));
+        }
+        let (results, undone) = self.write_groups(operations).await?;
+        if commit && !undone {
+            SessionBackend::commit(self).await?;
+            return Ok((results, true));
+        }
+        Ok((results, false))
+    }
+
+    /// Over several shards, in order: a stretch of operations for one shard is one letter.
+    async fn write_groups(&mut self, operations: Vec<WriteOp>) -> Result<(Vec<WriteResult>, bool), StoreError> {
+        let start = SessionBackend::savepoint(self);
+        let mut results = Vec::with_capacity(operations.len());
+        let mut operations = operations.into_iter().peekable();
+        while let Some(first) = operations.next() {
+            let shard = self.shard_of(first.partition());
+            let mut group = vec![first];
+            while let Some(next) = operations.next_if(|next| self.shard_of(next.partition()) == shard) {
+                group.push(next);
+            }
+            let done = self.in_branch(shard, async move |engine: &ShardEngine, txn: &_| engine.write_batch(txn, &group).await).await;
+            match done {
+                Ok(Batch { results: more, undone }) => {
+                    results.extend(more);
+                    if undone {
+                        SessionBackend::rollback_to(self, &start).await?;
+                        return Ok((results, true));
+                    }
+                }
+                Err(error) => {
+                    SessionBackend::rollback_to(self, &start).await?;
+                    return Err(error);
+                }
+            }
+        }
+        Ok((results, false))
+    }
+
+    async fn modify_groups(&mut self, rows: Vec<(PartitionId, Vec<u8>)>, modifier: Modifier) -> Result<(Vec<Modified>, bool), StoreError> {
+        let start = SessionBackend::savepoint(self);
+        let mut results = Vec::with_capacity(rows.len());
+        let mut rows = rows.into_iter().peekable();
+        let mut modifier = modifier;
+        while let Some(first) = rows.next() {
+            let shard = self.shard_of(first.0);
+            let mut group = vec![first];
+            while let Some(next) = rows.next_if(|next| self.shard_of(next.0) == shard) {
+                group.push(next);
+            }
+            let index = results.len();
+            let done = self
+                .in_branch(shard, async move |engine: &ShardEngine, txn: &_| {
+                    let batch = engine.modify_batch(txn, &group, index, &mut modifier).await?;
+                    Ok((batch, modifier))
+                })
+                .await;
+            match done {
+                Ok((Batch { results: more, undone }, back)) => {
+                    results.extend(more);
+                    modifier = back;
+                    if undone {
+                        SessionBackend::rollback_to(self, &start).await?;
+                        return Ok((results, true));
+                    }
+                }
+                Err(error) => {
+                    SessionBackend::rollback_to(self, &start).await?;
+                    return Err(error);
+                }
+            }
+        }
+        Ok((results, false))
+    }
+
+    /// Commits over several shards: all but the home promise durably, the home decides, all follow.
+    async fn commit_over(store: NodeStore, session: u64, home: ShardId, others: Vec<ShardId>) -> Result<Committed, StoreError> {
+        let home_txn: TxnId = store.in_shard(home, async move |engine| engine.home_id(session).await).await?;
+        let mut promises = Vec::with_capacity(others.len());
+        for &shard in &others {
+            promises.push((shard, store.start(shard, async move |engine: Rc<ShardEngine>| engine.prepare(session, home_txn).await)));
+        }
+        let (mut prepared, mut failed) = (Vec::new(), None);
+        for (shard, promise) in promises {
+            let answer = match promise {
+                Ok(promise) => promise.await.unwrap_or(Err(StoreError::ShardGone(shard))),
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(true) => prepared.push(shard),
+                Ok(false) => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        if let Some(error) = failed {
+            // The others first: as long as one is prepared, the home's slot must say what became of it.
+            for shard in others.into_iter().chain([home]) {
+                let _ = store.in_shard(shard, async move |engine| Ok(engine.roll_back(session).await)).await;
+            }
+            return Err(error);
+        }
+        if prepared.is_empty() {
+            return store.in_shard(home, async move |engine| engine.commit(session).await).await;
+        }
+        let scn = store.in_shard(home, async move |engine| engine.commit_home(session).await).await?;
+        let mut followers = Vec::with_capacity(prepared.len());
+        for shard in prepared {
+            followers.push((shard, store.start(shard, async move |engine: Rc<ShardEngine>| engine.commit_prepared(session, scn).await)?));
+        }
+        for (shard, follower) in followers {
+            follower.await.unwrap_or(Err(StoreError::ShardGone(shard)))?;
+        }
+        Ok(Committed { scn: Some(scn) })
+    }
+}
+
+impl SessionBackend for EngineSession {
+    fn begin(&mut self, isolation: Isolation, read_only: bool) -> Result<(), StoreError> {
+        if self.transaction.is_some() {
+            return Err(StoreError::NoTransaction);
+        }
+        self.drop_snapshot();
+        self.transaction = Some((isolation, read_only));
+        Ok(())
+    }
+
+    fn in_transaction(&self) -> bool {
+        self.transaction.is_some()
+    }
+
+    fn new_statement(&mut self) {
+        self.in_statement = true;
+        if !matches!(self.transaction, Some((Isolation::RepeatableRead, _))) {
+            self.drop_snapshot();
+        }
+    }
+
+    fn end_statement(&mut self) {
+        self.in_statement = false;
+        if !matches!(self.transaction, Some((Isolation::RepeatableRead, _))) {
+            self.drop_snapshot();
+        }
+    }
+
+    fn cancel_handle(&self) -> CancelHandle {
+        let (store, session) = (self.store.clone(), self.id);
+        CancelHandle::new(Arc::new(move || {
+            for shard in &store.0.shards {
+                // A shard that takes no mail runs nothing for us either.
+                let _ = shard.post(Box::new(move |reactor| {
+                    if let Some(engine) = reactor.local::<ShardEngine>() {
+                        engine.cancel(session);
+                    }
+                }));
+            }
+        }))
+    }
+
+    fn get<'a>(&'a mut self, partition: PartitionId, key: &'a [u8]) -> BoxFuture<'a, Result<Option<Vec<u8>>, StoreError>> {
+        Box::pin(async move {
+            let (context, shard, key) = (self.context(), self.shard_of(partition), key.to_vec());
+            let answer = self.store.post(shard, move |engine, sender| match engine.try_get(context, partition, &key) {
+                Ok(Some(row)) => sender.send(Ok(row)),
+                Err(error) => sender.send(Err(error)),
+                Ok(None) => engine.clone().spawn(async move {
+                    let row = engine.get_many(context, partition, &[key]).await;
+                    sender.send(row.map(|mut rows| rows.pop().expect("one row was asked for")));
+                }),
+            })?;
+            let row = answer.await.unwrap_or(Err(StoreError::ShardGone(shard)));
+            self.operation_ended();
+            row
+        })
+    }
+
+    fn get_many(&mut self, partition: PartitionId, keys: Vec<Vec<u8>>) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, StoreError>> {
+        Box::pin(async move {
+            let (context, shard) = (self.context(), self.shard_of(partition));
+            let rows = self.store.in_shard(shard, async move |engine| engine.get_many(context, partition, &keys).await).await;
+            self.operation_ended();
+            rows
+        })
+    }
+
+    fn get_for_update<'a>(
+        &'a mut self,
+        partition: PartitionId,
+        key: &'a [u8],
+        _strength: LockStrength,
+        wait: WaitPolicy,
+    ) -> BoxFuture<'a, Result<LockedRow, StoreError>> {
+        Box::pin(async move {
+            self.may_write()?;
+            if self.transaction.is_none() {
+                return Err(StoreError::NoTransaction);
+            }
+            let (shard, key) = (self.shard_of(partition), key.to_vec());
+            self.in_branch(shard, async move |engine: &ShardEngine, txn: &_| engine.lock_row(txn, partition, &key, wait).await).await
+        })
+    }
+
+    fn scan(&mut self, partition: PartitionId, range: ScanRange, limit: ScanLimit) -> BoxFuture<'_, Result<ScanChunk, StoreError>> {
+        Box::pin(async move {
+            let (context, shard) = (self.context(), self.shard_of(partition));
+            let chunk = self.store.in_shard(shard, async move |engine| engine.scan(context, partition, range, limit).await).await;
+            self.operation_ended();
+            chunk
+        })
+    }
+
+    fn write(&mut self, operations: Vec<WriteOp>) -> BoxFuture<'_, Result<Vec<WriteResult>, StoreError>> {
+        Box::pin(async move {
+            let alone = self.transaction.is_none();
+            let one_shard = operations.windows(2).all(|pair| self.shard_of(pair[0].partition()) == self.shard_of(pair[1].partition()));
+            if alone && !one_shard {
+                SessionBackend::begin(self, Isolation::ReadCommitted, false)?;
+            }
+            let done = self.write_here(operations, alone).await;
+            if alone && self.transaction.is_some() {
+                // It ended early or failed; its own transaction ends with it.
+                SessionBackend::rollback(self).await?;
+            }
+            self.operation_ended();
+            Ok(done?.0)
+        })
+    }
+
+    fn write_and_commit(&mut self, operations: Vec<WriteOp>) -> BoxFuture<'_, Result<Vec<WriteResult>, StoreError>> {
+        Box::pin(async move {
+            if self.transaction.is_none() {
+                return SessionBackend::write(self, operations).await;
+            }
+            if operations.is_empty() {
+                SessionBackend::commit(self).await?;
+                return Ok(Vec::new());
+            }
+            Ok(self.write_here(operations, true).await?.0)
+        })
+    }
+
+    fn modify_many(&mut self, rows: Vec<(PartitionId, Vec<u8>)>, modifier: Modifier) -> BoxFuture<'_, Result<Vec<Modified>, StoreError>> {
+        Box::pin(async move {
+            self.may_write()?;
+            let Some(first) = rows.first() else { return Ok(Vec::new()) };
+            let shard = self.shard_of(first.0);
+            let one_shard = rows.iter().all(|row| self.shard_of(row.0) == shard);
+            let mut modifier = modifier;
+            if self.transaction.is_some() {
+                if one_shard {
+                    let work = async move |engine: &ShardEngine, txn: &_| engine.modify_batch(txn, &rows, 0, &mut modifier).await;
+                    return Ok(self.in_branch(shard, work).await?.results);
+                }
+                return Ok(self.modify_groups(rows, modifier).await?.0);
+            }
+            if one_shard {
+                let session = self.context().session;
+                let work = async move |engine: Rc<ShardEngine>| {
+                    engine
+                        .autocommit(session, async |engine: &ShardEngine, txn: &_| {
+                            let batch = engine.modify_batch(txn, &rows, 0, &mut modifier).await?;
+                            Ok((batch.results, !batch.undone))
+                        })
+                        .await
+                };
+                let done = self.store.in_shard(shard, work).await;
+                self.operation_ended();
+                return done;
+            }
+            SessionBackend::begin(self, Isolation::ReadCommitted, false)?;
+            match self.modify_groups(rows, modifier).await {
+                Ok((results, false)) => {
+                    SessionBackend::commit(self).await?;
+                    Ok(results)
+                }
+                other => {
+                    SessionBackend::rollback(self).await?;
+                    Ok(other?.0)
+                }
+            }
+        })
+    }
+
+    fn savepoint(&mut self) -> Savepoint {
+        Savepoint::new(self.positions.clone())
+    }
+
+    fn rollback_to<'a>(&'a mut self, savepoint: &'a Savepoint) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            for shard in self.touched() {
+                let position = savepoint.positions().get(usize::from(shard.0)).copied().unwrap_or(0);
+                self.in_branch(shard, async move |engine: &ShardEngine, txn: &_| engine.roll_back_to(txn, position).await).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn commit(&mut self) -> BoxFuture<'_, Result<Committed, StoreError>> {
+        Box::pin(async move {
+            if self.transaction.is_none() {
+                return Err(StoreError::NoTransaction);
+            }
+            let (store, session, mut shards) = (self.store.clone(), self.id, self.touched());
+            let done = match shards.pop() {
+                None => Ok(Committed { scn: None }),
+                Some(only) if shards.is_empty() => store.in_shard(only, async move |engine| engine.commit(session).await).await,
+                Some(home) => EngineSession::commit_over(store, session, home, shards).await,
+            };
+            self.end_transaction();
+            done
+        })
+    }
+
+    fn rollback(&mut self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            let session = self.id;
+            let mut done = Ok(());
+            for shard in self.touched() {
+                let one = self.store.in_shard(shard, async move |engine| Ok(engine.roll_back(session).await)).await;
+                done = done.and(one);
+            }
+            self.end_transaction();
+            done
+        })
+    }
+
+    fn lock(&mut self, name: LockName, mode: LockMode, wait: WaitPolicy) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            if self.transaction.is_none() {
+                return Err(StoreError::NoTransaction);
+            }
+            let shard = ShardId(((name.id1 ^ name.id2.rotate_left(17)) % u64::from(self.store.shards())) as u8);
+            self.in_branch(shard, async move |engine: &ShardEngine, txn: &_| engine.lock_name(txn, name, mode, wait).await).await
+        })
+    }
+}
+
+impl Drop for EngineSession {
+    fn drop(&mut self) {
+        let session = self.id;
+        for shard in self.touched() {
+            // A shard that takes no mail is ending, and its restart rolls back.
+            let _ = self.store.0.shards[usize::from(shard.0)].post(Box::new(move |reactor| {
+                if let Some(engine) = reactor.local::<ShardEngine>() {
+                    engine.clone().spawn(async move { engine.roll_back(session).await });
+                }
+            }));
+        }
+        self.slot.release();
+    }
+}

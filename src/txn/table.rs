@@ -1,0 +1,288 @@
+//! The transaction table in memory: which transactions of this shard run, how the finished ones ended, which slots are
+//! free again.
+//!
+//! Owned by one shard; a state machine without I/O. Bounded by [`SLOTS_MAX`]. What it promises: a transaction's id is never
+//! given out twice; a slot is reused only when its transaction has ended before every snapshot in use, so that an id with
+//! an older `wrap` than the slot's can only be that of a transaction that everybody sees as committed (rolled back
+//! transactions have left no trace by then, see [`Table::state`]).
+
+use std::collections::{BTreeSet, VecDeque};
+
+use crate::ids::{NodeId, Scn, ShardId, TxnId};
+
+use super::row::UndoPtr;
+use super::slot::{SLOTS_MAX, Slot, SlotState};
+use super::visibility::TxnState;
+
+/// What is remembered of a slot's transaction.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    wrap: u32,
+    state: State,
+    begun: Scn,
+    undo_head: UndoPtr,
+    sequence: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Free,
+    Active,
+    Committing(Option<Scn>),
+    Committed(Scn),
+    /// To be rolled back, or being rolled back.
+    Aborted,
+    RolledBack(Scn),
+}
+
+/// A transaction found unfinished when the table was loaded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unfinished {
+    /// Which.
+    pub txn: TxnId,
+    /// Set for a prepared branch: commit it if this one is committed, else roll it back.
+    pub home: Option<TxnId>,
+}
+
+/// A shard's transaction table.
+#[derive(Debug)]
+pub struct Table {
+    node: NodeId,
+    shard: ShardId,
+    entries: Vec<Entry>,
+    /// Never used since the start, and free.
+    free: Vec<u16>,
+    /// Ended, in the order of their ends: SCN of the end, slot.
+    ended: VecDeque<(Scn, u16)>,
+    /// Neither committed nor fully rolled back, by begin.
+    unfinished: BTreeSet<(Scn, u16)>,
+}
+
+impl Table {
+    /// A table of free slots.
+    #[must_use]
+    pub fn new(node: NodeId, shard: ShardId) -> Table {
+        let entry = Entry { wrap: 0, state: State::Free, begun: Scn::ZERO, undo_head: UndoPtr::NONE, sequence: 0 };
+        Table {
+            node,
+            shard,
+            entries: vec![entry; SLOTS_MAX],
+            free: (0..SLOTS_MAX as u16).rev().collect(),
+            ended: VecDeque::new(),
+            unfinished: BTreeSet::new(),
+        }
+    }
+
+    /// The table as the volume has it, with the transactions that the shard's former life left unfinished: each counts as
+    /// aborted until [`Table::resolve_prepared`] says otherwise.
+    #[must_use]
+    pub fn load(node: NodeId, shard: ShardId, slots: impl IntoIterator<Item = (u16, Slot)>) -> (Table, Vec<Unfinished>) {
+        let mut table = Table::new(node, shard);
+        let (mut ended, mut left) = (Vec::new(), Vec::new());
+        table.free.clear();
+        for (number, slot) in slots {
+            let entry = &mut table.entries[usize::from(number)];
+            entry.wrap = slot.wrap;
+            entry.undo_head = slot.undo_head;
+            entry.state = match slot.state {
+                SlotState::Free => State::Free,
+                SlotState::Committed(scn) => State::Committed(scn),
+                SlotState::RolledBack(scn) => State::RolledBack(scn),
+                SlotState::Active => State::Aborted,
+                // Whoever asks must not be told anything before the home transaction's outcome is known.
+                SlotState::Prepared { .. } => State::Committing(None),
+            };
+            match slot.state {
+                SlotState::Free => table.free.push(number),
+                SlotState::Committed(scn) | SlotState::RolledBack(scn) => ended.push((scn, number)),
+                SlotState::Active | SlotState::Prepared { .. } => {
+                    table.unfinished.insert((Scn::ZERO, number));
+                    let home = if let SlotState::Prepared { home } = slot.state { Some(home) } else { None };
+                    left.push(Unfinished { txn: TxnId::new(node, shard, number, slot.wrap), home });
+                }
+            }
+        }
+        table.free.reverse();
+        ended.sort_unstable();
+        table.ended = ended.into();
+        (table, left)
+    }
+
+    /// Begins a transaction; `None` while all slots are needed. `now` is a reading of the clock, `oldest` the cluster's
+    /// oldest snapshot.
+    pub fn begin(&mut self, now: Scn, oldest: Scn) -> Option<TxnId> {
+        let number = match self.ended.front() {
+            // Never-used slots last: a small busy part of the table stays in the caches.
+            Some(&(end, number)) if end < oldest => {
+                self.ended.pop_front();
+                number
+            }
+            _ => self.free.pop()?,
+        };
+        let entry = &mut self.entries[usize::from(number)];
+        assert!(matches!(entry.state, State::Free | State::Committed(_) | State::RolledBack(_)), "slot {number} is in use: {entry:?}");
+        let wrap = entry.wrap.checked_add(1).expect("a slot is used at most 2^32 times");
+        *entry = Entry { wrap, state: State::Active, begun: now, undo_head: UndoPtr::NONE, sequence: 0 };
+        self.unfinished.insert((now, number));
+        Some(TxnId::new(self.node, self.shard, number, wrap))
+    }
+
+    /// What is known of a transaction of this shard. `None`: its id is from the future, which no honest block contains.
+    #[must_use]
+    #[inline]
+    pub fn state(&self, txn: TxnId) -> Option<TxnState> {
+        let entry = self.entries.get(usize::from(txn.slot()))?;
+        if txn.wrap() != entry.wrap {
+            return (txn.wrap() < entry.wrap).then_some(TxnState::Committed(Scn::ZERO));
+        }
+        match entry.state {
+            State::Free => None,
+            State::Active => Some(TxnState::Active),
+            State::Committing(scn) => Some(TxnState::Committing(scn)),
+            State::Committed(scn) => Some(TxnState::Committed(scn)),
+            State::Aborted | State::RolledBack(_) => Some(TxnState::Aborted),
+        }
+    }
+
+    /// Whether the transaction has written since it began.
+    #[must_use]
+    pub fn has_written(&self, txn: TxnId) -> bool {
+        self.entry(txn).sequence > 0
+    }
+
+    /// Newest undo record, and how many there are.
+    #[must_use]
+    pub fn position(&self, txn: TxnId) -> (UndoPtr, u32) {
+        let entry = self.entry(txn);
+        (entry.undo_head, entry.sequence)
+    }
+
+    /// The transaction has written an undo record, or rolled back to this one.
+    pub fn set_position(&mut self, txn: TxnId, head: UndoPtr, sequence: u32) {
+        let entry = self.entry_mut(txn);
+        assert!(matches!(entry.state, State::Active | State::Aborted), "{txn} changes its undo in {entry:?}");
+        entry.undo_head = head;
+        entry.sequence = sequence;
+    }
+
+    /// The commit is on its way; `None` while its SCN is not drawn yet.
+    pub fn committing(&mut self, txn: TxnId, scn: Option<Scn>) {
+        let entry = self.entry_mut(txn);
+        assert!(matches!(entry.state, State::Active | State::Committing(None)), "{txn} commits in {entry:?}");
+        entry.state = State::Committing(scn);
+    }
+
+    /// The commit is durable and known to all.
+    pub fn committed(&mut self, txn: TxnId, scn: Scn) {
+        self.end(txn, State::Committed(scn), scn);
+    }
+
+    /// The transaction gives up: its rows count as their predecessors from now on.
+    pub fn abort(&mut self, txn: TxnId) {
+        let entry = self.entry_mut(txn);
+        assert!(matches!(entry.state, State::Active | State::Aborted | State::Committing(None)), "{txn} aborts in {entry:?}");
+        entry.state = State::Aborted;
+    }
+
+    /// All its rows have been put back; `scn` was drawn after the last of them.
+    pub fn rolled_back(&mut self, txn: TxnId, scn: Scn) {
+        self.end(txn, State::RolledBack(scn), scn);
+    }
+
+    fn end(&mut self, txn: TxnId, state: State, scn: Scn) {
+        let entry = self.entry_mut(txn);
+        assert!(!matches!(entry.state, State::Free | State::Committed(_) | State::RolledBack(_)), "{txn} ends twice: {entry:?}");
+        entry.state = state;
+        let begun = entry.begun;
+        assert!(self.unfinished.remove(&(begun, txn.slot())), "{txn} was not known as unfinished");
+        // Ends come nearly in order; a slot that waits behind a slightly later one loses nothing.
+        self.ended.push_back((scn, txn.slot()));
+    }
+
+    /// A reading of the clock from before the oldest unfinished transaction began; `None` if there is none.
+    #[must_use]
+    pub fn oldest_begin(&self) -> Option<Scn> {
+        self.unfinished.first().map(|&(begun, _)| begun)
+    }
+
+    /// How many transactions are unfinished.
+    #[must_use]
+    pub fn unfinished(&self) -> usize {
+        self.unfinished.len()
+    }
+
+    /// The highest SCN in the table: the clock must start above it.
+    #[must_use]
+    pub fn highest_scn(&self) -> Scn {
+        self.ended.iter().map(|&(scn, _)| scn).max().unwrap_or(Scn::ZERO)
+    }
+
+    fn entry(&self, txn: TxnId) -> &Entry {
+        let entry = &self.entries[usize::from(txn.slot())];
+        assert_eq!((txn.node(), txn.shard(), txn.wrap()), (self.node, self.shard, entry.wrap), "{txn} is not the slot's");
+        entry
+    }
+
+    fn entry_mut(&mut self, txn: TxnId) -> &mut Entry {
+        let entry = &mut self.entries[usize::from(txn.slot())];
+        assert_eq!((txn.node(), txn.shard(), txn.wrap()), (self.node, self.shard, entry.wrap), "{txn} is not the slot's");
+        entry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Table {
+        Table::new(NodeId(1), ShardId(0))
+    }
+
+    #[test]
+    fn a_slot_is_reused_only_below_the_oldest_snapshot() {
+        let mut table = table();
+        let first = table.begin(Scn(10), Scn(0)).unwrap();
+        table.committing(first, Some(Scn(20)));
+        table.committed(first, Scn(20));
+        let second = table.begin(Scn(21), Scn(20)).unwrap();
+        assert_ne!(second.slot(), first.slot(), "a snapshot at 20 may still ask when the first committed");
+        assert_eq!(table.state(first), Some(TxnState::Committed(Scn(20))));
+        let third = table.begin(Scn(22), Scn(21)).unwrap();
+        assert_eq!((third.slot(), third.wrap()), (first.slot(), first.wrap() + 1));
+        assert_eq!(table.state(first), Some(TxnState::Committed(Scn::ZERO)), "everybody sees it");
+        assert_eq!(table.state(TxnId::new(NodeId(1), ShardId(0), third.slot(), third.wrap() + 1)), None);
+    }
+
+    #[test]
+    fn a_full_table_frees_itself_when_the_snapshots_move_on() {
+        let mut table = table();
+        let all: Vec<_> = std::iter::from_fn(|| table.begin(Scn(5), Scn(0))).collect();
+        assert_eq!(all.len(), SLOTS_MAX);
+        table.abort(all[7]);
+        assert_eq!(table.state(all[7]), Some(TxnState::Aborted));
+        assert_eq!(table.begin(Scn(9), Scn(100)), None, "being rolled back, its slot is needed");
+        table.rolled_back(all[7], Scn(8));
+        assert_eq!(table.begin(Scn(9), Scn(8)), None);
+        assert_eq!(table.begin(Scn(9), Scn(9)).unwrap().slot(), all[7].slot());
+    }
+
+    #[test]
+    fn a_restart_takes_the_unfinished_for_dead_and_goes_on_counting() {
+        let (node, shard) = (NodeId(1), ShardId(0));
+        let slot = |wrap, state| Slot { wrap, state, undo_head: UndoPtr::NONE };
+        let home = TxnId::new(node, ShardId(1), 3, 3);
+        let slots = [(0, slot(4, SlotState::Active)), (1, slot(2, SlotState::Committed(Scn(50)))), (2, slot(6, SlotState::Prepared { home })), (3, slot(0, SlotState::Free))];
+        let (mut table, left) = Table::load(node, shard, slots);
+        let (dead, branch) = (TxnId::new(node, shard, 0, 4), TxnId::new(node, shard, 2, 6));
+        assert_eq!(left, [Unfinished { txn: dead, home: None }, Unfinished { txn: branch, home: Some(home) }]);
+        assert_eq!(table.state(dead), Some(TxnState::Aborted));
+        assert_eq!(table.state(branch), Some(TxnState::Committing(None)), "nobody may be told before the home is asked");
+        table.committing(branch, Some(Scn(60)));
+        table.committed(branch, Scn(60));
+        assert_eq!(table.highest_scn(), Scn(60));
+        assert_eq!(table.begin(Scn(70), Scn(55)), Some(TxnId::new(node, shard, 1, 3)));
+        assert_eq!(table.oldest_begin(), Some(Scn::ZERO));
+        table.rolled_back(dead, Scn(71));
+        assert_eq!(table.oldest_begin(), Some(Scn(70)));
+    }
+}
