@@ -45,6 +45,7 @@ use mail::Mailbox;
 use slab::Slab;
 use stats::{Counters, add};
 use task::TaskId;
+use time::Meter;
 use timer::{TimerId, Timers};
 
 /// Most operations in flight on one reactor. Reaching it is a bug: callers bound their own requests far below it.
@@ -61,6 +62,7 @@ pub(crate) struct Inner {
     pub(crate) driver: RefCell<Box<dyn Driver>>,
     driver_name: &'static str,
     pub(crate) clock: Clock,
+    pub(crate) meter: Meter,
     random: Cell<u64>,
     /// The main task has ended: no turn may sleep any more.
     pub(crate) stopping: Cell<bool>,
@@ -89,6 +91,7 @@ impl Reactor {
     pub fn with_driver(mut driver: Box<dyn Driver>, options: ReactorOptions) -> Reactor {
         let mailbox = Mailbox::new(driver.wake_up());
         Reactor(Rc::new(Inner {
+            meter: Meter::new(driver.clock()),
             clock: driver.clock(),
             driver_name: driver.name(),
             random: Cell::new(driver.random_seed()),

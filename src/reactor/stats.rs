@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use super::task::{CLASSES, Class};
+use super::time::Instant;
 
 /// Counters of one reactor since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,7 +18,7 @@ pub struct ReactorStats {
     pub busy_ns: [u64; CLASSES],
     /// Polls that held the core longer than the stall limit.
     pub stalls: u64,
-    /// The longest poll, in microseconds.
+    /// The longest poll, in microseconds; 0 while none took half a millisecond.
     pub poll_us_max: u64,
     /// Operations given to the driver.
     pub operations_submitted: u64,
@@ -41,6 +42,7 @@ pub(crate) struct Counters {
     pub(crate) polls: [Cell<u64>; CLASSES],
     pub(crate) busy_ns: [Cell<u64>; CLASSES],
     pub(crate) stalls: Cell<u64>,
+    pub(crate) stall_reported: Cell<Instant>,
     pub(crate) poll_us_max: Cell<u64>,
     pub(crate) operations_submitted: Cell<u64>,
     pub(crate) operations_completed: Cell<u64>,

@@ -15,6 +15,12 @@ const POLLS_PER_TURN_MAX: usize = 256;
 /// A turn stops polling tasks after this time, in nanoseconds.
 const TURN_NS_MAX: u64 = 200_000;
 
+/// Stalls are logged once in this time.
+const STALL_REPORT_PERIOD: Duration = Duration::from_secs(1);
+
+/// Polls longer than this, in nanoseconds, are looked at closely.
+const LONG_POLL_NS: u64 = 500_000;
+
 /// How long a reactor with a core of its own looks for work before it sleeps, in nanoseconds.
 const SPIN_NS: u64 = 50_000;
 
@@ -70,26 +76,43 @@ impl Reactor {
         self.read_mail();
         let start = self.now();
         inner.timers.borrow_mut().fire(start);
-        let mut before = start;
+        inner.meter.calibrate(start);
+        let first = inner.meter.ticks();
+        let mut before = first;
         for _ in 0..POLLS_PER_TURN_MAX {
             let Some(polled) = inner.executor.poll_one() else { break };
-            let after = self.now();
-            let elapsed_ns = after.0.saturating_sub(before.0);
+            let after = inner.meter.ticks();
+            let mut elapsed_ns = inner.meter.ns(before, after);
+            if elapsed_ns > LONG_POLL_NS {
+                // So long that it matters: by the clock.
+                inner.meter.calibrate(self.now());
+                elapsed_ns = inner.meter.ns(before, after);
+                self.note_long_poll(polled.name, elapsed_ns);
+            }
             inner.executor.charge(polled.class, elapsed_ns);
             inner.counters.polled(polled.class, elapsed_ns);
-            if elapsed_ns > inner.counters.poll_us_max.get() * 1000 + 999 {
-                inner.counters.poll_us_max.set(elapsed_ns / 1000);
-            }
-            if elapsed_ns > STALL_LIMIT.as_nanos() as u64 {
-                add(&inner.counters.stalls, 1);
-                tracing::warn!(task = polled.name, held_us = elapsed_ns / 1000, "a task held the core too long");
-            }
             before = after;
-            if after.0 - start.0 > TURN_NS_MAX {
+            if inner.meter.ns(first, after) > TURN_NS_MAX {
                 break;
             }
         }
-        before
+        if before == first { start } else { self.now() }
+    }
+
+    /// Keeps the longest poll, and counts a stall and names it in the log, at most once a second.
+    #[cold]
+    fn note_long_poll(&self, task: &'static str, elapsed_ns: u64) {
+        let counters = &self.0.counters;
+        counters.poll_us_max.set(counters.poll_us_max.get().max(elapsed_ns / 1000));
+        if elapsed_ns <= STALL_LIMIT.as_nanos() as u64 {
+            return;
+        }
+        add(&counters.stalls, 1);
+        let (now, stalls) = (self.now(), counters.stalls.get());
+        if stalls == 1 || now.since(counters.stall_reported.get()) >= STALL_REPORT_PERIOD {
+            counters.stall_reported.set(now);
+            tracing::warn!(task, held_us = elapsed_ns / 1000, stalls, "a task held the core too long");
+        }
     }
 
     /// Calls the driver and hands out what has completed. True when anything had.
