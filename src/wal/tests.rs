@@ -12,14 +12,11 @@ use crate::ids::{Incarnation, NodeId, Scn, ShardId};
 use crate::reactor::{Class, DriverChoice, FileId, OpenOptions, Reactor, ReactorOptions, thread};
 use crate::volume::{RedoArea, SECTOR};
 
+mod crash;
+
 /// A ring of 512 KiB, so a batch of 64 KiB. It does not begin at the file's start, as it doesn't on a volume.
-const AREA: RedoArea = RedoArea {
-    node: NodeId(2),
-    shard: ShardId(1),
-    offset: 64 << 10,
-    bytes: RedoArea::HEADER + (512 << 10),
-    stamp: 0x5711,
-};
+const AREA: RedoArea =
+    RedoArea { node: NodeId(2), shard: ShardId(1), offset: 64 << 10, bytes: RedoArea::HEADER + (512 << 10), stamp: 0x5711 };
 
 struct Place(PathBuf);
 
@@ -381,28 +378,5 @@ fn a_checkpoint_older_than_the_log_is_noticed() {
         fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&old, AREA.offset).unwrap();
         let refused = read_all(&reactor, &path).await.unwrap_err();
         assert!(matches!(refused, LogError::Overwritten { .. }), "{refused}");
-    });
-}
-
-#[test]
-fn a_failed_write_is_told_to_everybody_and_nothing_later_is_acknowledged() {
-    let place = Place::new("poison");
-    let path = place.0.clone();
-    on_reactor(|reactor| async move {
-        let file = open_file(&reactor, &path).await;
-        let log = Log::open(&reactor, file, AREA, Incarnation(1)).await.unwrap();
-        let mut first = log.reserve(100).await.unwrap();
-        let mut second = log.reserve(100).await.unwrap();
-        let end = log.append(&mut first, RecordKind::RedoGroup, &[&[1; 100]]);
-        reactor.close(file);
-        let waiting: Vec<_> = (0..3).map(|_| log.flush_to(end)).collect();
-        for waiter in waiting {
-            assert!(matches!(waiter.await, Err(LogError::Io { .. })));
-        }
-        let later = log.append(&mut second, RecordKind::RedoGroup, &[&[2; 100]]);
-        assert!(log.flush_to(later).await.is_err());
-        assert!(log.reserve(8).await.is_err());
-        assert!(log.checkpoint(end, Scn(1)).await.is_err());
-        assert!(log.durable_lsn() < end && log.poison().is_some());
     });
 }
