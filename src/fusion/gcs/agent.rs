@@ -420,23 +420,27 @@ impl Inner {
         tracing::error!(%from, ?header, "{what}; dropped. Do all nodes run the same version?");
     }
 
+    /// One line a look, however many are stalled: the one that has waited longest.
     fn report_stalls(&self) {
         let now = self.reactor.now();
         let limit = Duration::from_millis(self.config.block_transfer_timeout_ms);
         let mut stalled = 0;
-        for (block, pending) in &mut self.tables.borrow_mut().pending {
+        let mut worst: Option<(Duration, BlockId, RequestId)> = None;
+        for (&block, pending) in &mut self.tables.borrow_mut().pending {
             let waited = now.since(pending.since);
             if waited > limit && !pending.reported {
                 pending.reported = true;
                 stalled += 1;
-                let master = self.map.master(*block);
-                tracing::warn!(
-                    %block, %master, request = ?pending.request, waited_ms = waited.as_millis() as u64,
-                    "a block has not arrived within block_transfer_timeout; it is still waited for"
-                );
+                worst = worst.max(Some((waited, block, pending.request)));
             }
         }
+        let Some((waited, block, request)) = worst else { return };
         self.numbers.borrow_mut().stalled += stalled;
+        let master = self.map.master(block);
+        tracing::warn!(
+            stalled, %block, %master, %request, waited_ms = waited.as_millis() as u64,
+            "blocks have not arrived within block_transfer_timeout; they are still waited for"
+        );
     }
 }
 

@@ -384,7 +384,14 @@ impl Turn<'_> {
                 self.block
             );
             self.counters.disk_grants_total += 1;
-            self.send(requester, Kind::GrantDisk, mode, request);
+            // A reader who is alone with the block gets it in Exclusive: that costs nobody anything (the next reader's
+            // request is forwarded either way), and spares the upgrade if it goes on to write.
+            let alone = self.entry.holders.is_empty() && self.activity.legs.len() == 1 && self.activity.waiters.is_empty();
+            if mode == Mode::Shared && alone {
+                self.activity.transition = Transition::Exclusive;
+            }
+            let granted = if alone { Mode::Exclusive } else { mode };
+            self.send(requester, Kind::GrantDisk, granted, request);
             LegSource::Disk
         };
         self.activity.legs[leg].source = source;

@@ -105,8 +105,8 @@ impl Cluster {
 
     /// A block that this node masters, the n-th.
     fn mastered_by(&self, node: usize, n: usize) -> BlockId {
-        let mastered = (0..BLOCKS).map(id).filter(|&block| self.map.master(block) == NodeId(node as u8 + 1));
-        mastered.skip(n).next().expect("enough blocks for every master")
+        let mut mastered = (0..BLOCKS).map(id).filter(|&block| self.map.master(block) == NodeId(node as u8 + 1));
+        mastered.nth(n).expect("enough blocks for every master")
     }
 
     fn sent(&self, kind: Kind) -> u64 {
