@@ -115,6 +115,8 @@ pub enum Protocol {
 pub struct CacheFusionConfig {
     /// Milliseconds after which a block transfer that has not finished is reported as stalled. 1 to 600,000; default 100.
     pub block_transfer_timeout: u64,
+    /// Most block requests that one shard may have open. 1 to 1,000,000; default 4,096.
+    pub max_outstanding_requests: u64,
     /// Bytes of block cache on this node, over all its shards. At least 4 MiB a shard; default 256 MiB.
     pub global_cache_size: ByteSize,
 }
@@ -199,7 +201,7 @@ impl Default for InterconnectConfig {
 
 impl Default for CacheFusionConfig {
     fn default() -> Self {
-        CacheFusionConfig { block_transfer_timeout: 100, global_cache_size: ByteSize(256 << 20) }
+        CacheFusionConfig { block_transfer_timeout: 100, max_outstanding_requests: 4_096, global_cache_size: ByteSize(256 << 20) }
     }
 }
 
@@ -365,6 +367,7 @@ impl Config {
             600_000,
         )?;
         within("rac.cache_fusion.block_transfer_timeout", self.rac.cache_fusion.block_transfer_timeout, 1, 600_000)?;
+        within("rac.cache_fusion.max_outstanding_requests", self.rac.cache_fusion.max_outstanding_requests, 1, 1_000_000)?;
         within("rac.grd.virtual_nodes", self.rac.grd.virtual_nodes, 1, 4_096)?;
         within("rac.grd.max_grd_entries", self.rac.grd.max_grd_entries, 1_000, 100_000_000)?;
         within("rac.recovery.checkpoint_interval", self.rac.recovery.checkpoint_interval, 1, 3_600)?;
