@@ -1,4 +1,15 @@
-//! The cluster as a whole: how its members come together, recover the volume and live.
+//! The cluster as a whole: how its members come together, recover the volume, serve and stop.
+//!
+//! Stands above the store and puts everything below together. Its handles ([`Node`], [`Status`]) are `Send` and know no
+//! runtime.
 
 pub mod formation;
+mod late;
+mod membership;
+mod node;
 pub mod recovery;
+mod shard;
+mod status;
+
+pub use node::Node;
+pub use status::{Phase, Snapshot, Status};

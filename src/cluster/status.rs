@@ -1,0 +1,115 @@
+//! How a node is, for its supervisor, its health page and its programs.
+//!
+//! Shared between the node's threads and whoever asks; a lock that is held only to copy a few words. Never on a hot path.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::ids::{Epoch, NodeId};
+
+/// The stages of a node's life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Opening the volume, connecting to the other nodes.
+    Starting,
+    /// The coordinator replays the redo.
+    Recovering,
+    /// Serves.
+    Open,
+    /// Was told to stop, writes its blocks.
+    Stopping,
+    /// Has stopped cleanly.
+    Stopped,
+    /// A member of the cluster is gone; this life of the cluster is over.
+    Lost(NodeId),
+    /// Can't go on; the words are for the operator.
+    Failed(String),
+}
+
+impl Phase {
+    /// Whether the node's threads are ending or have ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self, Phase::Stopped | Phase::Lost(_) | Phase::Failed(_))
+    }
+
+    /// One word for health checks.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Phase::Starting => "starting",
+            Phase::Recovering => "recovering",
+            Phase::Open => "healthy",
+            Phase::Stopping => "stopping",
+            Phase::Stopped => "stopped",
+            Phase::Lost(_) | Phase::Failed(_) => "failed",
+        }
+    }
+}
+
+/// A node's state at a moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Where in its life it is.
+    pub phase: Phase,
+    /// What it waits for, or how far it is.
+    pub detail: String,
+    /// The membership's generation; 0 before the cluster has formed.
+    pub epoch: Epoch,
+}
+
+/// Handle to a node's state; clones share it.
+#[derive(Clone)]
+pub struct Status(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<Snapshot>,
+    changed: Condvar,
+}
+
+impl Default for Status {
+    fn default() -> Status {
+        let state = Snapshot { phase: Phase::Starting, detail: "opens the volume".into(), epoch: Epoch(0) };
+        Status(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
+    }
+}
+
+impl Status {
+    fn lock(&self) -> MutexGuard<'_, Snapshot> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state now.
+    #[must_use]
+    pub fn get(&self) -> Snapshot {
+        self.lock().clone()
+    }
+
+    /// Enters a phase. The first end of a life is the one that is kept.
+    pub fn enter(&self, phase: Phase, detail: impl Into<String>) {
+        let mut state = self.lock();
+        if !state.phase.is_over() {
+            state.phase = phase;
+            state.detail = detail.into();
+        }
+        drop(state);
+        self.0.changed.notify_all();
+    }
+
+    /// Says what the node waits for, in the same phase.
+    pub fn detail(&self, detail: impl Into<String>) {
+        self.lock().detail = detail.into();
+    }
+
+    /// Notes the epoch.
+    pub fn epoch(&self, epoch: Epoch) {
+        self.lock().epoch = epoch;
+    }
+
+    /// Waits until `until` holds or the time is over; the state then.
+    pub fn wait(&self, patience: Duration, until: impl Fn(&Phase) -> bool) -> Snapshot {
+        let state = self.lock();
+        let waited = self.0.changed.wait_timeout_while(state, patience, |state| !until(&state.phase));
+        waited.unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+}
