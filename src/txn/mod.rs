@@ -5,7 +5,8 @@
 //! wins in REPEATABLE READ, and that a commit acknowledged by any node is seen by whatever begins later on any node.
 //! `docs/transactions.md` tells how it works together.
 
-
+mod broadcast;
+mod cluster;
 mod commit;
 mod error;
 mod manager;
@@ -25,6 +26,7 @@ mod visibility;
 mod waits;
 mod write;
 
+pub use cluster::ClusterPeers;
 pub use error::TxnError;
 pub use manager::{HOUSEKEEPING_MS, NoPeers, NodeShared, Peers, TxnCounters, TxnParts, Txns};
 pub use read::{Glance, Rows};

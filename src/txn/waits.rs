@@ -44,7 +44,7 @@ struct Inner {
 struct Wait {
     owner: TxnId,
     number: u64,
-    outcome: OneshotSender<()>,
+    outcome: OneshotSender<Result<(), WaitError>>,
 }
 
 /// Waits between transactions of one shard of one node.
@@ -63,6 +63,29 @@ impl LocalWaits {
     #[must_use]
     pub fn new() -> LocalWaits {
         LocalWaits::default()
+    }
+
+    /// Follows the waits from `start`: the first that waits for nobody, or `None` if `start` waits for itself in the end.
+    #[must_use]
+    pub fn end_of_chain(&self, start: TxnId) -> Option<TxnId> {
+        let inner = self.0.borrow();
+        let mut at = start;
+        while let Some(wait) = inner.waiting.get(&at) {
+            at = wait.owner;
+            if at == start {
+                return None;
+            }
+        }
+        Some(at)
+    }
+
+    /// A circle over several nodes runs through this wait: it ends, if it still is one.
+    pub fn refuse(&self, waiter: TxnId) {
+        let wait = self.0.borrow_mut().take(waiter);
+        if let Some(wait) = wait {
+            // Gone away meanwhile: then the circle is open anyway.
+            let _ = wait.outcome.send(Err(WaitError::Deadlock));
+        }
     }
 
     /// How many wait.
@@ -107,9 +130,9 @@ impl RowWaiter for LocalWaits {
         let leave = Leave { waits: self.clone(), waiter, number };
         Box::pin(async move {
             // A sender that is gone without a word means that the shard is ending: looking at the row again will tell.
-            let _ = receiver.await;
+            let outcome = receiver.await.unwrap_or(Ok(()));
             drop(leave);
-            Ok(())
+            outcome
         })
     }
 
@@ -120,7 +143,7 @@ impl RowWaiter for LocalWaits {
         drop(inner);
         for wait in woken {
             // Gone away meanwhile: then nobody needs to know.
-            let _ = wait.outcome.send(());
+            let _ = wait.outcome.send(Ok(()));
         }
     }
 }

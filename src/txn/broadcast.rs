@@ -1,0 +1,131 @@
+//! Broadcast on commit: every peer has taken notice of a commit's SCN before the commit is acknowledged.
+//!
+//! Owned by one shard; a state machine without I/O. One message is under way to a peer at a time, and it carries the highest
+//! SCN wanted by then: the faster commits come, the more of them share a message, as with the log's group commit. Bounded
+//! by the number of peers.
+
+use std::collections::BTreeMap;
+
+use crate::ids::{NodeId, Scn};
+
+/// A message to send.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Announcement {
+    /// To whom.
+    pub to: NodeId,
+    /// Commits up to here.
+    pub scn: Scn,
+    /// Some of them changed the catalog.
+    pub catalog: bool,
+}
+
+#[derive(Clone, Copy, Default, Debug)]
+struct Peer {
+    acknowledged: Scn,
+    under_way: Option<Scn>,
+    wanted: Scn,
+    catalog: bool,
+}
+
+impl Peer {
+    fn next(&mut self, to: NodeId) -> Option<Announcement> {
+        if self.under_way.is_some() || (self.wanted <= self.acknowledged && !self.catalog) {
+            return None;
+        }
+        self.under_way = Some(self.wanted);
+        Some(Announcement { to, scn: self.wanted, catalog: std::mem::take(&mut self.catalog) })
+    }
+}
+
+/// What the peers of a shard know of its commits.
+#[derive(Default, Debug)]
+pub struct Broadcast {
+    peers: BTreeMap<NodeId, Peer>,
+}
+
+impl Broadcast {
+    /// A commit wants to be known.
+    pub fn announce(&mut self, scn: Scn, catalog: bool, send: &mut Vec<Announcement>) {
+        for (&node, peer) in &mut self.peers {
+            peer.wanted = peer.wanted.max(scn);
+            peer.catalog |= catalog;
+            send.extend(peer.next(node));
+        }
+    }
+
+    /// A peer has acknowledged.
+    pub fn acknowledged(&mut self, node: NodeId, scn: Scn, send: &mut Vec<Announcement>) {
+        // An answer from before the peer's connection broke may still come in.
+        let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.under_way == Some(scn)) else { return };
+        peer.under_way = None;
+        peer.acknowledged = peer.acknowledged.max(scn);
+        send.extend(peer.next(node));
+    }
+
+    /// Whether all peers know of `scn`.
+    #[must_use]
+    pub fn is_known(&self, scn: Scn) -> bool {
+        self.peers.values().all(|peer| peer.acknowledged >= scn)
+    }
+
+    /// A peer has connected: it is told of everything up to our clock, and of a catalog that may have changed meanwhile.
+    pub fn peer_up(&mut self, node: NodeId, clock: Scn, send: &mut Vec<Announcement>) {
+        let mut peer = Peer { wanted: clock, catalog: true, ..Peer::default() };
+        send.extend(peer.next(node));
+        self.peers.insert(node, peer);
+    }
+
+    /// A peer is gone; nobody waits for it any more.
+    pub fn peer_down(&mut self, node: NodeId) {
+        self.peers.remove(&node);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connected(nodes: &[NodeId]) -> Broadcast {
+        let (mut broadcast, mut sent) = (Broadcast::default(), Vec::new());
+        for &node in nodes {
+            broadcast.peer_up(node, Scn(5), &mut sent);
+            assert_eq!(sent.pop(), Some(Announcement { to: node, scn: Scn(5), catalog: true }));
+            broadcast.acknowledged(node, Scn(5), &mut sent);
+        }
+        broadcast
+    }
+
+    #[test]
+    fn commits_that_come_meanwhile_share_the_next_message() {
+        let (a, b) = (NodeId(2), NodeId(3));
+        let mut broadcast = connected(&[a, b]);
+        let mut sent = Vec::new();
+        broadcast.announce(Scn(10), false, &mut sent);
+        assert_eq!(sent.len(), 2);
+        broadcast.announce(Scn(11), true, &mut sent);
+        broadcast.announce(Scn(12), false, &mut sent);
+        assert_eq!(sent.len(), 2, "one is under way to each");
+        broadcast.acknowledged(a, Scn(10), &mut sent);
+        assert_eq!(sent[2..], [Announcement { to: a, scn: Scn(12), catalog: true }]);
+        assert!(!broadcast.is_known(Scn(10)));
+        broadcast.acknowledged(b, Scn(10), &mut sent);
+        assert!(broadcast.is_known(Scn(10)) && !broadcast.is_known(Scn(11)));
+        broadcast.acknowledged(a, Scn(12), &mut sent);
+        broadcast.peer_down(b);
+        assert!(broadcast.is_known(Scn(12)), "a peer that is gone is not waited for");
+        assert_eq!(sent.len(), 4);
+    }
+
+    #[test]
+    fn a_late_answer_from_a_broken_connection_counts_for_nothing() {
+        let mut broadcast = connected(&[NodeId(2)]);
+        let mut sent = Vec::new();
+        broadcast.announce(Scn(10), false, &mut sent);
+        broadcast.peer_down(NodeId(2));
+        broadcast.peer_up(NodeId(2), Scn(12), &mut sent);
+        broadcast.acknowledged(NodeId(2), Scn(10), &mut sent);
+        assert!(!broadcast.is_known(Scn(10)));
+        broadcast.acknowledged(NodeId(2), Scn(12), &mut sent);
+        assert!(broadcast.is_known(Scn(10)), "a commit from before the connection is in what it is told first");
+    }
+}

@@ -1,0 +1,460 @@
+//! Transactions of several nodes: the messages of the `Txn` service, and the agent that sends and answers them.
+//!
+//! Owned by one shard; shard i talks to shard i of the peers. What is asked and not yet answered is bounded by the tasks
+//! that wait for it; all of it ends when the peer's connection does. The messages (kinds from [`Service::Txn`] on):
+//!
+//! | message | argument | meaning |
+//! |---|---|---|
+//! | STATE, STATE_IS | transaction; SCN | what became of it; answered once it is not committing |
+//! | WAIT, WAIT_ENDED, WAIT_LEFT | owner | tell me when it has ended, or gave rows up; I wait no longer |
+//! | PROBE | transaction waited for | edge chasing (Chandy, Misra, Haas 1983): does the sender's transaction wait for itself? |
+//! | VICTIM | transaction | it does |
+//! | COMMIT, COMMIT_KNOWN | SCN | commits up to here; acknowledged once the clock has taken notice |
+//! | OLDEST | SCN | my oldest snapshot |
+//! | FORGET, FORGOTTEN | | the partition in the block's place is being dropped |
+//!
+//! Every message carries the sender's clock, and the clock has observed it before a handler runs: so a transaction that
+//! answers "active" commits above the asker's snapshot.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+
+use crate::cache::LocalFuture;
+use crate::ids::{BlockId, BlockNo, NodeId, PartitionId, RequestId, Scn, TxnId};
+use crate::interconnect::{Body, Handler, Header, Interconnect, Message, Service};
+use crate::reactor::sync::{Notify, OneshotSender, oneshot};
+use crate::reactor::{Class, TaskHandle};
+
+use super::broadcast::{Announcement, Broadcast};
+use super::error::TxnError;
+use super::manager::{Inner as TxnsInner, NodeShared, Peers, Txns};
+use super::visibility::TxnState;
+use super::waits::{LocalWaits, RowWaiter, WaitError};
+
+const STATE: u8 = Service::Txn.base();
+const STATE_IS: u8 = STATE + 1;
+const WAIT: u8 = STATE + 2;
+const WAIT_ENDED: u8 = STATE + 3;
+const WAIT_LEFT: u8 = STATE + 4;
+const PROBE: u8 = STATE + 5;
+const VICTIM: u8 = STATE + 6;
+const COMMIT: u8 = STATE + 7;
+const COMMIT_KNOWN: u8 = STATE + 8;
+const OLDEST: u8 = STATE + 9;
+const FORGET: u8 = STATE + 10;
+const FORGOTTEN: u8 = STATE + 11;
+
+/// COMMIT: the catalog has changed.
+const FLAG_CATALOG: u8 = 0x10;
+/// Hops after which a probe is dropped: the circle it ran into does not contain the one it was sent for.
+const PROBE_HOPS_MAX: u8 = 200;
+
+/// In an answer's mode.
+const ACTIVE: u8 = 0;
+const COMMITTED: u8 = 1;
+const ABORTED: u8 = 2;
+const OK: u8 = 0;
+const DEADLOCK: u8 = 1;
+const FAILED: u8 = 2;
+
+/// An answer, or the loss of the one who owed it.
+type Answer = Option<(u8, u64)>;
+
+/// The other nodes, for one shard's transactions: states, waits, broadcast on commit, oldest snapshots.
+#[derive(Clone)]
+pub struct ClusterPeers(Rc<Inner>);
+
+struct Inner {
+    interconnect: Interconnect,
+    shared: NodeShared,
+    /// Whether this shard tells of the node's snapshots.
+    announcer: bool,
+    txns: RefCell<Weak<TxnsInner>>,
+    attached: Notify,
+    broadcast: RefCell<Broadcast>,
+    /// The broadcast has gone forward.
+    acknowledged: Notify,
+    pending: RefCell<HashMap<u64, (NodeId, OneshotSender<Answer>)>>,
+    requests: Cell<u64>,
+    waits: LocalWaits,
+    /// Waits of other nodes' transactions for ours, by who asked and their request.
+    remote_waits: RefCell<HashMap<(NodeId, u64), TaskHandle>>,
+}
+
+impl ClusterPeers {
+    /// Registers with the interconnect, which must not have started. `announcer`: true for one shard of the node.
+    #[must_use]
+    pub fn new(interconnect: &Interconnect, shared: NodeShared, announcer: bool) -> ClusterPeers {
+        let peers = ClusterPeers(Rc::new(Inner {
+            interconnect: interconnect.clone(),
+            shared,
+            announcer,
+            txns: RefCell::default(),
+            attached: Notify::new(),
+            broadcast: RefCell::default(),
+            acknowledged: Notify::new(),
+            pending: RefCell::default(),
+            requests: Cell::new(1),
+            waits: LocalWaits::new(),
+            remote_waits: RefCell::default(),
+        }));
+        interconnect.register(Service::Txn, Rc::new(peers.clone()));
+        peers
+    }
+
+    /// The shard's transactions are open: questions about them can be answered from now on.
+    pub fn attach(&self, txns: &Txns) {
+        *self.0.txns.borrow_mut() = Rc::downgrade(&txns.0);
+        self.0.attached.notify_all();
+    }
+
+    /// The way to wait for rows, of this node's and the others' transactions.
+    #[must_use]
+    pub fn row_waiter(&self) -> Rc<dyn RowWaiter> {
+        Rc::new(self.clone())
+    }
+
+    fn node(&self) -> NodeId {
+        self.0.interconnect.node()
+    }
+
+    fn send(&self, to: NodeId, message: Message, body: Body) -> bool {
+        // A peer that is down has been, or will be, reported to `on_peer_down`.
+        self.0.interconnect.send(to, message, body).is_ok()
+    }
+
+    fn announce_all(&self, announcements: Vec<Announcement>) {
+        for Announcement { to, scn, catalog } in announcements {
+            let flags = if catalog { FLAG_CATALOG } else { 0 };
+            self.send(to, Message { kind: COMMIT, flags, argument: scn.0, ..Message::default() }, Body::Empty);
+        }
+    }
+
+    /// Sends a request; the answer comes through what is returned, `None` when the peer is lost.
+    fn ask(&self, to: NodeId, message: Message, body: Body) -> (u64, LocalFuture<Answer>) {
+        let request = self.0.requests.get();
+        self.0.requests.set(request + 1);
+        let (sender, receiver) = oneshot();
+        self.0.pending.borrow_mut().insert(request, (to, sender));
+        if !self.send(to, Message { request: RequestId(request), ..message }, body) {
+            self.0.pending.borrow_mut().remove(&request);
+        }
+        let pending = Pending { peers: self.clone(), request };
+        let answer = async move {
+            let answer = receiver.await.unwrap_or(None);
+            drop(pending);
+            answer
+        };
+        (request, Box::pin(answer))
+    }
+
+    fn answer(&self, to: NodeId, kind: u8, request: RequestId, mode: u8, argument: u64) {
+        self.send(to, Message { kind, request, mode, argument, ..Message::default() }, Body::Empty);
+    }
+
+    /// The shard's transactions; waits until they are open.
+    async fn txns(&self) -> Txns {
+        loop {
+            let attached = self.0.attached.notified();
+            if let Some(inner) = self.0.txns.borrow().upgrade() {
+                return Txns(inner);
+            }
+            attached.await;
+        }
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + 'static) -> TaskHandle {
+        self.0.interconnect.reactor().spawn(Class::High, "transaction message", work)
+    }
+
+    fn on_state(&self, from: NodeId, request: RequestId, txn: TxnId) {
+        let peers = self.clone();
+        // Most answers need no task: the state is known and stays.
+        let ready = self.0.txns.borrow().upgrade().map(Txns).and_then(|txns| match txns.known_state(txn) {
+            Ok(Some(TxnState::Committing(_)) | None) => None,
+            state => Some(state.map(|state| state.expect("an own transaction has a state"))),
+        });
+        if let Some(state) = ready {
+            return self.answer_state(from, request, state);
+        }
+        self.spawn(async move {
+            let state = peers.txns().await.own_state(txn).await;
+            peers.answer_state(from, request, state);
+        });
+    }
+
+    fn answer_state(&self, to: NodeId, request: RequestId, state: Result<TxnState, TxnError>) {
+        let (mode, scn) = match state {
+            Ok(TxnState::Active) => (ACTIVE, Scn::ZERO),
+            Ok(TxnState::Committed(scn)) => (COMMITTED, scn),
+            Ok(TxnState::Aborted) => (ABORTED, Scn::ZERO),
+            Ok(TxnState::Committing(_)) => unreachable!("a state is told once it is settled"),
+            Err(error) => {
+                tracing::error!(%to, %error, "a peer asks for a transaction that this node does not know");
+                (FAILED, Scn::ZERO)
+            }
+        };
+        self.answer(to, STATE_IS, request, mode, scn.0);
+    }
+
+    fn on_wait(&self, from: NodeId, request: RequestId, waiter: TxnId, owner: TxnId) {
+        let (peers, key) = (self.clone(), (from, request.0));
+        let task = self.spawn(async move {
+            let txns = peers.txns().await;
+            let mode = match txns.known_state(owner) {
+                Ok(Some(TxnState::Active | TxnState::Committing(_))) => {
+                    let wait = peers.0.waits.wait(waiter, owner);
+                    peers.chase(waiter, owner, 0);
+                    match wait.await {
+                        Ok(()) | Err(WaitError::NodeLost) => OK,
+                        Err(WaitError::Deadlock) => DEADLOCK,
+                    }
+                }
+                // Ended already, or never was: looking at the row again will tell which.
+                _ => OK,
+            };
+            peers.0.remote_waits.borrow_mut().remove(&key);
+            peers.answer(from, WAIT_ENDED, request, mode, owner.raw());
+        });
+        self.0.remote_waits.borrow_mut().insert(key, task);
+    }
+
+    /// `victim` waits for `at`, a transaction of this node: if that waits, in the end, for one of another node, that node
+    /// is asked; if for `victim`, then `victim` is in a circle.
+    fn chase(&self, victim: TxnId, at: TxnId, hops: u8) {
+        let Some(end) = self.0.waits.end_of_chain(at) else { return };
+        if end == victim {
+            self.condemn(victim);
+        } else if end.node() != self.node() && hops < PROBE_HOPS_MAX {
+            let message = Message { kind: PROBE, mode: hops + 1, argument: end.raw(), ..Message::default() };
+            self.send(end.node(), message, Body::Bytes(victim.raw().to_le_bytes().to_vec()));
+        }
+    }
+
+    fn condemn(&self, victim: TxnId) {
+        if victim.node() == self.node() {
+            self.0.waits.refuse(victim);
+        } else {
+            self.send(victim.node(), Message { kind: VICTIM, argument: victim.raw(), ..Message::default() }, Body::Empty);
+        }
+    }
+
+    async fn wait_remote(self, waiter: TxnId, owner: TxnId) -> Result<(), WaitError> {
+        // The wait is entered here too: circles that come back to this node end at it, and a verdict finds it.
+        let mut here = self.0.waits.wait(waiter, owner);
+        let message = Message { kind: WAIT, argument: owner.raw(), ..Message::default() };
+        let (request, mut there) = self.ask(owner.node(), message, Body::Bytes(waiter.raw().to_le_bytes().to_vec()));
+        let mut leave = LeaveRemote { peers: self.clone(), to: owner.node(), request: Some(request) };
+        let (outcome, answered) = std::future::poll_fn(|context| {
+            if let std::task::Poll::Ready(answer) = there.as_mut().poll(context) {
+                return std::task::Poll::Ready((
+                    match answer {
+                        Some((DEADLOCK, _)) => Err(WaitError::Deadlock),
+                        Some(_) => Ok(()),
+                        None => Err(WaitError::NodeLost),
+                    },
+                    true,
+                ));
+            }
+            here.as_mut().poll(context).map(|outcome| (outcome, false))
+        })
+        .await;
+        if answered {
+            leave.request = None;
+        }
+        outcome
+    }
+}
+
+/// Forgets a request whose asker went away.
+struct Pending {
+    peers: ClusterPeers,
+    request: u64,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.peers.0.pending.borrow_mut().remove(&self.request);
+    }
+}
+
+/// Tells the other node that nobody waits any more.
+struct LeaveRemote {
+    peers: ClusterPeers,
+    to: NodeId,
+    request: Option<u64>,
+}
+
+impl Drop for LeaveRemote {
+    fn drop(&mut self) {
+        if let Some(request) = self.request {
+            self.peers.send(self.to, Message { kind: WAIT_LEFT, request: RequestId(request), ..Message::default() }, Body::Empty);
+        }
+    }
+}
+
+impl RowWaiter for ClusterPeers {
+    fn wait(&self, waiter: TxnId, owner: TxnId) -> LocalFuture<Result<(), WaitError>> {
+        if owner.node() != self.node() {
+            return Box::pin(self.clone().wait_remote(waiter, owner));
+        }
+        let wait = self.0.waits.wait(waiter, owner);
+        self.chase(waiter, owner, 0);
+        wait
+    }
+
+    fn released(&self, owner: TxnId) {
+        self.0.waits.released(owner);
+    }
+}
+
+impl Peers for ClusterPeers {
+    fn state(&self, txn: TxnId) -> LocalFuture<Result<TxnState, TxnError>> {
+        let (_, answer) = self.ask(txn.node(), Message { kind: STATE, argument: txn.raw(), ..Message::default() }, Body::Empty);
+        Box::pin(async move {
+            match answer.await {
+                Some((ACTIVE, _)) => Ok(TxnState::Active),
+                Some((COMMITTED, scn)) => Ok(TxnState::Committed(Scn(scn))),
+                Some((ABORTED, _)) => Ok(TxnState::Aborted),
+                Some(_) => Err(TxnError::unknown_transaction(txn)),
+                None => Err(TxnError::Unavailable(format!("{} ran on {}, which cannot be reached now", txn, txn.node()))),
+            }
+        })
+    }
+
+    fn announce(&self, scn: Scn, catalog: bool) {
+        let mut announcements = Vec::new();
+        self.0.broadcast.borrow_mut().announce(scn, catalog, &mut announcements);
+        self.announce_all(announcements);
+    }
+
+    fn known(&self, scn: Scn) -> LocalFuture<()> {
+        let peers = self.clone();
+        Box::pin(async move {
+            loop {
+                let acknowledged = peers.0.acknowledged.notified();
+                if peers.0.broadcast.borrow().is_known(scn) {
+                    return;
+                }
+                acknowledged.await;
+            }
+        })
+    }
+
+    fn tell_oldest(&self, oldest: Scn) {
+        for peer in self.0.interconnect.up_peers() {
+            self.send(peer, Message { kind: OLDEST, argument: oldest.0, ..Message::default() }, Body::Empty);
+        }
+    }
+
+    fn forget_partition(&self, partition: PartitionId) -> LocalFuture<Result<(), TxnError>> {
+        let block = BlockId::new(partition, BlockNo(0));
+        let answers: Vec<_> = self
+            .0
+            .interconnect
+            .up_peers()
+            .into_iter()
+            .map(|peer| self.ask(peer, Message { kind: FORGET, block, ..Message::default() }, Body::Empty).1)
+            .collect();
+        Box::pin(async move {
+            for answer in answers {
+                // A peer that is lost has lost its cache, too.
+                if let Some((FAILED, _)) = answer.await {
+                    return Err(TxnError::Unavailable(format!("a peer could not give up its blocks of {partition}")));
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+fn transaction_in(body: &Body) -> Option<TxnId> {
+    match body {
+        Body::Bytes(bytes) => TxnId::from_raw(u64::from_le_bytes(bytes.as_slice().try_into().ok()?)),
+        _ => None,
+    }
+}
+
+impl Handler for ClusterPeers {
+    fn on_message(&self, from: NodeId, header: &Header, body: Body) {
+        let named = TxnId::from_raw(header.argument);
+        match (header.kind, named, transaction_in(&body)) {
+            (STATE, Some(txn), _) => self.on_state(from, header.request, txn),
+            (WAIT, Some(owner), Some(waiter)) => self.on_wait(from, header.request, waiter, owner),
+            (WAIT_LEFT, ..) => {
+                if let Some(task) = self.0.remote_waits.borrow_mut().remove(&(from, header.request.0)) {
+                    task.abort();
+                }
+            }
+            (PROBE, Some(at), Some(victim)) => self.chase(victim, at, header.mode),
+            (VICTIM, Some(victim), _) => self.0.waits.refuse(victim),
+            (STATE_IS | WAIT_ENDED | FORGOTTEN, ..) => {
+                let pending = self.0.pending.borrow_mut().remove(&header.request.0);
+                if let Some((_, sender)) = pending {
+                    // Whoever asked may have gone away.
+                    let _ = sender.send(Some((header.mode, header.argument)));
+                }
+            }
+            (COMMIT, ..) => {
+                if header.flags & FLAG_CATALOG != 0 {
+                    self.0.shared.catalog_changed();
+                }
+                self.answer(from, COMMIT_KNOWN, header.request, OK, header.argument);
+            }
+            (COMMIT_KNOWN, ..) => {
+                let mut announcements = Vec::new();
+                self.0.broadcast.borrow_mut().acknowledged(from, Scn(header.argument), &mut announcements);
+                self.announce_all(announcements);
+                self.0.acknowledged.notify_all();
+            }
+            (OLDEST, ..) => self.0.shared.snapshots.peer_reported(from, Scn(header.argument)),
+            (FORGET, ..) => {
+                let (peers, partition, request) = (self.clone(), header.block.partition, header.request);
+                self.spawn(async move {
+                    let mode = match peers.txns().await.forget_partition(partition).await {
+                        Ok(()) => OK,
+                        Err(error) => {
+                            tracing::error!(%partition, %error, "the blocks of a dropped partition could not be given up");
+                            FAILED
+                        }
+                    };
+                    peers.answer(from, FORGOTTEN, request, mode, 0);
+                });
+            }
+            (kind, ..) => tracing::warn!(%from, kind, "a transaction message that makes no sense was ignored"),
+        }
+    }
+
+    fn on_peer_up(&self, node: NodeId) {
+        if self.0.announcer {
+            self.0.shared.snapshots.peer_up(node);
+        }
+        let mut announcements = Vec::new();
+        self.0.broadcast.borrow_mut().peer_up(node, self.0.shared.clock.latest(), &mut announcements);
+        self.announce_all(announcements);
+    }
+
+    fn on_peer_down(&self, node: NodeId) {
+        if self.0.announcer {
+            self.0.shared.snapshots.peer_down(node);
+        }
+        self.0.broadcast.borrow_mut().peer_down(node);
+        self.0.acknowledged.notify_all();
+        let mut lost = Vec::new();
+        self.0.pending.borrow_mut().retain(|_, (to, sender)| {
+            if *to == node {
+                lost.push(std::mem::replace(sender, oneshot().0));
+            }
+            *to != node
+        });
+        for sender in lost {
+            let _ = sender.send(None);
+        }
+        let mut waits = self.0.remote_waits.borrow_mut();
+        let gone: Vec<_> = waits.keys().filter(|(from, _)| *from == node).copied().collect();
+        let tasks: Vec<_> = gone.iter().filter_map(|key| waits.remove(key)).collect();
+        drop(waits);
+        tasks.iter().for_each(TaskHandle::abort);
+    }
+}
