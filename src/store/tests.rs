@@ -4,8 +4,9 @@ use super::*;
 use crate::ids::PartitionId;
 
 mod bed;
+mod cluster;
 mod crash;
-use bed::{Node, delete, get, insert, keys, put, run, update};
+use bed::{Dice, Node, delete, get, insert, keys, put, run, update};
 
 use Isolation::{ReadCommitted, RepeatableRead};
 
@@ -401,27 +402,28 @@ async fn sum(session: &mut Session, table: PartitionId) -> i64 {
 }
 
 /// Moves money between two accounts, in one of several ways; what is refused changes nothing.
-async fn transfer(node: &Node, table: PartitionId) -> Result<(), StoreError> {
-    let (from, to, money) = (node.below(ACCOUNTS), node.below(ACCOUNTS), node.below(20) as i64);
+async fn transfer(store: &Store, below: &dyn Fn(u64) -> u64, table: PartitionId) -> Result<(), StoreError> {
+    let (from, to, money) = (below(ACCOUNTS), below(ACCOUNTS), below(20) as i64);
     if from == to {
         return Ok(());
     }
     let add = move |money: i64| move |row: Option<&[u8]>| Modify::Put((amount(row) + money).to_string().into_bytes());
     let key = |account: u64| account.to_string().into_bytes();
-    let isolation = if node.below(2) == 0 { ReadCommitted } else { RepeatableRead };
-    let mut session = node.begin(isolation);
+    let isolation = if below(2) == 0 { ReadCommitted } else { RepeatableRead };
+    let mut session = store.session();
+    session.begin(isolation, false)?;
     let savepoint = session.savepoint();
-    if node.below(4) == 0 {
-        session.modify(table, &key(node.below(ACCOUNTS)), add(1_000)).await?;
+    if below(4) == 0 {
+        session.modify(table, &key(below(ACCOUNTS)), add(1_000)).await?;
         session.rollback_to(&savepoint).await?;
     }
     session.modify(table, &key(from), add(-money)).await?;
-    if node.below(8) == 0 {
+    if below(8) == 0 {
         // The client goes away in the middle.
         return Ok(());
     }
     session.modify(table, &key(to), add(money)).await?;
-    match node.below(6) {
+    match below(6) {
         0 => session.rollback().await,
         _ => session.commit().await.map(|_| ()),
     }
@@ -437,7 +439,7 @@ fn money_is_neither_made_nor_lost() {
             clients.push(node.clone().spawn(async move {
                 let mut refused = 0;
                 for _ in 0..150 {
-                    match transfer(&node, table).await {
+                    match transfer(&node.store, &|bound| node.below(bound), table).await {
                         Ok(()) => {}
                         Err(StoreError::SerializationFailure { .. } | StoreError::DeadlockDetected) => refused += 1,
                         Err(error) => panic!("{error}"),

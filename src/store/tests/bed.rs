@@ -57,12 +57,26 @@ pub fn run<F: Future<Output = ()> + 'static>(body: impl FnOnce(Node) -> F + 'sta
     Disk::new().run(1, body);
 }
 
+/// Random numbers from a seed that is not 0.
+pub struct Dice(pub Cell<u64>);
+
+impl Dice {
+    pub fn below(&self, bound: u64) -> u64 {
+        let mut x = self.0.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.0.set(x);
+        x.wrapping_mul(0x2545_F491_4F6C_DD1D) % bound
+    }
+}
+
 #[derive(Clone)]
 pub struct Node {
     pub reactor: Reactor,
     pub store: Store,
     pub engine: Rc<ShardEngine>,
-    dice: Rc<Cell<u64>>,
+    dice: Rc<Dice>,
     /// The file is closed with its last handle.
     _volume: Rc<Volume>,
 }
@@ -100,16 +114,11 @@ impl Node {
         let engine = ShardEngine::new(&txns, shard, service, Rc::new(LocalLocks::new()));
         let store = NodeStore::new(node, vec![reactor.remote()], shared);
         store.create_system_partitions().await.expect("system partitions");
-        Node { reactor: reactor.clone(), store: store.store(), engine, dice: Rc::new(Cell::new(life.wrapping_mul(77) | 1)), _volume: Rc::new(volume) }
+        Node { reactor: reactor.clone(), store: store.store(), engine, dice: Rc::new(Dice(Cell::new(life.wrapping_mul(77) | 1))), _volume: Rc::new(volume) }
     }
 
     pub fn below(&self, bound: u64) -> u64 {
-        let mut x = self.dice.get();
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        self.dice.set(x);
-        x.wrapping_mul(0x2545_F491_4F6C_DD1D) % bound
+        self.dice.below(bound)
     }
 
     pub async fn table(&self) -> PartitionId {

@@ -62,7 +62,7 @@ fn money_survives_crashes_in_the_middle_of_everything() {
                 let (client, acknowledged) = (node.clone(), acknowledged.clone());
                 node.spawn(async move {
                     loop {
-                        match transfer(&client, table).await {
+                        match transfer(&client.store, &|bound| client.below(bound), table).await {
                             Ok(()) | Err(StoreError::SerializationFailure { .. } | StoreError::DeadlockDetected) => {}
                             Err(error) => panic!("{error}"),
                         }

@@ -1,0 +1,343 @@
+//! Three nodes on one volume, simulated: virtual time, one thread, one seed a run.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::bed::{delete, get, insert, keys, put, update};
+use super::*;
+use crate::btree::space::{BlockAllocator, SpaceManager};
+use crate::cache::{Cache, CacheConfig, CacheParts};
+use crate::clock::ScnClock;
+use crate::cluster::recovery::recover;
+use crate::fusion::gcs::{Gcs, GcsConfig, GcsParts};
+use crate::fusion::grd::{MastershipMap, VIRTUAL_NODES};
+use crate::ids::{Epoch, Incarnation, NodeId, Scn, ShardId};
+use crate::interconnect::{Interconnect, Service, Settings};
+use crate::reactor::driver::sim::{HostId, SimOptions, SimWorld};
+use crate::reactor::{Class, Reactor};
+use crate::txn::{ClusterPeers, NodeShared, TxnParts, Txns};
+use crate::volume::{Expected, FormatOptions, Volume};
+use crate::wal::Log;
+
+const NODES: u8 = 3;
+const VOLUME: &str = "volume";
+
+fn address(node: NodeId) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, node.0], 7000))
+}
+
+/// A node while it lives.
+#[derive(Clone)]
+struct Member {
+    reactor: Reactor,
+    store: Store,
+    engine: Rc<ShardEngine>,
+    _kept: Rc<(Volume, Gcs, Interconnect)>,
+}
+
+struct Cluster {
+    world: SimWorld,
+    members: Vec<Member>,
+    life: u64,
+}
+
+async fn start(reactor: Reactor, node: NodeId, life: u64, scn: Scn) -> Member {
+    let volume = Volume::open(&reactor, Path::new(VOLUME), &Expected::default()).await.unwrap();
+    let geometry = *volume.geometry();
+    let (shard, epoch) = (ShardId(0), Epoch(life));
+    let nodes: Vec<_> = (1..=NODES).map(NodeId).collect();
+    let map = Rc::new(MastershipMap::new(epoch, &nodes, VIRTUAL_NODES, BTreeMap::new()).unwrap());
+    let clock = ScnClock::new();
+    clock.start_above(scn);
+    let shared = NodeShared::new(clock.clone());
+    let mut settings = Settings::new(1, node, Incarnation(life), shard, 1, address(node));
+    settings.peers = nodes.iter().filter(|peer| **peer != node).map(|&peer| (peer, address(peer))).collect();
+    let interconnect = Interconnect::new(&reactor, &clock, settings);
+    let config = GcsConfig { block_transfer_timeout_ms: 60_000, ..GcsConfig::default() };
+    let gcs = Gcs::new(GcsParts { reactor: reactor.clone(), interconnect: interconnect.clone(), map, config });
+    let log = Log::open(&reactor, volume.file(), geometry.redo_area(node, shard), Incarnation(life)).await.unwrap();
+    let config = CacheConfig { frames: 256, checkpoint_interval_ms: 50, ..CacheConfig::default() };
+    let coherence = Rc::new(gcs.clone());
+    let cache = Cache::new(CacheParts { reactor: reactor.clone(), file: volume.file(), log, clock, coherence, config }).unwrap();
+    gcs.attach(&cache);
+    interconnect.register(Service::Gcs, Rc::new(gcs.clone()));
+    let peers = ClusterPeers::new(&interconnect, shared.clone(), true);
+    interconnect.set_epoch(epoch);
+    interconnect.start().await.unwrap();
+    interconnect.all_up().await;
+    let service = Rc::new(SpaceManager::open(&cache, node, &geometry).await.unwrap());
+    let space = BlockAllocator::new(&cache, service.clone(), node, geometry.extents_first);
+    let parts = TxnParts {
+        node,
+        shard,
+        shared: shared.clone(),
+        cache,
+        space,
+        service: service.clone(),
+        waits: peers.row_waiter(),
+        peers: Rc::new(peers.clone()),
+        undo_retention_ms: 0,
+    };
+    let (txns, branches) = Txns::open(parts).await.unwrap();
+    assert!(branches.is_empty());
+    peers.attach(&txns);
+    txns.start_housekeeping(true);
+    let engine = ShardEngine::new(&txns, shard, service, Rc::new(LocalLocks::new()));
+    let store = NodeStore::new(node, vec![reactor.remote()], shared);
+    store.create_system_partitions().await.unwrap();
+    Member { reactor, store: store.store(), engine, _kept: Rc::new((volume, gcs, interconnect)) }
+}
+
+impl Cluster {
+    fn new(seed: u64) -> Cluster {
+        let options = SimOptions { slow_per_mille: 5, ..SimOptions::default() };
+        let world = SimWorld::with_options(seed, options);
+        let reactor = world.reactor(HostId(9));
+        let inside = reactor.clone();
+        world.block_on(&reactor, async move {
+            let options = FormatOptions { nodes_max: NODES, volume_bytes: 64 << 20, redo_area_bytes: Some(8 << 20), ..FormatOptions::new("test") };
+            Volume::format(&inside, Path::new(VOLUME), &options, &mut |_| {}).await.unwrap();
+        });
+        let mut cluster = Cluster { world, members: Vec::new(), life: 0 };
+        cluster.start();
+        cluster
+    }
+
+    /// Recovers the volume and starts all nodes.
+    fn start(&mut self) {
+        self.life += 1;
+        let life = self.life;
+        let reactor = self.world.reactor(HostId(9));
+        let inside = reactor.clone();
+        let report = self.world.block_on(&reactor, async move {
+            let volume = Volume::open(&inside, Path::new(VOLUME), &Expected::default()).await.unwrap();
+            recover(&inside, &volume, Rc::new(|_, _| {})).await.unwrap()
+        });
+        let started = Rc::new(RefCell::new(BTreeMap::new()));
+        for node in 1..=NODES {
+            let (reactor, started) = (self.world.reactor(HostId(u32::from(node))), started.clone());
+            reactor.clone().spawn(Class::Normal, "start", async move {
+                let member = start(reactor, NodeId(node), life, report.scn).await;
+                started.borrow_mut().insert(node, member);
+            });
+        }
+        let end = self.world.now() + Duration::from_secs(60);
+        self.world.run_until(|| started.borrow().len() == usize::from(NODES) || self.world.now() > end).unwrap();
+        self.members = std::mem::take(&mut *started.borrow_mut()).into_values().collect();
+        assert_eq!(self.members.len(), usize::from(NODES), "all nodes start within a minute (seed {})", self.world.seed());
+    }
+
+    /// Everything loses its power; nothing unsynced is safe.
+    fn power_loss(&mut self) {
+        self.world.power_loss();
+        self.members.clear();
+    }
+
+    fn run<T: 'static>(&self, node: usize, work: impl Future<Output = T> + 'static) -> T {
+        self.world.block_on(&self.members[node].reactor, work)
+    }
+
+    /// Starts `work` on a node.
+    fn spawn<T: 'static>(&self, node: usize, work: impl Future<Output = T> + 'static) -> Rc<Cell<Option<T>>> {
+        let output = Rc::new(Cell::new(None));
+        let slot = output.clone();
+        self.members[node].reactor.spawn(Class::Normal, "test", async move { slot.set(Some(work.await)) });
+        output
+    }
+
+    fn waits(&self) -> u64 {
+        self.members.iter().map(|member| member.engine.txns().counters().row_lock_waits.get()).sum()
+    }
+
+    /// Starts `work` on a node and lets time pass until it waits for a row.
+    fn spawn_blocked<T: 'static>(&self, node: usize, work: impl Future<Output = T> + 'static) -> Rc<Cell<Option<T>>> {
+        let before = self.waits();
+        let output = self.spawn(node, work);
+        self.world.run_until(|| self.waits() > before).unwrap();
+        self.world.run_for(Duration::from_millis(20));
+        output
+    }
+
+    /// Runs until all are there.
+    fn wait<T>(&self, outputs: &[Rc<Cell<Option<T>>>]) -> Vec<T> {
+        let there = |output: &Rc<Cell<Option<T>>>| {
+            let value = output.take();
+            let there = value.is_some();
+            output.set(value);
+            there
+        };
+        let end = self.world.now() + Duration::from_secs(600);
+        self.world.run_until(|| outputs.iter().all(there) || self.world.now() > end).unwrap();
+        outputs.iter().map(|output| output.take().unwrap_or_else(|| panic!("still waiting (seed {})", self.world.seed()))).collect()
+    }
+
+    fn begin(&self, node: usize, isolation: Isolation) -> Session {
+        let mut session = self.members[node].store.session();
+        session.begin(isolation, false).unwrap();
+        session
+    }
+
+    fn write(&self, node: usize, operations: Vec<WriteOp>) -> Vec<WriteResult> {
+        let mut session = self.members[node].store.session();
+        self.run(node, async move { session.write(operations).await.unwrap() })
+    }
+
+    fn read(&self, node: usize, table: PartitionId, key: &'static str) -> Option<String> {
+        let mut session = self.members[node].store.session();
+        self.run(node, async move { get(&mut session, table, key).await })
+    }
+
+    fn keys(&self, node: usize, table: PartitionId) -> Vec<String> {
+        let mut session = self.members[node].store.session();
+        self.run(node, async move { keys(&mut session, table).await })
+    }
+
+    fn table(&self, node: usize) -> PartitionId {
+        let store = self.members[node].store.clone();
+        self.run(node, async move { store.create_partition(Placement::Any).await.unwrap() })
+    }
+}
+
+#[test]
+fn what_one_node_commits_every_later_statement_on_every_node_sees() {
+    for seed in 0..3 {
+        let cluster = Cluster::new(seed);
+        let table = cluster.table(0);
+        for round in 0..12 {
+            let writer = round % 3;
+            cluster.write(writer, vec![put(table, "a", &round.to_string()), put(table, &format!("k{round}"), "1")]);
+            for reader in 0..3 {
+                assert_eq!(cluster.read(reader, table, "a"), Some(round.to_string()));
+                assert_eq!(cluster.keys(reader, table).len(), round + 2);
+            }
+        }
+        let generations: Vec<_> = cluster.members.iter().map(|member| member.store.catalog_generation()).collect();
+        cluster.write(1, vec![put(PartitionId::CATALOG, "a", "1")]);
+        for (member, before) in cluster.members.iter().zip(generations) {
+            assert!(member.store.catalog_generation() > before, "every node's catalog is known to be old");
+        }
+    }
+}
+
+#[test]
+fn readers_elsewhere_see_through_open_transactions_and_writers_wait_for_them() {
+    let cluster = Cluster::new(7);
+    let table = cluster.table(0);
+    cluster.write(0, vec![put(table, "a", "old"), put(table, "b", "old")]);
+    let mut writer = cluster.begin(1, ReadCommitted);
+    let mut writer = cluster.run(1, async move {
+        writer.write(vec![put(table, "a", "new"), delete(table, "b"), insert(table, "c", "new")]).await.unwrap();
+        writer
+    });
+    assert_eq!(cluster.read(2, table, "a").as_deref(), Some("old"), "undo of another node");
+    assert_eq!(cluster.keys(0, table), ["a", "b"]);
+    let mut reader = cluster.begin(2, RepeatableRead);
+    let mut reader = cluster.run(2, async move {
+        assert_eq!(get(&mut reader, table, "a").await.as_deref(), Some("old"));
+        reader
+    });
+    let mut refused = cluster.begin(0, ReadCommitted);
+    let no_wait = cluster.run(0, async move { refused.get_for_update(table, b"a", LockStrength::Update, WaitPolicy::NoWait).await });
+    assert_eq!(no_wait.unwrap_err().sqlstate(), "55P03");
+    let mut second = cluster.members[0].store.session();
+    let second = cluster.spawn_blocked(0, async move { second.modify(table, b"a", append("+second")).await.is_ok() });
+    let mut third = cluster.members[2].store.session();
+    let third = cluster.spawn_blocked(2, async move { third.write(vec![insert(table, "c", "third")]).await.unwrap() });
+    cluster.run(1, async move { writer.commit().await.unwrap() });
+    assert_eq!(cluster.wait(&[second]), [true]);
+    assert_eq!(cluster.wait(&[third]), [vec![WriteResult::Duplicate { existing: b"new".to_vec() }]]);
+    assert_eq!(cluster.read(1, table, "a").as_deref(), Some("new+second"));
+    cluster.run(2, async move {
+        assert_eq!(get(&mut reader, table, "a").await.as_deref(), Some("old"), "its snapshot stands");
+        assert_eq!(reader.write(vec![update(table, "a", "x")]).await.unwrap_err().sqlstate(), "40001");
+    });
+    // A rollback elsewhere leaves nothing to wait for.
+    let mut loser = cluster.begin(1, ReadCommitted);
+    let mut loser = cluster.run(1, async move {
+        loser.write(vec![update(table, "a", "lost")]).await.unwrap();
+        loser
+    });
+    let mut next = cluster.members[2].store.session();
+    let next = cluster.spawn_blocked(2, async move { next.modify(table, b"a", append("!")).await.is_ok() });
+    cluster.run(1, async move { loser.rollback().await.unwrap() });
+    assert_eq!(cluster.wait(&[next]), [true]);
+    assert_eq!(cluster.read(0, table, "a").as_deref(), Some("new+second!"));
+}
+
+#[test]
+fn a_circle_through_all_three_nodes_is_broken() {
+    for seed in 10..13 {
+        let cluster = Cluster::new(seed);
+        let table = cluster.table(0);
+        cluster.write(0, vec![put(table, "0", "x"), put(table, "1", "x"), put(table, "2", "x")]);
+        let mut waiting = Vec::new();
+        let sessions: Vec<_> = (0..3)
+            .map(|node| {
+                let mut session = cluster.begin(node, ReadCommitted);
+                cluster.run(node, async move {
+                    session.write(vec![update(table, &node.to_string(), "y")]).await.unwrap();
+                    session
+                })
+            })
+            .collect();
+        for (node, mut session) in sessions.into_iter().enumerate() {
+            waiting.push(cluster.spawn(node, async move {
+                let done = session.write(vec![update(table, &((node + 1) % 3).to_string(), "z")]).await;
+                match &done {
+                    Ok(_) => drop(session.commit().await.unwrap()),
+                    Err(_) => session.rollback().await.unwrap(),
+                }
+                done.err().map(|error| error.sqlstate())
+            }));
+        }
+        let outcomes = cluster.wait(&waiting);
+        let victims = outcomes.iter().filter(|outcome| **outcome == Some("40P01")).count();
+        assert!(victims >= 1 && outcomes.contains(&None), "{outcomes:?} with seed {seed}");
+    }
+}
+
+#[test]
+fn money_is_neither_made_nor_lost_on_three_nodes_that_lose_their_power() {
+    for seed in 20..22 {
+        let mut cluster = Cluster::new(seed);
+        let table = cluster.table(0);
+        cluster.write(1, (0..ACCOUNTS).map(|account| put(table, &format!("{account}"), "100")).collect());
+        for _ in 0..3 {
+            let mut clients = Vec::new();
+            for client in 0..6usize {
+                let (node, member) = (client % 3, cluster.members[client % 3].clone());
+                clients.push(cluster.spawn(node, async move {
+                    let dice = Dice(Cell::new(seed * 100 + client as u64 + 1));
+                    for _ in 0..25 {
+                        match transfer(&member.store, &|bound| dice.below(bound), table).await {
+                            Ok(()) | Err(StoreError::SerializationFailure { .. } | StoreError::DeadlockDetected) => {}
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                }));
+            }
+            for node in 0..3 {
+                let mut session = cluster.begin(node, RepeatableRead);
+                assert_eq!(cluster.run(node, async move { sum(&mut session, table).await }), 100 * ACCOUNTS as i64);
+            }
+            if seed % 2 == 0 {
+                cluster.wait(&clients);
+                let sums: Vec<_> = (0..3)
+                    .map(|node| {
+                        let mut session = cluster.members[node].store.session();
+                        cluster.run(node, async move { sum(&mut session, table).await })
+                    })
+                    .collect();
+                assert_eq!(sums, [100 * ACCOUNTS as i64; 3], "on every node (seed {seed})");
+            }
+            cluster.power_loss();
+            cluster.start();
+            let mut session = cluster.members[2].store.session();
+            assert_eq!(cluster.run(2, async move { sum(&mut session, table).await }), 100 * ACCOUNTS as i64, "after the crash (seed {seed})");
+        }
+    }
+}
