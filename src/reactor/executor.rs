@@ -231,3 +231,45 @@ impl Executor {
         slot.joiner.take()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_of_time_whatever_a_poll_costs() {
+        let executor = Executor::new(0);
+        let ids = Class::ALL.map(|class| executor.spawn(class, "pending", Box::pin(std::future::pending())));
+        let cost_ns = [1_000, 500, 7_000, 4_000];
+        let mut used_ns = [0u64; CLASSES];
+        while used_ns.iter().sum::<u64>() < 100_000_000 {
+            let class = executor.poll_one().unwrap().class;
+            executor.charge(class, cost_ns[class as usize]);
+            used_ns[class as usize] += cost_ns[class as usize];
+            executor.wake(ids[class as usize]);
+        }
+        for class in Class::ALL {
+            let ratio = used_ns[class as usize] as f64 / used_ns[Class::Low as usize] as f64 / class.shares() as f64;
+            assert!((ratio - 1.0).abs() < 0.05, "{used_ns:?}");
+        }
+    }
+
+    #[test]
+    fn a_class_that_was_idle_does_not_catch_up() {
+        let executor = Executor::new(0);
+        let low = executor.spawn(Class::Low, "low", Box::pin(std::future::pending()));
+        for _ in 0..1000 {
+            assert_eq!(executor.poll_one().unwrap().class, Class::Low);
+            executor.charge(Class::Low, 1_000_000);
+            executor.wake(low);
+        }
+        let normal = executor.spawn(Class::Normal, "normal", Box::pin(std::future::pending()));
+        let mut in_a_row = 0;
+        while executor.poll_one().unwrap().class == Class::Normal {
+            executor.charge(Class::Normal, 1_000_000);
+            executor.wake(normal);
+            in_a_row += 1;
+        }
+        assert!(in_a_row <= 4, "Low waited for {in_a_row} polls of Normal");
+    }
+}

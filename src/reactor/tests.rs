@@ -274,29 +274,28 @@ fn a_stopped_reactor_refuses_mail_and_its_callers_learn_it() {
     assert_eq!(remote.post(Box::new(|_| ())), Err(MailError::Closed));
 }
 
+/// On virtual time every poll costs the same, so that shares of time are shares of polls.
 #[test]
 fn classes_share_a_busy_core_by_their_shares() {
-    let polls = OnPoll::run(|reactor| async move {
-        let stop = Rc::new(Cell::new(false));
+    let polls = OnSim::run(|reactor| async move {
         for class in Class::ALL {
             for _ in 0..3 {
-                let (task, stop) = (reactor.clone(), stop.clone());
+                let task = reactor.clone();
                 reactor.spawn(class, "busy", async move {
-                    while !stop.get() {
-                        // The same work in each class, long enough that a poll's time is measured well.
-                        std::hint::black_box((0..20_000u64).fold(0, |sum, value| sum ^ std::hint::black_box(value)));
+                    loop {
                         task.yield_now().await;
                     }
                 });
             }
         }
-        reactor.sleep(Duration::from_millis(300)).await;
-        stop.set(true);
-        reactor.stats().busy_ns
+        reactor.sleep(Duration::from_millis(2)).await;
+        reactor.stats().polls
     });
-    let shares: Vec<f64> = polls.iter().map(|time| *time as f64 / polls[3] as f64).collect();
-    assert!(shares[0] > 5.0 && shares[1] > 2.5 && shares[2] > 1.8, "8 : 4 : 3 : 1 became {shares:?}");
-    assert!(polls[3] > 0, "the lowest class never starves");
+    let of_low = |class: Class| polls[class as usize] as f64 / polls[Class::Low as usize] as f64;
+    for class in Class::ALL {
+        let (expected, found) = (class.shares() as f64, of_low(class));
+        assert!((found / expected - 1.0).abs() < 0.05, "{class:?} has {found} times the polls of Low, not {expected}");
+    }
 }
 
 #[test]
