@@ -153,7 +153,7 @@ fn tasks_take_turns_without_losing_a_key() {
             let tree = bed.tree().await;
             // Rows that stay: every scan must see each of them once.
             for number in 0..300u64 {
-                put(&tree, &(number * 1000).to_be_bytes(), b"stays").await.unwrap();
+                put(&tree, &deep_key(number * 1000), b"stays").await.unwrap();
             }
             let writers_left = Rc::new(Cell::new(8));
             let mut tasks: Vec<Pin<Box<dyn Future<Output = ()>>>> = Vec::new();
@@ -165,18 +165,24 @@ fn tasks_take_turns_without_losing_a_key() {
             }
             bed.run_all(tasks).await;
             let (leaves, _) = inspect(&tree).await;
-            assert!(leaves > 100, "only {leaves} leaves: nothing was split");
+            let levels = bed.levels(&tree).await;
+            assert!(leaves > 100 && levels > 2, "only {leaves} leaves and {levels} levels: hardly anything was split");
             bed.check_space(&tree, &[]).await;
         });
     }
+}
+
+/// Keys that begin alike for long: separators are as long, inner nodes have few children, and the tree many levels.
+fn deep_key(number: u64) -> Vec<u8> {
+    [&[b'p'; 800][..], &number.to_be_bytes()].concat()
 }
 
 /// Writes keys of its own, among those of the others.
 async fn write_among_others(tree: Tree, bed: Bed, writer: u64, writers_left: Rc<Cell<u32>>) {
     for _ in 0..300 {
         let number = bed.dice.below(300) * 1000 + writer * 100 + bed.dice.below(99);
-        let mut key = number.to_be_bytes().to_vec();
-        key.resize(8 + bed.dice.below(400) as usize, b'x');
+        let mut key = deep_key(number);
+        key.resize(key.len() + bed.dice.below(200) as usize, b'x');
         put(&tree, &key, &vec![writer as u8; 1 + bed.dice.below(900) as usize]).await.unwrap();
         bed.pause().await;
         assert!(get(&tree, &key).await.is_some(), "a key just written is found");
@@ -334,6 +340,28 @@ fn values_of_any_length_survive_their_chains() {
         let again = tree.write_overflow(&vec![9; 3 << 20], Urgency::Normal).await.unwrap();
         assert_eq!(task.space.extents_of(tree.home()).await.unwrap().len(), extents);
         assert_eq!(tree.overflow_value(again).await.unwrap(), vec![9; 3 << 20]);
+    });
+}
+
+/// The longest row promised, through a log that is much shorter.
+#[test]
+fn a_value_of_64_mib_goes_through_a_small_log() {
+    run(12, Size::Large, |task| async move {
+        let tree = task.tree().await;
+        let length = (64 << 20) + 12_345;
+        let byte = |at: usize| (at % 253) as u8 ^ (at >> 16) as u8;
+        let value: Vec<u8> = (0..length).map(byte).collect();
+        let chain = tree.write_overflow(&value, Urgency::Normal).await.unwrap();
+        let mut at = 0;
+        tree.read_overflow(chain, &mut |chunk| {
+            assert!(*chunk == value[at..at + chunk.len()], "the chunk at {at}");
+            at += chunk.len();
+        })
+        .await
+        .unwrap();
+        assert_eq!(at, length);
+        tree.free_overflow(chain).await.unwrap();
+        assert_eq!(task.used_blocks(&tree).await, BTreeSet::from([tree.home().root().block]));
     });
 }
 

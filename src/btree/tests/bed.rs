@@ -29,6 +29,8 @@ impl Dice {
 #[derive(Clone, Copy)]
 pub enum Size {
     Roomy,
+    /// Room for the longest values.
+    Large,
     /// Full before long.
     Small,
 }
@@ -63,6 +65,7 @@ impl Bed {
         let path = std::env::temp_dir().join(format!("rustydb-btree-{}-{number}", std::process::id()));
         let (volume_bytes, redo_area_bytes) = match size {
             Size::Roomy => (96 << 20, Some(16 << 20)),
+            Size::Large => (120 << 20, Some(4 << 20)),
             Size::Small => (28 << 20, Some(8 << 20)),
         };
         let options = FormatOptions { nodes_max: 2, volume_bytes, redo_area_bytes, ..FormatOptions::new("test") };
@@ -132,6 +135,11 @@ impl Bed {
     pub async fn usage(&self) -> space::SpaceUsage {
         let Ok(SpaceReply::Usage(usage)) = self.service.request(SpaceRequest::Usage).await else { panic!("no usage") };
         usage
+    }
+
+    /// How many levels the tree has.
+    pub async fn levels(&self, tree: &Tree) -> u8 {
+        Node::new(&self.cache.read(tree.home().root()).await.unwrap()).unwrap().level() + 1
     }
 
     /// The blocks that the partition's extent headers say are in use, the headers left out.
