@@ -17,6 +17,7 @@ use crate::reactor::mail::WakeUp;
 use crate::reactor::time::Clock;
 
 mod disk;
+mod files;
 mod network;
 #[cfg(test)]
 mod tests;

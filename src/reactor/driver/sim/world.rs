@@ -8,17 +8,15 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt;
 use std::future::Future;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::disk::{Disk, PAGE};
+use super::disk::Disk;
 use super::network::{Connection, Listening, Segment};
 use super::{ActorId, HostId, SimDriver, SimOptions};
-use crate::reactor::driver::{Completion, Handle, OpenOptions, Operation, Token, Wait};
-use crate::reactor::io::named;
+use crate::reactor::driver::{Completion, Handle, Operation, Token, Wait};
 use crate::reactor::slab::Slab;
 use crate::reactor::{Class, Instant, Reactor, ReactorOptions, split_mix};
 
@@ -67,40 +65,40 @@ struct Actor {
 /// What drivers reach.
 pub(super) struct State {
     pub(super) options: SimOptions,
-    random: u64,
-    now_ns: Rc<Cell<u64>>,
-    sequence: u64,
-    events: BinaryHeap<Scheduled>,
-    actors: Vec<ActorState>,
+    pub(super) random: u64,
+    pub(super) now_ns: Rc<Cell<u64>>,
+    pub(super) sequence: u64,
+    pub(super) events: BinaryHeap<Scheduled>,
+    pub(super) actors: Vec<ActorState>,
     pub(super) operations: Slab<InFlight>,
-    operation_serial: u64,
-    disks: Vec<Disk>,
-    paths: BTreeMap<PathBuf, usize>,
-    descriptors: BTreeMap<u32, (ActorId, Descriptor)>,
-    descriptor_serial: u32,
+    pub(super) operation_serial: u64,
+    pub(super) disks: Vec<Disk>,
+    pub(super) paths: BTreeMap<PathBuf, usize>,
+    pub(super) descriptors: BTreeMap<u32, (ActorId, Descriptor)>,
+    pub(super) descriptor_serial: u32,
     pub(super) listeners: BTreeMap<SocketAddr, Listening>,
     pub(super) connections: Slab<Connection>,
     pub(super) ports: u16,
-    parted: BTreeSet<(HostId, HostId)>,
+    pub(super) parted: BTreeSet<(HostId, HostId)>,
     pub(super) powered_off_addresses: BTreeSet<IpAddr>,
-    paused: BTreeSet<HostId>,
-    disk_errors: BTreeMap<HostId, i32>,
-    disk_stalled_until_ns: BTreeMap<HostId, u64>,
-    trace: u64,
+    pub(super) paused: BTreeSet<HostId>,
+    pub(super) disk_errors: BTreeMap<HostId, i32>,
+    pub(super) disk_stalled_until_ns: BTreeMap<HostId, u64>,
+    pub(super) trace: u64,
     /// Operations of hosts that crashed: dropped outside of any borrow.
-    graveyard: Vec<Operation>,
+    pub(super) graveyard: Vec<Operation>,
 }
 
-struct ActorState {
-    host: HostId,
-    alive: bool,
-    completions: Vec<Completion>,
+pub(super) struct ActorState {
+    pub(super) host: HostId,
+    pub(super) alive: bool,
+    pub(super) completions: Vec<Completion>,
 }
 
 pub(super) struct InFlight {
-    actor: ActorId,
-    token: Token,
-    serial: u64,
+    pub(super) actor: ActorId,
+    pub(super) token: Token,
+    pub(super) serial: u64,
     pub(super) operation: Operation,
 }
 
@@ -108,7 +106,7 @@ pub(super) struct InFlight {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct OperationRef {
     pub(super) index: u32,
-    serial: u64,
+    pub(super) serial: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -129,10 +127,10 @@ pub(super) enum Event {
     Finish { operation: OperationRef, result: Result<usize, i32>, opened: Option<(Handle, SocketAddr)> },
 }
 
-struct Scheduled {
-    at_ns: u64,
-    sequence: u64,
-    event: Event,
+pub(super) struct Scheduled {
+    pub(super) at_ns: u64,
+    pub(super) sequence: u64,
+    pub(super) event: Event,
 }
 
 impl PartialEq for Scheduled {
@@ -161,7 +159,7 @@ impl State {
         self.now_ns.get()
     }
 
-    fn draw(&mut self, (least, most): (u64, u64)) -> u64 {
+    pub(super) fn draw(&mut self, (least, most): (u64, u64)) -> u64 {
         let micros = least + split_mix(&mut self.random) % (most.saturating_sub(least) + 1);
         let slow = split_mix(&mut self.random) % 1000 < self.options.slow_per_mille;
         // Below the microsecond too, so that few things happen at once.
@@ -177,7 +175,7 @@ impl State {
         self.events.push(Scheduled { at_ns, sequence: self.sequence, event });
     }
 
-    fn note(&mut self, words: &[u64]) {
+    pub(super) fn note(&mut self, words: &[u64]) {
         for word in words {
             self.trace = (self.trace ^ word).wrapping_mul(0x0100_0000_01B3).rotate_left(23);
         }
@@ -201,36 +199,8 @@ impl State {
         Handle { index: self.descriptor_serial, generation: 0 }
     }
 
-    fn descriptor(&self, handle: Handle) -> Descriptor {
+    pub(super) fn descriptor(&self, handle: Handle) -> Descriptor {
         self.descriptors.get(&handle.index).unwrap_or_else(|| panic!("{handle:?} was closed before")).1
-    }
-
-    pub(super) fn open(&mut self, actor: ActorId, path: &Path, how: OpenOptions) -> io::Result<Handle> {
-        let disk = match self.paths.get(path) {
-            Some(_) if how.create_new => return Err(named(libc::EEXIST, &format!("open {}", path.display()))),
-            Some(disk) => *disk,
-            None if how.create => {
-                self.disks.push(Disk::default());
-                self.paths.insert(path.to_owned(), self.disks.len() - 1);
-                self.disks.len() - 1
-            }
-            None => return Err(named(libc::ENOENT, &format!("open {}", path.display()))),
-        };
-        Ok(self.add_descriptor(actor, Descriptor::File { disk, direct: how.direct, write: how.write }))
-    }
-
-    pub(super) fn disk_of(&mut self, file: Handle) -> &mut Disk {
-        let Descriptor::File { disk, .. } = self.descriptor(file) else { panic!("{file:?} is no file") };
-        &mut self.disks[disk]
-    }
-
-    pub(super) fn allocate(&mut self, file: Handle, bytes: u64) -> io::Result<()> {
-        if bytes > self.options.file_bytes_max {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-        }
-        let disk = self.disk_of(file);
-        disk.bytes = disk.bytes.max(bytes);
-        Ok(())
     }
 
     pub(super) fn close(&mut self, handle: Handle) {
@@ -271,61 +241,6 @@ impl State {
         }
     }
 
-    fn submit_disk(&mut self, reference: OperationRef, direct: bool, may_write: bool) {
-        let host = self.host_of(self.operations[reference.index].actor);
-        let (extent, time) = match &self.operations[reference.index].operation {
-            Operation::Read { offset, buffer, .. } => (Some((*offset, buffer)), self.options.read_us),
-            Operation::Write { offset, buffer, durable, .. } => {
-                (Some((*offset, buffer)), if *durable { self.options.durable_us } else { self.options.write_us })
-            }
-            _ => (None, self.options.durable_us),
-        };
-        let writes = matches!(self.operations[reference.index].operation, Operation::Write { .. });
-        let mut error = self.disk_errors.get(&host).copied();
-        if let Some((offset, buffer)) = extent {
-            let page = PAGE as u64;
-            let aligned = offset.is_multiple_of(page) && buffer.len().is_multiple_of(PAGE);
-            // As O_DIRECT: what a real disk refuses, the simulated one refuses too.
-            if !aligned || (direct && !(buffer.as_ptr() as usize).is_multiple_of(512)) {
-                error = Some(libc::EINVAL);
-            }
-            if writes && !may_write {
-                error = Some(libc::EBADF);
-            }
-            if writes && offset + buffer.len() as u64 > self.options.file_bytes_max {
-                error = Some(libc::ENOSPC);
-            }
-        }
-        let start = self.disk_stalled_until_ns.get(&host).copied().unwrap_or(0).max(self.now());
-        let at = start + self.draw(time);
-        let event = match error {
-            Some(number) => Event::Finish { operation: reference, result: Err(number), opened: None },
-            None => Event::Disk { operation: reference },
-        };
-        self.schedule(at, event);
-    }
-
-    fn run_disk(&mut self, reference: OperationRef) {
-        let Some(actor) = self.actor_of(reference) else { return };
-        let host = self.host_of(actor);
-        let in_flight = self.operations.get_mut(reference.index).expect("it has an actor");
-        let file = in_flight.operation.handle().expect("a file operation");
-        let Some((_, Descriptor::File { disk, .. })) = self.descriptors.get(&file.index) else { panic!("{file:?} is no file") };
-        let disk = &mut self.disks[*disk];
-        let count = match &mut in_flight.operation {
-            Operation::Read { offset, buffer, .. } => disk.read(*offset, buffer.as_mut_slice()),
-            Operation::Write { offset, buffer, durable, .. } => {
-                disk.write(host, *offset, buffer.as_slice(), *durable);
-                buffer.len()
-            }
-            _ => {
-                disk.sync(host);
-                0
-            }
-        };
-        self.finish(reference, Ok(count), None);
-    }
-
     pub(super) fn operation(&self, reference: OperationRef) -> Option<&Operation> {
         let in_flight = self.operations.get(reference.index)?;
         (in_flight.serial == reference.serial).then_some(&in_flight.operation)
@@ -364,52 +279,6 @@ impl State {
             Event::Knock { operation, address } => self.knock(operation, address),
             Event::Arrive { connection, from, segment } => self.arrive(connection, from, segment),
             Event::Finish { operation, result, opened } => self.finish(operation, result, opened),
-        }
-    }
-
-    /// A host's reactors are gone, and with them what they had in flight.
-    fn bury(&mut self, host: HostId, silently: bool) {
-        let sector = self.options.sector_bytes;
-        for actor in self.actors.iter_mut().filter(|actor| actor.host == host) {
-            actor.alive = false;
-        }
-        for index in self.operations.indexes() {
-            let in_flight = &self.operations[index];
-            if self.host_of(in_flight.actor) != host {
-                continue;
-            }
-            let in_flight = self.operations.remove(index);
-            if let Operation::Write { file, offset, buffer, .. } = &in_flight.operation
-                && let Some((_, Descriptor::File { disk, .. })) = self.descriptors.get(&file.index)
-                && buffer.len().is_multiple_of(PAGE)
-                && offset.is_multiple_of(PAGE as u64)
-            {
-                self.disks[*disk].tear(*offset, buffer.as_slice(), sector, &mut self.random);
-            }
-            self.graveyard.push(in_flight.operation);
-        }
-        let theirs: Vec<u32> =
-            self.descriptors.iter().filter(|(_, (actor, _))| self.host_of(*actor) == host).map(|(index, _)| *index).collect();
-        for index in theirs {
-            match self.descriptors.remove(&index) {
-                Some((_, Descriptor::Listener(address))) => {
-                    if silently {
-                        self.powered_off_addresses.insert(address.ip());
-                    }
-                    self.close_listener(address);
-                }
-                Some((_, Descriptor::Stream { connection, side })) if silently => self.vanish_side(connection, side),
-                Some((_, Descriptor::Stream { connection, side })) => self.close_side(connection, side, Segment::Reset),
-                _ => {}
-            }
-        }
-        self.note(&[self.now(), u64::from(host.0), u64::from(silently)]);
-    }
-
-    fn lose_unsynced(&mut self, host: Option<HostId>) {
-        let sector = self.options.sector_bytes;
-        for disk in &mut self.disks {
-            disk.lose_unsynced(host, sector, &mut self.random);
         }
     }
 }
