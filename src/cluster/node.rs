@@ -344,6 +344,7 @@ async fn create_system_partitions(reactor: &Reactor, context: &Arc<NodeContext>)
     let remotes = context.remotes.lock().expect("nobody panics while holding it").clone();
     let store = NodeStore::new(context.node, remotes, context.shared.clone());
     let _ = reactor;
+    store.settle_branches().await.map_err(|error| End::Failed(error.to_string()))?;
     store.create_system_partitions().await.map_err(|error| End::Failed(error.to_string()))
 }
 

@@ -19,7 +19,7 @@ use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NodeId, ShardId};
 use crate::interconnect::{Body, Handler, Header};
 use crate::reactor::{Class, Reactor, Remote};
 use crate::store::{LocalLocks, ShardEngine};
-use crate::txn::{LocalWaits, NoPeers, TxnParts, Txns};
+use crate::txn::{ClusterPeers, TxnParts, Txns};
 use crate::volume::{Geometry, Volume};
 use crate::wal::Log;
 
@@ -30,6 +30,7 @@ pub(super) struct Services {
     geometry: Geometry,
     cache: Cache,
     gcs: Gcs,
+    peers: ClusterPeers,
 }
 
 /// A shard that serves.
@@ -82,12 +83,14 @@ impl Services {
         doors.interconnect.set_epoch(epoch);
         doors.gcs.bind(Rc::new(gcs.clone()));
         doors.interconnect.all_up().await;
-        Ok(Services { reactor: reactor.clone(), shard, geometry, cache, gcs })
+        let peers = ClusterPeers::new(&doors.interconnect, context.shared.clone(), shard == ShardId(0));
+        doors.txn.bind(Rc::new(peers.clone()));
+        Ok(Services { reactor: reactor.clone(), shard, geometry, cache, gcs, peers })
     }
 
     /// Finds the shard's transactions and puts the store where clients' letters find it.
     pub(super) async fn open(self, context: &Arc<NodeContext>) -> Result<Opened, End> {
-        let Services { reactor, shard, geometry, cache, gcs } = self;
+        let Services { reactor, shard, geometry, cache, gcs, peers } = self;
         let service: Rc<dyn SpaceService> = if shard == ShardId(0) {
             let manager = Rc::new(SpaceManager::open(&cache, context.node, &geometry).await?);
             reactor.set_local(manager.clone());
@@ -104,11 +107,13 @@ impl Services {
             cache: cache.clone(),
             space,
             service: service.clone(),
-            waits: Rc::new(LocalWaits::default()),
-            peers: Rc::new(NoPeers),
+            waits: peers.row_waiter(),
+            peers: Rc::new(peers.clone()),
             undo_retention_ms: context.config.engine.undo_retention * 1_000,
         };
-        let (txns, _unfinished) = Txns::open(parts).await?;
+        let txns = Txns::open(parts).await?;
+        peers.attach(&txns);
+        txns.start_housekeeping(shard == ShardId(0));
         let _engine = ShardEngine::new(&txns, shard, service, Rc::new(LocalLocks::default()));
         Ok(Opened { cache, gcs })
     }

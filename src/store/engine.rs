@@ -54,6 +54,22 @@ impl NodeStore {
         Store::new(Arc::new(self.clone()))
     }
 
+    /// Takes up what the node's former life left between its shards: branches of transactions over several shards follow
+    /// what stands in their home's slot. Once all shards are open, before clients are let in.
+    ///
+    /// # Errors
+    /// Faults.
+    pub async fn settle_branches(&self) -> Result<(), StoreError> {
+        for shard in (0..self.shards()).map(ShardId) {
+            let unsettled = self.in_shard(shard, async move |engine: Rc<ShardEngine>| Ok(engine.txns().unsettled())).await?;
+            for (branch, home) in unsettled {
+                let state = self.in_shard(home.shard(), async move |engine: Rc<ShardEngine>| Ok(engine.txns().own_state(home).await?)).await?;
+                self.in_shard(shard, async move |engine: Rc<ShardEngine>| Ok(engine.txns().settle_branch(branch, state).await?)).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the partitions that every node expects, if they are not there.
     ///
     /// # Errors

@@ -75,6 +75,12 @@ impl Broadcast {
         self.peers.insert(node, peer);
     }
 
+    /// Whether the peer is known to be connected.
+    #[must_use]
+    pub fn has(&self, node: NodeId) -> bool {
+        self.peers.contains_key(&node)
+    }
+
     /// A peer is gone; nobody waits for it any more.
     pub fn peer_down(&mut self, node: NodeId) {
         self.peers.remove(&node);

@@ -83,10 +83,11 @@ struct Inner {
 }
 
 impl ClusterPeers {
-    /// Registers with the interconnect, which must not have started. `announcer`: true for one shard of the node.
+    /// The peers over this shard's interconnect; to be made the handler of [`Service::Txn`] at once. `announcer`: true for one
+    /// shard of the node.
     #[must_use]
     pub fn new(interconnect: &Interconnect, shared: NodeShared, announcer: bool) -> ClusterPeers {
-        let peers = ClusterPeers(Rc::new(Inner {
+        ClusterPeers(Rc::new(Inner {
             interconnect: interconnect.clone(),
             shared,
             announcer,
@@ -98,13 +99,14 @@ impl ClusterPeers {
             requests: Cell::new(1),
             waits: LocalWaits::new(),
             remote_waits: RefCell::default(),
-        }));
-        interconnect.register(Service::Txn, Rc::new(peers.clone()));
-        peers
+        }))
     }
 
-    /// The shard's transactions are open: questions about them can be answered from now on.
+    /// The shard's transactions are open: questions about them can be answered from now on. By now every peer that is
+    /// connected must have entered the epoch: those that connected before this was their handler are greeted here.
     pub fn attach(&self, txns: &Txns) {
+        let new = |peer: &NodeId| !self.0.broadcast.borrow().has(*peer);
+        self.0.interconnect.up_peers().into_iter().filter(new).for_each(|peer| self.on_peer_up(peer));
         *self.0.txns.borrow_mut() = Rc::downgrade(&txns.0);
         self.0.attached.notify_all();
     }

@@ -135,6 +135,7 @@ impl Txns {
     /// # Errors
     /// Faults.
     pub async fn settle_branch(&self, branch: TxnId, home: TxnState) -> Result<(), TxnError> {
+        self.0.unsettled.borrow_mut().retain(|(unsettled, _)| *unsettled != branch);
         let TxnState::Committed(scn) = home else {
             self.0.table.borrow_mut().abort(branch);
             self.roll_back_in_background(branch);

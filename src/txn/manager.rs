@@ -146,6 +146,7 @@ pub(super) struct Inner {
     pub(super) trees: RefCell<HashMap<PartitionId, Tree>>,
     pub(super) dead_chains: RefCell<std::collections::VecDeque<(Scn, DeadChain)>>,
     pub(super) scratch: RefCell<Vec<u8>>,
+    pub(super) unsettled: RefCell<Vec<(TxnId, TxnId)>>,
     pub(super) counters: TxnCounters,
 }
 
@@ -156,7 +157,7 @@ impl Txns {
     ///
     /// # Errors
     /// When the undo home cannot be had or is damaged.
-    pub async fn open(parts: TxnParts) -> Result<(Txns, Vec<(TxnId, TxnId)>), TxnError> {
+    pub async fn open(parts: TxnParts) -> Result<Txns, TxnError> {
         let TxnParts { node, shard, shared, cache, space, service, waits, peers, undo_retention_ms } = parts;
         let (undo, slots) = UndoLog::open(&cache, &space, &*service, (node, shard), undo_retention_ms).await?;
         let (table, unfinished) = Table::load(node, shard, slots);
@@ -179,16 +180,23 @@ impl Txns {
             trees: RefCell::default(),
             dead_chains: RefCell::default(),
             scratch: RefCell::default(),
+            unsettled: RefCell::default(),
             counters: TxnCounters::default(),
         }));
-        let mut branches = Vec::new();
         for Unfinished { txn, home } in unfinished {
             match home {
-                Some(home) => branches.push((txn, home)),
+                Some(home) => txns.0.unsettled.borrow_mut().push((txn, home)),
                 None => txns.roll_back_in_background(txn),
             }
         }
-        Ok((txns, branches))
+        Ok(txns)
+    }
+
+    /// Branches that a former life has prepared, with the transactions in whose slots their outcomes stand. They must be
+    /// settled before the home's slots can be reused: before clients are let in.
+    #[must_use]
+    pub fn unsettled(&self) -> Vec<(TxnId, TxnId)> {
+        self.0.unsettled.borrow().clone()
     }
 
     /// Starts the shard's housekeeping; `announcer` for one shard of the node, which also tells the peers.

@@ -66,6 +66,7 @@ async fn start(reactor: Reactor, node: NodeId, life: u64, scn: Scn) -> Member {
     gcs.attach(&cache);
     interconnect.register(Service::Gcs, Rc::new(gcs.clone()));
     let peers = ClusterPeers::new(&interconnect, shared.clone(), true);
+    interconnect.register(Service::Txn, Rc::new(peers.clone()));
     interconnect.set_epoch(epoch);
     interconnect.start().await.unwrap();
     interconnect.all_up().await;
@@ -82,8 +83,7 @@ async fn start(reactor: Reactor, node: NodeId, life: u64, scn: Scn) -> Member {
         peers: Rc::new(peers.clone()),
         undo_retention_ms: 0,
     };
-    let (txns, branches) = Txns::open(parts).await.unwrap();
-    assert!(branches.is_empty());
+    let txns = Txns::open(parts).await.unwrap();
     peers.attach(&txns);
     txns.start_housekeeping(true);
     let engine = ShardEngine::new(&txns, shard, service, Rc::new(LocalLocks::new()));
