@@ -167,7 +167,7 @@ fn the_log_goes_around_its_ring_many_times() {
                 let payload = content(number, bytes);
                 let end = append(&log, &payload).await;
                 kept.push((end, payload));
-                if number % 3 == 0 {
+                if number.is_multiple_of(3) {
                     log.flush_to(end).await.unwrap();
                 }
                 if log.checkpoint_due() {
