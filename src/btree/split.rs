@@ -77,7 +77,7 @@ impl Tree {
     }
 
     /// Moves the upper half of a node to a new right neighbour, whose number is returned.
-    async fn split_node(
+    pub(super) async fn split_node(
         &self,
         mut left: WriteGuard,
         mut mtr: Mtr,

@@ -7,7 +7,7 @@ use std::ops::Bound;
 use std::pin::Pin;
 use std::rc::Rc;
 
-use super::node::{FIRST, Node, Target};
+use super::node::{FIRST, Incoming, Node, Target};
 use super::overflow::{CHUNK, OverflowRef};
 use super::space::{BlockAllocator, PartitionHome, SpaceManager, SpaceReply, SpaceRequest, SpaceService, Urgency};
 use super::*;
@@ -205,7 +205,44 @@ async fn scan_again_and_again(tree: Tree, bed: Bed, reader: u64, writers_left: R
     }
 }
 
-/// A client that goes away drops its statement wherever it waits, between a split and the separator too.
+/// A crash between a split and its separator: the row is found all the same, and the next writer makes up for it.
+#[test]
+fn a_split_without_its_separator_is_completed() {
+    run(21, Size::Roomy, |bed| async move {
+        let tree = bed.tree().await;
+        let mut model = Model::new();
+        for number in 0..400u64 {
+            let key = (number * 10).to_be_bytes().to_vec();
+            put(&tree, &key, &[1; 100]).await.unwrap();
+            model.insert(key, vec![1; 100]);
+        }
+        let (before, _) = inspect(&tree).await;
+        let key = 2005u64.to_be_bytes();
+        let mut claim = bed.space.claim(tree.home(), 2, Urgency::Normal).await.unwrap();
+        let mtr = bed.cache.begin_mtr(20_000).await.unwrap();
+        let (guard, block, _) = tree.write_node(Target::Key(&key), 0).await.unwrap();
+        let plan = Node::new(&guard).unwrap().plan_split(Incoming { key: &key, value_len: 100 });
+        let right = tree.split_node(guard, mtr, claim.take(1), &plan).await.unwrap();
+        drop(claim);
+
+        assert_eq!(inspect(&tree).await.0, before + 1);
+        assert_eq!(rows(&tree, KeyRange::all(), 1000).await, model.clone().into_iter().collect::<Vec<_>>());
+        assert_eq!(rows(&tree, KeyRange::all().reversed(), 1000).await, model.clone().into_iter().rev().collect::<Vec<_>>());
+        for (key, value) in &model {
+            assert_eq!(get(&tree, key).await.as_ref(), Some(value));
+        }
+        let child_of_root = async |key: &[u8]| {
+            let guard = bed.cache.read(tree.home().root()).await.unwrap();
+            Node::new(&guard).unwrap().child_for(Target::Key(key)).unwrap()
+        };
+        assert_eq!(child_of_root(&plan.separator).await, block.block, "the root doesn't know the new node");
+        put(&tree, &plan.separator, &[2; 100]).await.unwrap();
+        assert_eq!(child_of_root(&plan.separator).await, right, "the writer that had to go right has told it");
+        bed.check_space(&tree, &[]).await;
+    });
+}
+
+/// A client that goes away drops its statement wherever it waits.
 #[test]
 fn abandoned_writes_leave_a_whole_tree() {
     run(20, Size::Roomy, |bed| async move {

@@ -13,7 +13,8 @@ use super::{EXTENTS_PER_REQUEST_MAX, PartitionHome, SpaceReply, SpaceRequest, Sp
 use crate::btree::error::SpaceError;
 use crate::cache::{Cache, Mtr, WriteGuard};
 use crate::ids::{BLOCK_SIZE, BlockId, BlockNo, NodeId, PartitionId};
-use crate::reactor::sync::Semaphore;
+use crate::reactor::Class;
+use crate::reactor::sync::{Permit, Semaphore, oneshot};
 use crate::volume::block::{self, BlockKind};
 use crate::volume::change::Change;
 use crate::volume::layout::EXTENT_BLOCKS;
@@ -99,6 +100,8 @@ struct Growth {
     claimed: RefCell<HashMap<BlockNo, u32>>,
     /// Where to go on looking along the chain; `None` at its end.
     walk: Cell<Option<BlockNo>>,
+    /// There were more extents with free blocks than can be remembered: walk the chain again when it has ended.
+    overlooked: Cell<bool>,
     /// Extents seen or added: how large the partition is, roughly.
     seen: Cell<u64>,
     /// One task at a time looks for more.
@@ -164,9 +167,8 @@ impl BlockAllocator {
             let turn = growth.growing.acquire(1).await;
             self.claim_known(&mut claim, count).await?;
             if claim.blocks.len() < count && !self.walk(home, &growth).await? {
-                self.grow(home, &growth, urgency).await?;
+                self.grow_to_the_end(home, &growth, urgency, turn).await?;
             }
-            drop(turn);
             self.claim_known(&mut claim, count).await?;
         }
         Ok(claim)
@@ -175,10 +177,8 @@ impl BlockAllocator {
     /// Takes a block back. Nobody may refer to it any more, durably or not. The caller holds no block.
     ///
     /// # Errors
-    /// When the extent header can't be had.
-    ///
-    /// # Panics
-    /// When the block was free already: two owners believed that it was theirs.
+    /// When the extent header can't be had, or a block was free already: two owners believed that it was theirs. Blocks in
+    /// other extents may have been freed.
     pub async fn free(&self, home: PartitionHome, blocks: &[BlockNo]) -> Result<(), SpaceError> {
         let mut by_extent: BTreeMap<BlockNo, u32> = BTreeMap::new();
         for &block in blocks {
@@ -190,7 +190,9 @@ impl BlockAllocator {
             let mut mtr = self.0.cache.begin_mtr(FREE_REDO_MAX).await?;
             let mut guard = self.0.cache.write(id).await?;
             let header = ExtentHeader::decode(id, &guard)?;
-            assert_eq!(header.used & bits, bits, "{id}: a block is freed that is free already");
+            if header.used & bits != bits {
+                return Err(SpaceError::Corrupt { block: id, what: "a block that is to be freed is free already" });
+            }
             set_used(&mut mtr, &mut guard, header.used & !bits);
             mtr.finish();
             if header.owner == self.0.node {
@@ -237,6 +239,7 @@ impl BlockAllocator {
                 known: RefCell::default(),
                 claimed: RefCell::default(),
                 walk: Cell::new(Some(home.first_extent)),
+                overlooked: Cell::new(false),
                 seen: Cell::new(0),
                 growing: Semaphore::new(1),
             })
@@ -291,7 +294,14 @@ impl BlockAllocator {
     /// Looks further along the chain for extents of this node with free blocks. True when there is one, or more to look at.
     async fn walk(&self, home: PartitionHome, growth: &Growth) -> Result<bool, SpaceError> {
         for _ in 0..WALK_STEPS {
-            let Some(extent) = growth.walk.get() else { return Ok(false) };
+            let extent = match growth.walk.get() {
+                Some(extent) => extent,
+                None if growth.overlooked.replace(false) => {
+                    growth.seen.set(0);
+                    home.first_extent
+                }
+                None => return Ok(false),
+            };
             let header = self.read_header(home.partition, extent).await?;
             growth.walk.set(header.next);
             growth.seen.set(growth.seen.get() + 1);
@@ -303,6 +313,25 @@ impl BlockAllocator {
         }
         // Nothing so far: take a new extent now, and go on looking when that is full.
         Ok(false)
+    }
+
+    /// Grows in a task of its own: whoever asked may go away meanwhile, and the extents must not get lost with him.
+    async fn grow_to_the_end(
+        &self,
+        home: PartitionHome,
+        growth: &Rc<Growth>,
+        urgency: Urgency,
+        turn: Permit,
+    ) -> Result<(), SpaceError> {
+        let (allocator, growth) = (self.clone(), growth.clone());
+        let (sender, receiver) = oneshot();
+        self.0.cache.reactor().spawn(Class::Normal, "extend a partition", async move {
+            let result = allocator.grow(home, &growth, urgency).await;
+            drop(turn);
+            // Nobody waits any more: what has grown is there for the next.
+            let _ = sender.send(result);
+        });
+        receiver.await.unwrap_or(Err(SpaceError::Closed))
     }
 
     /// Asks for extents and puts them behind the first one in the chain.
@@ -338,8 +367,13 @@ impl BlockAllocator {
 impl Growth {
     fn remember(&self, extent: BlockNo) {
         let mut known = self.known.borrow_mut();
-        if !known.contains(&extent) && known.len() < EXTENTS_REMEMBERED_MAX {
+        if known.contains(&extent) {
+            return;
+        }
+        if known.len() < EXTENTS_REMEMBERED_MAX {
             known.push_back(extent);
+        } else {
+            self.overlooked.set(true);
         }
     }
 }
