@@ -32,3 +32,6 @@ pub use mtr::{MTR_BLOCKS_MAX, Mtr};
 pub use ship::{ProtectedBlock, Remains};
 pub use stats::CacheStats;
 pub use writer::WRITE_BATCH;
+
+#[cfg(test)]
+mod tests;

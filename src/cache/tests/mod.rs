@@ -1,0 +1,5 @@
+//! The cache over a real log and a volume, with the cluster played by [`Peers`].
+
+mod latches;
+mod ships;
+mod world;
