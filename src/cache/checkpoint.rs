@@ -46,13 +46,13 @@ impl Cache {
         let deadline = shared.reactor.now() + patience;
         let failures = shared.write_error.borrow().0;
         loop {
+            shared.ask_owners(Lsn(u64::MAX));
             let clean = shared.dirty.borrow().is_empty();
             if clean && (shared.dirty_past.borrow().is_empty() || shared.reactor.now() >= deadline) {
                 break;
             }
             shared.writer_target.set(Lsn(u64::MAX));
             shared.work.wake();
-            shared.ask_owners(Lsn(u64::MAX));
             if let (count, Some(error)) = &*shared.write_error.borrow()
                 && *count != failures
             {

@@ -59,9 +59,11 @@ fn tasks_in_line_go_before_the_cluster_but_not_for_ever() {
             }
         };
         assert!(too_late.poll().is_none() && behind.poll().is_none());
-        protected.finish(Remains::BecomePastImage);
-        // They ask for the block anew, in the order in which they came.
-        assert!(too_late.end().await.block() == id(0));
+        protected.finish(Remains::KeepShared);
+        // They are still in line, and ask for more than is left.
+        assert!(behind.poll().is_none());
+        drop(too_late.end().await);
+        assert!(behind.poll().is_some());
     });
 }
 

@@ -160,10 +160,8 @@ impl World {
     }
 
     pub(super) async fn update_or_create(&self, block: BlockId, value: &[u8]) {
-        match self.cache.read(block).await {
-            Ok(_) => self.update(block, value).await,
-            Err(_) => self.create(block, value).await,
-        };
+        let exists = self.cache.read(block).await.is_ok();
+        if exists { self.update(block, value).await } else { self.create(block, value).await };
     }
 
     /// Formats a block that says `value`.
