@@ -63,7 +63,7 @@ impl NodeStore {
         for shard in (0..self.shards()).map(ShardId) {
             let unsettled = self.in_shard(shard, async move |engine: Rc<ShardEngine>| Ok(engine.txns().unsettled())).await?;
             for (branch, home) in unsettled {
-                let state = self.in_shard(home.shard(), async move |engine: Rc<ShardEngine>| Ok(engine.txns().own_state(home).await?)).await?;
+                let state = self.in_shard(home.shard(), async move |engine: Rc<ShardEngine>| Ok(engine.txns().home_outcome(home).await?)).await?;
                 self.in_shard(shard, async move |engine: Rc<ShardEngine>| Ok(engine.txns().settle_branch(branch, state).await?)).await?;
             }
         }

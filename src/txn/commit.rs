@@ -130,22 +130,44 @@ impl Txns {
         self.0.cache.log().flush_to(lsn).await.map_err(|error| TxnError::CommitUnknown(error.to_string()))
     }
 
-    /// After a restart: settles a branch that was found prepared, by the state of its home.
+    /// After a restart: the outcome of a transaction of this shard that a branch names as its home. A home that the log
+    /// knows nothing of has not committed.
+    ///
+    /// # Errors
+    /// Faults.
+    pub async fn home_outcome(&self, home: TxnId) -> Result<TxnState, TxnError> {
+        if self.0.table.borrow().state(home).is_none() {
+            return Ok(TxnState::Aborted);
+        }
+        self.own_state(home).await
+    }
+
+    /// After a restart: settles a branch that was found prepared, by the outcome of its home. Durable when it returns: the
+    /// home's id may be given out again.
     ///
     /// # Errors
     /// Faults.
     pub async fn settle_branch(&self, branch: TxnId, home: TxnState) -> Result<(), TxnError> {
-        self.0.unsettled.borrow_mut().retain(|(unsettled, _)| *unsettled != branch);
-        let TxnState::Committed(scn) = home else {
+        let lsn = if let TxnState::Committed(scn) = home {
+            // A home whose slot was reused meanwhile committed before every snapshot; any SCN from before now will do.
+            let scn = if scn == Scn::ZERO { self.0.shared.clock.next(self.wall_ms()) } else { scn };
+            let (lsn, _) = self.write_commit(branch, Some(scn)).await?;
+            self.0.table.borrow_mut().committed(branch, scn);
+            lsn
+        } else {
+            let mut mtr = self.0.cache.begin_mtr(SLOT_REDO_MAX).await?;
+            let mut table = self.0.undo.table(branch.slot()).await?;
             self.0.table.borrow_mut().abort(branch);
-            self.roll_back_in_background(branch);
-            return Ok(());
+            let undo_head = self.0.table.borrow().position(branch).0;
+            write_slot(&mut mtr, &mut table, branch.slot(), &Slot { wrap: branch.wrap(), state: SlotState::Active, undo_head });
+            mtr.finish()
         };
-        // A home whose slot was reused meanwhile committed before every snapshot; any SCN from before now will do.
-        let scn = if scn == Scn::ZERO { self.0.shared.clock.next(self.wall_ms()) } else { scn };
-        let (lsn, _) = self.write_commit(branch, Some(scn)).await?;
-        self.0.table.borrow_mut().committed(branch, scn);
+        self.0.unsettled.borrow_mut().retain(|(unsettled, _)| *unsettled != branch);
         self.0.decided.notify_all();
-        self.0.cache.log().flush_to(lsn).await.map_err(|error| TxnError::Io(error.to_string()))
+        self.0.cache.log().flush_to(lsn).await.map_err(|error| TxnError::Io(error.to_string()))?;
+        if !matches!(home, TxnState::Committed(_)) {
+            self.roll_back_in_background(branch);
+        }
+        Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Three nodes on one volume, simulated: virtual time, one thread, one seed a run.
+//! Three nodes on one volume, of one shard and of two, simulated: virtual time, one thread, one seed a run.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -9,16 +9,17 @@ use std::time::Duration;
 
 use super::bed::{delete, get, insert, keys, put, update};
 use super::*;
-use crate::btree::space::{BlockAllocator, SpaceManager};
-use crate::cache::{Cache, CacheConfig, CacheParts};
+use crate::btree::SpaceError;
+use crate::btree::space::{BlockAllocator, SpaceManager, SpaceReply, SpaceRequest, SpaceService};
+use crate::cache::{Cache, CacheConfig, CacheParts, LocalFuture};
 use crate::clock::ScnClock;
 use crate::cluster::recovery::recover;
 use crate::fusion::gcs::{Gcs, GcsConfig, GcsParts};
 use crate::fusion::grd::{MastershipMap, VIRTUAL_NODES};
-use crate::ids::{Epoch, Incarnation, NodeId, Scn, ShardId};
+use crate::ids::{Epoch, Incarnation, NodeId, ShardId};
 use crate::interconnect::{Interconnect, Service, Settings};
 use crate::reactor::driver::sim::{HostId, SimOptions, SimWorld};
-use crate::reactor::{Class, Reactor};
+use crate::reactor::{Class, Reactor, Remote};
 use crate::txn::{ClusterPeers, NodeShared, TxnParts, Txns};
 use crate::volume::{Expected, FormatOptions, Volume};
 use crate::wal::Log;
@@ -26,8 +27,26 @@ use crate::wal::Log;
 const NODES: u8 = 3;
 const VOLUME: &str = "volume";
 
-fn address(node: NodeId) -> SocketAddr {
-    SocketAddr::from(([10, 0, 0, node.0], 7000))
+fn address(node: NodeId, shard: ShardId) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, node.0], 7000 + u16::from(shard.0)))
+}
+
+/// The way to the first shard's space manager.
+struct SpaceByMail(Remote);
+
+impl SpaceService for SpaceByMail {
+    fn request(&self, request: SpaceRequest) -> LocalFuture<Result<SpaceReply, SpaceError>> {
+        let called = self.0.call(Class::High, "space", move |reactor| async move {
+            let manager = loop {
+                match reactor.local::<SpaceManager>() {
+                    Some(manager) => break manager,
+                    None => reactor.sleep(Duration::from_millis(1)).await,
+                }
+            };
+            manager.serve(request).await
+        });
+        Box::pin(async move { called.expect("a mailbox with room").await.expect("the first shard lives") })
+    }
 }
 
 /// A node while it lives.
@@ -35,27 +54,38 @@ fn address(node: NodeId) -> SocketAddr {
 struct Member {
     reactor: Reactor,
     store: Store,
-    engine: Rc<ShardEngine>,
-    _kept: Rc<(Volume, Gcs, Interconnect)>,
+    engines: Vec<Rc<ShardEngine>>,
+    _kept: Rc<Vec<Kept>>,
 }
+
+type Kept = (Volume, Gcs, Interconnect);
 
 struct Cluster {
     world: SimWorld,
+    shards: u8,
     members: Vec<Member>,
     life: u64,
 }
 
-async fn start(reactor: Reactor, node: NodeId, life: u64, scn: Scn) -> Member {
+/// What the shards of a node have in common.
+#[derive(Clone)]
+struct NodePlan {
+    node: NodeId,
+    life: u64,
+    remotes: Vec<Remote>,
+    shared: NodeShared,
+}
+
+async fn start_shard(reactor: Reactor, shard: ShardId, plan: NodePlan) -> (Rc<ShardEngine>, Kept) {
+    let NodePlan { node, life, remotes, shared } = plan;
     let volume = Volume::open(&reactor, Path::new(VOLUME), &Expected::default()).await.unwrap();
     let geometry = *volume.geometry();
-    let (shard, epoch) = (ShardId(0), Epoch(life));
+    let epoch = Epoch(life);
     let nodes: Vec<_> = (1..=NODES).map(NodeId).collect();
     let map = Rc::new(MastershipMap::new(epoch, &nodes, VIRTUAL_NODES, BTreeMap::new()).unwrap());
-    let clock = ScnClock::new();
-    clock.start_above(scn);
-    let shared = NodeShared::new(clock.clone());
-    let mut settings = Settings::new(1, node, Incarnation(life), shard, 1, address(node));
-    settings.peers = nodes.iter().filter(|peer| **peer != node).map(|&peer| (peer, address(peer))).collect();
+    let clock = shared.clock.clone();
+    let mut settings = Settings::new(1, node, Incarnation(life), shard, remotes.len() as u8, address(node, shard));
+    settings.peers = nodes.iter().filter(|peer| **peer != node).map(|&peer| (peer, address(peer, shard))).collect();
     let interconnect = Interconnect::new(&reactor, &clock, settings);
     let config = GcsConfig { block_transfer_timeout_ms: 60_000, ..GcsConfig::default() };
     let gcs = Gcs::new(GcsParts { reactor: reactor.clone(), interconnect: interconnect.clone(), map, config });
@@ -65,17 +95,23 @@ async fn start(reactor: Reactor, node: NodeId, life: u64, scn: Scn) -> Member {
     let cache = Cache::new(CacheParts { reactor: reactor.clone(), file: volume.file(), log, clock, coherence, config }).unwrap();
     gcs.attach(&cache);
     interconnect.register(Service::Gcs, Rc::new(gcs.clone()));
-    let peers = ClusterPeers::new(&interconnect, shared.clone(), true);
+    let peers = ClusterPeers::new(&interconnect, shared.clone(), shard == ShardId(0));
     interconnect.register(Service::Txn, Rc::new(peers.clone()));
     interconnect.set_epoch(epoch);
     interconnect.start().await.unwrap();
     interconnect.all_up().await;
-    let service = Rc::new(SpaceManager::open(&cache, node, &geometry).await.unwrap());
+    let service: Rc<dyn SpaceService> = if shard == ShardId(0) {
+        let manager = Rc::new(SpaceManager::open(&cache, node, &geometry).await.unwrap());
+        reactor.set_local(manager.clone());
+        manager
+    } else {
+        Rc::new(SpaceByMail(remotes[0].clone()))
+    };
     let space = BlockAllocator::new(&cache, service.clone(), node, geometry.extents_first);
     let parts = TxnParts {
         node,
         shard,
-        shared: shared.clone(),
+        shared,
         cache,
         space,
         service: service.clone(),
@@ -85,24 +121,27 @@ async fn start(reactor: Reactor, node: NodeId, life: u64, scn: Scn) -> Member {
     };
     let txns = Txns::open(parts).await.unwrap();
     peers.attach(&txns);
-    txns.start_housekeeping(true);
+    txns.start_housekeeping(shard == ShardId(0));
     let engine = ShardEngine::new(&txns, shard, service, Rc::new(LocalLocks::new()));
-    let store = NodeStore::new(node, vec![reactor.remote()], shared);
-    store.create_system_partitions().await.unwrap();
-    Member { reactor, store: store.store(), engine, _kept: Rc::new((volume, gcs, interconnect)) }
+    (engine, (volume, gcs, interconnect))
 }
 
 impl Cluster {
     fn new(seed: u64) -> Cluster {
+        Cluster::with_shards(seed, 1)
+    }
+
+    fn with_shards(seed: u64, shards: u8) -> Cluster {
         let options = SimOptions { slow_per_mille: 5, ..SimOptions::default() };
         let world = SimWorld::with_options(seed, options);
         let reactor = world.reactor(HostId(9));
         let inside = reactor.clone();
         world.block_on(&reactor, async move {
-            let options = FormatOptions { nodes_max: NODES, volume_bytes: 64 << 20, redo_area_bytes: Some(8 << 20), ..FormatOptions::new("test") };
+            let options =
+                FormatOptions { nodes_max: NODES, shards, volume_bytes: 96 << 20, redo_area_bytes: Some(8 << 20), ..FormatOptions::new("test") };
             Volume::format(&inside, Path::new(VOLUME), &options, &mut |_| {}).await.unwrap();
         });
-        let mut cluster = Cluster { world, members: Vec::new(), life: 0 };
+        let mut cluster = Cluster { world, shards, members: Vec::new(), life: 0 };
         cluster.start();
         cluster
     }
@@ -118,17 +157,37 @@ impl Cluster {
             recover(&inside, &volume, Rc::new(|_, _| {})).await.unwrap()
         });
         let started = Rc::new(RefCell::new(BTreeMap::new()));
+        let mut nodes = Vec::new();
         for node in 1..=NODES {
-            let (reactor, started) = (self.world.reactor(HostId(u32::from(node))), started.clone());
-            reactor.clone().spawn(Class::Normal, "start", async move {
-                let member = start(reactor, NodeId(node), life, report.scn).await;
-                started.borrow_mut().insert(node, member);
-            });
+            let reactors: Vec<_> = (0..self.shards).map(|_| self.world.reactor(HostId(u32::from(node)))).collect();
+            let clock = ScnClock::new();
+            clock.start_above(report.scn);
+            let remotes = reactors.iter().map(Reactor::remote).collect();
+            let plan = NodePlan { node: NodeId(node), life, remotes, shared: NodeShared::new(clock) };
+            for (shard, reactor) in reactors.iter().enumerate() {
+                let (inside, plan, started) = (reactor.clone(), plan.clone(), started.clone());
+                reactor.spawn(Class::Normal, "start", async move {
+                    let opened = start_shard(inside, ShardId(shard as u8), plan).await;
+                    started.borrow_mut().insert((node, shard), opened);
+                });
+            }
+            nodes.push((plan, reactors));
         }
         let end = self.world.now() + Duration::from_secs(60);
-        self.world.run_until(|| started.borrow().len() == usize::from(NODES) || self.world.now() > end).unwrap();
-        self.members = std::mem::take(&mut *started.borrow_mut()).into_values().collect();
-        assert_eq!(self.members.len(), usize::from(NODES), "all nodes start within a minute (seed {})", self.world.seed());
+        let expected = usize::from(NODES * self.shards);
+        self.world.run_until(|| started.borrow().len() == expected || self.world.now() > end).unwrap();
+        let mut started = std::mem::take(&mut *started.borrow_mut());
+        assert_eq!(started.len(), expected, "all shards start within a minute (seed {})", self.world.seed());
+        for (plan, reactors) in nodes {
+            let store = NodeStore::new(plan.node, plan.remotes, plan.shared);
+            let (engines, kept) = (0..reactors.len()).map(|shard| started.remove(&(plan.node.0, shard)).unwrap()).unzip();
+            let member = Member { reactor: reactors[0].clone(), store: store.store(), engines, _kept: Rc::new(kept) };
+            self.world.block_on(&reactors[0], async move {
+                store.settle_branches().await.unwrap();
+                store.create_system_partitions().await.unwrap();
+            });
+            self.members.push(member);
+        }
     }
 
     /// Everything loses its power; nothing unsynced is safe.
@@ -150,7 +209,8 @@ impl Cluster {
     }
 
     fn waits(&self) -> u64 {
-        self.members.iter().map(|member| member.engine.txns().counters().row_lock_waits.get()).sum()
+        let engines = self.members.iter().flat_map(|member| &member.engines);
+        engines.map(|engine| engine.txns().counters().row_lock_waits.get()).sum()
     }
 
     /// Starts `work` on a node and lets time pass until it waits for a row.
@@ -338,6 +398,70 @@ fn money_is_neither_made_nor_lost_on_three_nodes_that_lose_their_power() {
             cluster.start();
             let mut session = cluster.members[2].store.session();
             assert_eq!(cluster.run(2, async move { sum(&mut session, table).await }), 100 * ACCOUNTS as i64, "after the crash (seed {seed})");
+        }
+    }
+}
+
+/// Two tables in two shards; their rows move together, whatever happens.
+#[test]
+fn a_transaction_over_two_shards_is_there_whole_or_not_at_all() {
+    for seed in 30..34 {
+        let mut cluster = Cluster::with_shards(seed, 2);
+        let store = cluster.members[0].store.clone();
+        let (left, right) = cluster.run(0, async move {
+            let left = store.create_partition(Placement::Any).await.unwrap();
+            let right = store.create_partition(Placement::Any).await.unwrap();
+            assert_ne!(left.shard(2), right.shard(2));
+            assert_eq!(store.create_partition(Placement::With(right)).await.unwrap().shard(2), right.shard(2));
+            (left, right)
+        });
+        cluster.write(0, vec![put(left, "n", "0"), put(right, "n", "0"), put(left, "m", "0")]);
+        let add_one = |_: usize, row: Option<&[u8]>| Modify::Put((amount(row) + 1).to_string().into_bytes());
+        for round in 0..4 {
+            let clients: Vec<_> = (0..6usize)
+                .map(|client| {
+                    let store = cluster.members[client % 3].store.clone();
+                    cluster.spawn(client % 3, async move {
+                        let mut committed = 0;
+                        for turn in 0..8 {
+                            let mut session = store.session();
+                            let rows = vec![(left, b"n".to_vec()), (right, b"n".to_vec())];
+                            let done = if turn % 2 == 0 {
+                                session.modify_many(rows, Box::new(add_one)).await.map(|_| true)
+                            } else {
+                                session.begin(ReadCommitted, false).unwrap();
+                                let savepoint = session.savepoint();
+                                session.modify_many(rows.clone(), Box::new(add_one)).await.unwrap();
+                                session.rollback_to(&savepoint).await.unwrap();
+                                session.modify_many(rows, Box::new(add_one)).await.unwrap();
+                                match turn % 4 {
+                                    1 => session.commit().await.map(|_| true),
+                                    _ => session.rollback().await.map(|()| false),
+                                }
+                            };
+                            committed += i64::from(done.unwrap());
+                        }
+                        committed
+                    })
+                })
+                .collect();
+            let mut reader = cluster.begin(round % 3, RepeatableRead);
+            cluster.run(round % 3, async move {
+                let (a, b) = (get(&mut reader, left, "n").await, get(&mut reader, right, "n").await);
+                assert_eq!(a, b, "a snapshot sees both or neither (seed {seed})");
+            });
+            if round % 2 == 0 {
+                let before: i64 = cluster.read(1, left, "n").unwrap().parse().unwrap();
+                let committed: i64 = cluster.wait(&clients).iter().sum();
+                let after: i64 = cluster.read(2, right, "n").unwrap().parse().unwrap();
+                assert!(after >= committed && after >= before);
+            } else {
+                cluster.world.run_for(Duration::from_millis(3 + seed));
+                cluster.power_loss();
+                cluster.start();
+            }
+            assert_eq!(cluster.read(0, left, "n"), cluster.read(0, right, "n"), "after round {round} with seed {seed}");
+            assert_eq!(cluster.read(1, left, "m").as_deref(), Some("0"));
         }
     }
 }
