@@ -3,15 +3,16 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use crate::cache::*;
 use crate::clock::ScnClock;
 use crate::ids::*;
-use crate::reactor::{FileId, IoBuf, OpenOptions, Reactor, ReactorOptions};
+use crate::reactor::driver::sim::{HostId, SimWorld};
+use crate::reactor::{FileId, IoBuf, OpenOptions, Reactor};
 use crate::volume::block::BlockKind;
 use crate::volume::{RedoArea, block_offset};
 use crate::volume::change::Change;
@@ -77,13 +78,14 @@ pub(super) struct World {
     pub(super) cache: Cache,
 }
 
-/// Runs a test in a shard with a cache.
-pub(super) fn run<F: Future<Output = ()>>(config: CacheConfig, body: impl FnOnce(World) -> F + 'static) {
-    let reactor = Reactor::new(ReactorOptions::default()).expect("a reactor");
+/// Runs a test in a shard with a cache, on virtual time.
+pub(super) fn run<F: Future<Output = ()> + 'static>(config: CacheConfig, body: impl FnOnce(World) -> F + 'static) {
+    let sim = SimWorld::new(1);
+    let reactor = sim.reactor(HOST);
     let inside = reactor.clone();
-    reactor.run(async move {
-        let file = volume(&inside).await;
-        let world = World::open(&inside, file, config).await;
+    sim.block_on(&reactor, async move {
+        let file = volume(&inside, REDO).await;
+        let world = World::open(&inside, file, REDO, Incarnation(1), ScnClock::new(), config).await;
         body(world).await;
     });
 }
@@ -116,31 +118,40 @@ pub(super) fn value(block: &[u8]) -> Vec<u8> {
 /// The redo area: what lies before the data.
 pub(super) const REDO: RedoArea = RedoArea { node: NodeId(1), shard: ShardId(0), offset: 0, bytes: FIRST * BLOCK_SIZE as u64, stamp: 7 };
 
-static VOLUMES: AtomicU32 = AtomicU32::new(0);
+/// The only machine.
+pub(super) const HOST: HostId = HostId(1);
 
-/// A new volume: zeros.
-pub(super) async fn volume(reactor: &Reactor) -> FileId {
-    let number = VOLUMES.fetch_add(1, Ordering::Relaxed);
-    let path = std::env::temp_dir().join(format!("rustydb-cache-{}-{number}", std::process::id()));
-    let file = reactor.open(&path, OpenOptions::CREATE).await.expect("the temporary folder takes files");
-    // The file goes with the last handle to it.
-    std::fs::remove_file(&path).expect("it was created just now");
-    reactor.write_zeros(file, 0, (FIRST + BLOCKS) * BLOCK_SIZE as u64).await.expect("the temporary folder has room");
+/// A new volume: zeros. Or the one that is there already.
+pub(super) async fn volume(reactor: &Reactor, redo: RedoArea) -> FileId {
+    let file = reactor.open(Path::new("/volume"), OpenOptions::CREATE).await.expect("the simulator makes files");
+    if reactor.file_bytes(file).await.expect("it is open") == 0 {
+        // The rest reads as zeros.
+        reactor.write_zeros(file, redo.offset, redo.bytes).await.expect("the disk has room");
+        reactor.write_zeros(file, (FIRST + BLOCKS - 1) * BLOCK_SIZE as u64, BLOCK_SIZE as u64).await.expect("the disk has room");
+    }
     file
 }
 
 impl World {
-    /// A node of this incarnation on a volume.
-    pub(super) async fn open(reactor: &Reactor, file: FileId, config: CacheConfig) -> World {
-        let log = Log::open(reactor, file, REDO, Incarnation(1)).await.expect("the log opens");
+    /// One life of the node on a volume.
+    pub(super) async fn open(
+        reactor: &Reactor,
+        file: FileId,
+        redo: RedoArea,
+        life: Incarnation,
+        clock: ScnClock,
+        config: CacheConfig,
+    ) -> World {
+        let log = Log::open(reactor, file, redo, life).await.expect("the log opens");
         let peers = Rc::new(Peers::default());
         let coherence = Rc::new(Cluster(peers.clone()));
-        let parts = CacheParts { reactor: reactor.clone(), file, log, clock: ScnClock::new(), coherence, config };
+        let parts = CacheParts { reactor: reactor.clone(), file, log, clock, coherence, config };
         let cache = Cache::new(parts).expect("memory for a few frames");
         World { reactor: reactor.clone(), file, peers, cache }
     }
 
-    async fn read_raw(&self, block: BlockId) -> IoBuf {
+    /// What the volume has of a block.
+    pub(super) async fn read_raw(&self, block: BlockId) -> IoBuf {
         let (read, bytes) = self.reactor.read(self.file, block_offset(block.block), IoBuf::aligned(BLOCK_SIZE)).await;
         assert_eq!(read.unwrap(), BLOCK_SIZE);
         bytes
