@@ -1,0 +1,266 @@
+//! A whole cluster on one machine: formats the volume, starts each node as a child process and keeps them running.
+//!
+//! One thread, one loop. A node that ends by itself takes the others with it (a cluster of fixed members can't go on
+//! without one), and then all are started again and recover; a cluster that does not stay up for
+//! [`STABLE_AFTER`] is not started more than [`RESTARTS_MAX`] times.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use rustydb::config::VOLUME_FILE_NAME;
+
+use super::args::DevOptions;
+use super::{Failure, init};
+use crate::http;
+
+const CLUSTER_NAME: &str = "dev";
+const RESTARTS_MAX: u32 = 5;
+const STABLE_AFTER: Duration = Duration::from_secs(60);
+const START_WITHIN: Duration = Duration::from_secs(120);
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Signals to stop received so far; the handler may only count.
+static STOPS: AtomicU32 = AtomicU32::new(0);
+
+struct Node {
+    number: u8,
+    config: PathBuf,
+    log: PathBuf,
+    http: SocketAddr,
+    child: Option<Child>,
+}
+
+/// Runs the cluster until it is told to stop.
+pub(super) fn run(options: &DevOptions) -> Result<(), Failure> {
+    let folder = &options.data_dir;
+    fs::create_dir_all(folder).map_err(|error| Failure::input(format!("can't make the data folder {}: {error}", folder.display())))?;
+    let _claim = claim(folder)?;
+    check_ports(options)?;
+    let volume = folder.join(VOLUME_FILE_NAME);
+    if volume.exists() {
+        println!("Found the volume {}", volume.display());
+    } else {
+        init::format(&volume, CLUSTER_NAME, options.nodes.max(8), options.shards, options.volume_size, false)?;
+    }
+    catch_signals();
+    let mut nodes = Vec::new();
+    for number in 1..=options.nodes {
+        let config = folder.join(format!("node{number}.toml"));
+        write_config(options, number, &config)?;
+        let log = folder.join(format!("node{number}.log"));
+        nodes.push(Node { number, config, log, http: address(number, options.http_port), child: None });
+    }
+    let outcome = supervise(options, &mut nodes);
+    stop(&mut nodes);
+    outcome
+}
+
+fn address(node: u8, port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::new(127, 0, 0, node), port))
+}
+
+/// Two supervisors on one folder would start every node twice; a lock that dies with us prevents it.
+fn claim(folder: &Path) -> Result<File, Failure> {
+    let path = folder.join("supervisor.lock");
+    let file = File::create(&path).map_err(|error| Failure::input(format!("can't write {}: {error}", path.display())))?;
+    // SAFETY: flock on a descriptor that we own.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+        return Err(Failure::input(format!(
+            "{} is in use: another `rusty-db-server dev` runs on this data folder; stop it first, or give another --data-dir",
+            folder.display()
+        )));
+    }
+    Ok(file)
+}
+
+fn check_ports(options: &DevOptions) -> Result<(), Failure> {
+    for number in 1..=options.nodes {
+        let interconnect = (0..options.shards).map(|shard| (options.interconnect_port + u16::from(shard), "--interconnect-port"));
+        for (port, flag) in [(options.pg_port, "--pg-port"), (options.http_port, "--http-port")].into_iter().chain(interconnect) {
+            let address = address(number, port);
+            TcpListener::bind(address).map_err(|error| {
+                Failure::input(format!("node{number} can't listen on {address}: {error}; free the port or choose another with {flag}"))
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn write_config(options: &DevOptions, number: u8, path: &Path) -> Result<(), Failure> {
+    let storage = fs::canonicalize(&options.data_dir).map_err(|error| Failure::new(format!("{}: {error}", options.data_dir.display())))?;
+    let members: String =
+        (1..=options.nodes).map(|node| format!("node{node} = \"{}\"\n", address(node, options.interconnect_port))).collect();
+    let text = format!(
+        "# Written by `rusty-db-server dev` at each start; changes made here are lost.\n\
+         [cluster]\ncluster_name = \"{CLUSTER_NAME}\"\nnode_id = \"node{number}\"\n\n\
+         [cluster.nodes]\n{members}\n\
+         [rac.storage]\nshared_storage_path = {storage:?}\n\n\
+         [rac.cache_fusion]\nglobal_cache_size = {cache}\n\n\
+         [server]\npg_address = \"{pg}\"\nhttp_address = \"{http}\"\n\n\
+         [engine]\nshards = {shards}\noverprovisioned = true\nio_driver = \"{driver}\"\n",
+        cache = options.cache_size.0,
+        pg = address(number, options.pg_port),
+        http = address(number, options.http_port),
+        shards = options.shards,
+        driver = options.io_driver,
+    );
+    fs::write(path, text).map_err(|error| Failure::new(format!("can't write {}: {error}", path.display())))
+}
+
+fn catch_signals() {
+    extern "C" fn count(_signal: libc::c_int) {
+        STOPS.fetch_add(1, Ordering::Relaxed);
+    }
+    let handler = count as extern "C" fn(libc::c_int);
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: the handler only touches an atomic.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    }
+}
+
+fn supervise(options: &DevOptions, nodes: &mut [Node]) -> Result<(), Failure> {
+    let mut restarts = 0;
+    loop {
+        for node in nodes.iter_mut() {
+            start(node)?;
+        }
+        let started = Instant::now();
+        if !wait_until_healthy(nodes)? {
+            return Ok(());
+        }
+        announce(options, nodes, started.elapsed());
+        let Some((number, status)) = watch(nodes)? else { return Ok(()) };
+        println!("node{number} ended ({status}); the cluster stops and starts again, recovering from the redo on the volume");
+        stop(nodes);
+        restarts = if started.elapsed() > STABLE_AFTER { 1 } else { restarts + 1 };
+        if restarts > RESTARTS_MAX {
+            return Err(Failure::new(format!("the cluster ended {restarts} times in a row; see the nodes' logs in {}", options.data_dir.display())));
+        }
+    }
+}
+
+fn start(node: &mut Node) -> Result<(), Failure> {
+    let log = File::options().create(true).append(true).open(&node.log).map_err(|error| Failure::new(format!("{}: {error}", node.log.display())))?;
+    let errors = log.try_clone().map_err(Failure::new)?;
+    let program = std::env::current_exe().map_err(Failure::new)?;
+    let mut command = Command::new(program);
+    command.arg("--config").arg(&node.config).stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
+    // SAFETY: prctl is async-signal-safe; a node must not outlive a supervisor that was killed.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        })
+    };
+    node.child = Some(command.spawn().map_err(|error| Failure::new(format!("can't start node{}: {error}", node.number)))?);
+    Ok(())
+}
+
+/// Waits until every node says it is healthy; `false` when told to stop meanwhile.
+fn wait_until_healthy(nodes: &mut [Node]) -> Result<bool, Failure> {
+    let spinner = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("a valid template"));
+    let until = Instant::now() + START_WITHIN;
+    loop {
+        if STOPS.load(Ordering::Relaxed) > 0 {
+            return Ok(false);
+        }
+        let mut waiting = Vec::new();
+        for node in nodes.iter_mut() {
+            if let Some(status) = ended(node)? {
+                spinner.finish_and_clear();
+                return Err(Failure::new(format!(
+                    "node{} did not start ({status}): {}\nThe whole log is in {}",
+                    node.number,
+                    last_line(&node.log),
+                    node.log.display()
+                )));
+            }
+            match http::health(node.http, Duration::from_millis(500)) {
+                Ok(health) if health.status == "healthy" => {}
+                Ok(health) => waiting.push(format!("node{} {} {}", node.number, health.status, health.detail)),
+                Err(_) => waiting.push(format!("node{} starting", node.number)),
+            }
+        }
+        if waiting.is_empty() {
+            spinner.finish_and_clear();
+            return Ok(true);
+        }
+        if Instant::now() > until {
+            spinner.finish_and_clear();
+            return Err(Failure::new(format!("the cluster is not up after {} s: {}", START_WITHIN.as_secs(), waiting.join("; "))));
+        }
+        spinner.set_message(waiting.join("; "));
+        spinner.tick();
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn announce(options: &DevOptions, nodes: &[Node], took: Duration) {
+    println!("\nRustyDB is up: {} node{} on one volume, started in {:.1} s\n", nodes.len(), if nodes.len() == 1 { "" } else { "s" }, took.as_secs_f64());
+    for node in nodes {
+        let pid = node.child.as_ref().map_or(0, Child::id);
+        println!(
+            "  node{}  psql -h 127.0.0.{} -p {} -U postgres postgres   http://{}/api/v1/health   pid {pid}",
+            node.number, node.number, options.pg_port, node.http
+        );
+    }
+    println!("\nLogs: {}/node*.log   Ctrl-C stops the cluster cleanly.\n", options.data_dir.display());
+    io::stdout().flush().ok();
+}
+
+/// Waits for a node to end; `None` when told to stop.
+fn watch(nodes: &mut [Node]) -> Result<Option<(u8, ExitStatus)>, Failure> {
+    loop {
+        if STOPS.load(Ordering::Relaxed) > 0 {
+            return Ok(None);
+        }
+        for node in nodes.iter_mut() {
+            if let Some(status) = ended(node)? {
+                return Ok(Some((node.number, status)));
+            }
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn ended(node: &mut Node) -> Result<Option<ExitStatus>, Failure> {
+    let Some(child) = &mut node.child else { return Ok(None) };
+    child.try_wait().map_err(|error| Failure::new(format!("can't ask after node{}: {error}", node.number)))
+}
+
+/// Asks all nodes to stop, waits for them, and kills what does not stop in time or when asked a second time.
+fn stop(nodes: &mut [Node]) {
+    let asked = STOPS.load(Ordering::Relaxed);
+    if nodes.iter().any(|node| node.child.is_some()) && asked > 0 {
+        println!("Stopping; once more Ctrl-C kills the nodes");
+    }
+    for child in nodes.iter().filter_map(|node| node.child.as_ref()) {
+        // SAFETY: the child is ours and not yet waited for, so its id is still its own.
+        unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+    }
+    let until = Instant::now() + STOP_WITHIN;
+    for node in nodes.iter_mut() {
+        let Some(mut child) = node.child.take() else { continue };
+        while matches!(child.try_wait(), Ok(None)) {
+            if Instant::now() > until || STOPS.load(Ordering::Relaxed) > asked.max(1) {
+                println!("killing node{}", node.number);
+                child.kill().ok();
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+fn last_line(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("its log is empty").to_owned()
+}

@@ -1,0 +1,153 @@
+//! One node: reads its configuration, starts the engine and the gateway, and stops both in order.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustydb::cluster::{Node, Phase, Status};
+use rustydb::config::Config;
+use rustydb_gateway::http::{self, Health};
+use rustydb_gateway::sql::{Database, Limits};
+use rustydb_gateway::wire;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Failure;
+
+/// Threads that serve clients; the shards have their own.
+const GATEWAY_THREADS: usize = 2;
+/// How often the engine's state is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// `--config FILE`
+pub(super) fn run(path: &Path) -> Result<(), Failure> {
+    start_logging();
+    let config = Config::read(path).map_err(Failure::input)?;
+    let _claim = claim(&config)?;
+    let node = Node::start(&config).map_err(Failure::input)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(GATEWAY_THREADS)
+        .thread_name("gateway")
+        .enable_all()
+        .build()
+        .map_err(Failure::new)?;
+    let outcome = runtime.block_on(serve(&config, &node));
+    // Sessions end first, so that nothing changes while the engine writes its blocks.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    match (outcome, node.status().get().phase) {
+        (_, Phase::Lost(peer)) => Err(Failure::with_status(
+            format!("{peer} is gone; this node has stopped serving. Start it again: it waits for all members and recovers with them"),
+            Failure::MEMBER_LOST,
+        )),
+        (_, Phase::Failed(message)) => Err(Failure::new(message)),
+        (Err(failure), _) => Err(failure),
+        (Ok(()), _) => match node.stop() {
+            Phase::Failed(message) => Err(Failure::new(message)),
+            _ => Ok(()),
+        },
+    }
+}
+
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RUSTYDB_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_target(false).init();
+}
+
+/// The same node started twice on one machine would have two lives at once; the second is told so.
+fn claim(config: &Config) -> Result<File, Failure> {
+    let volume = config.volume_path();
+    let file = File::options().read(true).write(true).open(&volume).map_err(|error| {
+        let hint = if error.kind() == io::ErrorKind::NotFound {
+            "; format it first: rusty-db-server --init-rac --shared-storage PATH"
+        } else {
+            ""
+        };
+        Failure::input(format!("can't open the volume {}: {error}{hint}", volume.display()))
+    })?;
+    let mut lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: libc::off_t::from(config.node_id().0),
+        l_len: 1,
+        l_pid: 0,
+    };
+    // SAFETY: fcntl on a descriptor that we own, with a lock structure that outlives the call.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &mut lock) } != 0 {
+        return Err(Failure::input(format!(
+            "{} runs already on this machine with the volume {}: stop it first",
+            config.node_id(),
+            volume.display()
+        )));
+    }
+    Ok(file)
+}
+
+async fn serve(config: &Config, node: &Node) -> Result<(), Failure> {
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(Failure::new)?;
+    let mut terminated = signal(SignalKind::terminate()).map_err(Failure::new)?;
+    let health = health_source(config, node.status().clone());
+    let page = tokio::spawn(http::serve(config.server.http_address, health));
+    tokio::select! {
+        phase = wait(node.status(), |phase| *phase == Phase::Open || phase.is_over()) => if phase.is_over() { return Ok(()) },
+        _ = interrupted.recv() => return Ok(()),
+        _ = terminated.recv() => return Ok(()),
+        ended = page_ended(page) => return Err(ended),
+    }
+    let database = Database::new(node.store().clone(), Limits::default()).map_err(Failure::new)?;
+    let clients = wire::Server::new(database, config.server.max_connections as usize);
+    tracing::info!(address = %config.server.pg_address, "serving PostgreSQL clients");
+    tokio::select! {
+        _ = wait(node.status(), Phase::is_over) => Ok(()),
+        _ = interrupted.recv() => Ok(()),
+        _ = terminated.recv() => Ok(()),
+        ended = clients.serve(config.server.pg_address) => Err(ended.err().map_or_else(|| Failure::new("the listener has ended"), Failure::input)),
+    }
+}
+
+async fn page_ended(page: tokio::task::JoinHandle<io::Result<()>>) -> Failure {
+    match page.await {
+        Ok(Err(error)) => Failure::input(error),
+        Ok(Ok(())) => Failure::new("the HTTP server has ended"),
+        Err(error) => Failure::new(format!("the HTTP server has failed: {error}")),
+    }
+}
+
+async fn wait(status: &Status, until: impl Fn(&Phase) -> bool) -> Phase {
+    loop {
+        let phase = status.get().phase;
+        if until(&phase) {
+            return phase;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn health_source(config: &Config, status: Status) -> http::HealthSource {
+    let started = Instant::now();
+    let name = |number: u8| format!("node{number}");
+    let members = config.nodes().map(|nodes| nodes.keys().map(|node| name(node.0)).collect()).unwrap_or_default();
+    let still = Health {
+        status: String::new(),
+        node: name(config.node_id().0),
+        cluster: config.cluster.cluster_name.clone(),
+        epoch: 0,
+        members,
+        detail: String::new(),
+        uptime_s: 0,
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        statistics: Vec::new(),
+    };
+    Arc::new(move || {
+        let now = status.get();
+        Health {
+            status: now.phase.word().to_owned(),
+            epoch: now.epoch.0,
+            detail: now.detail,
+            uptime_s: started.elapsed().as_secs(),
+            ..still.clone()
+        }
+    })
+}
