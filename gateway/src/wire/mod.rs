@@ -160,7 +160,7 @@ impl Drop for Place<'_> {
 }
 
 async fn refuse(connection: &mut Connection<TcpStream>, error: &SqlError) {
-    connection.put(&rows::error(&error.clone().fatal()));
+    connection.put(&rows::fatal(error));
     connection.flush().await.ok();
 }
 

@@ -100,20 +100,29 @@ pub fn put_row(out: &mut BytesMut, row: &[Option<Datum>], formats: &[CellFormat]
 /// An error as the client gets it.
 #[must_use]
 pub fn error(error: &SqlError) -> ErrorResponse {
-    ErrorResponse::new(report(error))
+    ErrorResponse::new(report(error, error.fields().severity.as_str()))
+}
+
+/// An error that ends the connection, as the client gets it.
+#[must_use]
+pub fn fatal(error: &SqlError) -> ErrorResponse {
+    ErrorResponse::new(report(error, "FATAL"))
 }
 
 /// A notice as the client gets it.
 #[must_use]
 pub fn notice(notice: &SqlError) -> NoticeResponse {
-    NoticeResponse::new(report(notice))
+    NoticeResponse::new(report(notice, notice.fields().severity.as_str()))
 }
 
-fn report(error: &SqlError) -> Vec<(u8, String)> {
+fn report(error: &SqlError, severity: &str) -> Vec<(u8, String)> {
     let fields = error.fields();
-    let severity = fields.severity.as_str().to_owned();
-    let mut report =
-        vec![(b'S', severity.clone()), (b'V', severity), (b'C', fields.code.to_owned()), (b'M', fields.message.clone())];
+    let mut report = vec![
+        (b'S', severity.to_owned()),
+        (b'V', severity.to_owned()),
+        (b'C', fields.code.to_owned()),
+        (b'M', fields.message.clone()),
+    ];
     let position = fields.position.map(|position| position.to_string());
     let optional = [
         (b'D', &fields.detail),

@@ -125,7 +125,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
 
     /// Tells the client why it is being sent away.
     pub async fn farewell(&mut self, error: &SqlError) {
-        self.connection.put(&rows::error(&error.clone().fatal()));
+        self.connection.put(&rows::fatal(error));
         self.connection.flush().await.ok();
     }
 
@@ -389,32 +389,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
 
     async fn copy_in(&mut self, mut copy: CopyIn) -> Result<(), Trouble> {
         self.notices();
-        let columns = copy.column_count() as i16;
+        let columns = copy.columns() as i16;
         self.connection.put(&CopyInResponse::new(0, columns, vec![0; columns as usize]));
         self.connection.flush().await?;
         loop {
             match self.connection.next().await? {
-                Message::CopyData(data) => {
-                    if let Err(error) = copy.feed(&data.data).await {
-                        copy.abort().await;
-                        return Err(error.into());
-                    }
-                }
+                Message::CopyData(data) => copy.feed(&data.data).await?,
                 Message::CopyDone(_) => {
                     let tag = copy.finish().await?;
                     self.complete(tag);
                     return Ok(());
                 }
                 Message::CopyFail(fail) => {
-                    copy.abort().await;
-                    let message = format!("COPY from stdin failed: {}", fail.message);
-                    return Err(SqlError::new(code::QUERY_CANCELED, message).into());
+                    return Err(copy.fail(&fail.message).await.into());
                 }
                 Message::Flush(_) | Message::Sync(_) => {}
                 other => {
-                    copy.abort().await;
-                    let message = format!("unexpected message during COPY from stdin: {other:?}");
-                    return Err(SqlError::new(code::PROTOCOL_VIOLATION, message).into());
+                    let error = copy.fail("unexpected message").await;
+                    let detail = format!("unexpected message during COPY from stdin: {other:?}");
+                    return Err(SqlError::new(code::PROTOCOL_VIOLATION, detail).with_detail(error.message()).into());
                 }
             }
         }
@@ -422,7 +415,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
 
     async fn copy_out(&mut self, mut copy: CopyOut) -> Result<(), Trouble> {
         self.notices();
-        let columns = copy.column_count() as i16;
+        let columns = copy.columns().len() as i16;
         self.connection.put(&CopyOutResponse::new(0, columns, vec![0; columns as usize]));
         while let Some(lines) = copy.next().await? {
             for line in lines {
