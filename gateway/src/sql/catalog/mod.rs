@@ -215,11 +215,26 @@ pub struct Sequence {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Relation {
     /// A table.
-    Table(Arc<Table>),
+    Table(#[serde(with = "shared")] Arc<Table>),
     /// A view.
-    View(Arc<View>),
+    View(#[serde(with = "shared")] Arc<View>),
     /// A sequence.
-    Sequence(Arc<Sequence>),
+    Sequence(#[serde(with = "shared")] Arc<Sequence>),
+}
+
+/// A shared value is stored as the value (serde's own `rc` feature would rebuild DataFusion for these few lines).
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(value: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
+        value.as_ref().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<T>, D::Error> {
+        T::deserialize(deserializer).map(Arc::new)
+    }
 }
 
 impl Relation {
