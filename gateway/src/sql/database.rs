@@ -6,15 +6,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use datafusion::catalog::TableProvider;
 use datafusion::common::config::Dialect;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
-use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 use datafusion::prelude::SessionConfig;
-use datafusion::sql::sqlparser::ast;
 use rustydb::store::Store;
 
 use super::catalog::cache::CatalogCache;
@@ -36,30 +33,6 @@ impl Default for Limits {
     }
 }
 
-/// What a system table or function may know of the session that asks.
-pub struct SystemContext<'a> {
-    /// The catalog that the statement sees.
-    pub catalog: &'a Arc<Catalog>,
-    /// The session's database.
-    pub database: &'a str,
-    /// Its user.
-    pub user: &'a str,
-    /// The schemas that unqualified names are looked for in.
-    pub search_path: &'a [String],
-    /// All settings with their values.
-    pub settings: &'a dyn Fn() -> Vec<(String, String)>,
-}
-
-/// The system schemas (pg_catalog, information_schema), which stand beside this module.
-pub trait SystemSchemas: Send + Sync {
-    /// A system table. `schema` is `None` for an unqualified name that is no user's relation.
-    fn table(&self, schema: Option<&str>, name: &str, context: &SystemContext<'_>) -> Option<Arc<dyn TableProvider>>;
-    /// Changes a query that DataFusion would not plan as it stands.
-    fn rewrite(&self, query: &mut ast::Query, context: &SystemContext<'_>);
-    /// Functions that the system schemas bring.
-    fn functions(&self) -> (Vec<Arc<ScalarUDF>>, Vec<Arc<AggregateUDF>>);
-}
-
 /// A node's numbers of one counter, taken in advance.
 struct Numbers {
     next: u64,
@@ -74,7 +47,6 @@ pub struct Database {
     pub(super) catalog: CatalogCache,
     pub(super) state: SessionState,
     pub(super) fast: FastCache,
-    pub(super) system: Option<Arc<dyn SystemSchemas>>,
     numbers: Mutex<HashMap<u64, Arc<tokio::sync::Mutex<Numbers>>>>,
 }
 
@@ -90,7 +62,7 @@ impl Database {
     ///
     /// # Errors
     /// When DataFusion refuses its limits, which would be a bug.
-    pub fn new(store: Store, limits: Limits, system: Option<Arc<dyn SystemSchemas>>) -> Result<Arc<Database>, SqlError> {
+    pub fn new(store: Store, limits: Limits) -> Result<Arc<Database>, SqlError> {
         let mut config = SessionConfig::new().with_target_partitions(1).with_batch_size(4096).with_information_schema(false);
         let options = config.options_mut();
         options.sql_parser.dialect = Dialect::PostgreSQL;
@@ -107,16 +79,11 @@ impl Database {
         let mut state =
             SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
         super::functions::register(&mut state)?;
-        if let Some(system) = &system {
-            let (scalars, aggregates) = system.functions();
-            super::functions::add(&mut state, scalars, aggregates)?;
-        }
         Ok(Arc::new(Database {
             store,
             catalog: CatalogCache::default(),
             state,
             fast: FastCache::default(),
-            system,
             numbers: Mutex::default(),
         }))
     }

@@ -4,7 +4,7 @@
 //! its own catalog, search path and snapshot.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::{DataType, FieldRef, SchemaRef};
@@ -23,7 +23,7 @@ use futures::StreamExt as _;
 use super::api::ColumnDesc;
 use super::catalog::{Catalog, Oid, Relation, Table, undefined_table};
 use super::core::SessionCore;
-use super::database::{Database, SystemContext};
+use super::database::Database;
 use super::dferror::from_datafusion;
 use super::error::{SqlError, code};
 use super::rewrite::{self, Env, MARK};
@@ -31,6 +31,7 @@ use super::scan::TableScan;
 use super::sqltypes::Types;
 use super::types::arrow::{arrow_field, datum_at, field_type};
 use super::types::{Datum, PgType, Row};
+use crate::pg_catalog::{self, Asker};
 
 /// A parameter: its type and, when it runs, its value.
 pub type Parameter = (PgType, Option<Datum>);
@@ -47,6 +48,8 @@ pub struct Planner<'a> {
     overlay: HashMap<String, Arc<dyn TableProvider>>,
     types: Arc<dyn TypePlanner>,
     fault: Mutex<Option<SqlError>>,
+    asker: OnceLock<Arc<Asker>>,
+    system_functions: OnceLock<HashMap<String, Arc<ScalarUDF>>>,
 }
 
 impl<'a> Planner<'a> {
@@ -62,6 +65,8 @@ impl<'a> Planner<'a> {
             overlay: HashMap::new(),
             types: Arc::new(Types),
             fault: Mutex::new(None),
+            asker: OnceLock::new(),
+            system_functions: OnceLock::new(),
         }
     }
 
@@ -75,14 +80,22 @@ impl<'a> Planner<'a> {
         self.overlay.insert(name.to_owned(), provider);
     }
 
-    fn system_context(&self) -> SystemContext<'_> {
-        SystemContext {
-            catalog: self.catalog,
-            database: &self.env.database,
-            user: &self.env.user,
-            search_path: &self.env.search_path,
-            settings: &|| Vec::new(),
-        }
+    fn asker(&self) -> &Arc<Asker> {
+        self.asker.get_or_init(|| {
+            Arc::new(Asker {
+                catalog: Arc::clone(self.catalog),
+                user: self.env.user.clone(),
+                database: self.env.database.clone(),
+                search_path: self.env.search_path.iter().filter(|s| *s != "pg_catalog").cloned().collect(),
+                settings: self.env.settings.iter().map(|(n, v)| (n.clone(), v.clone(), String::new())).collect(),
+            })
+        })
+    }
+
+    fn system_functions(&self) -> &HashMap<String, Arc<ScalarUDF>> {
+        self.system_functions.get_or_init(|| {
+            pg_catalog::functions(self.asker()).into_iter().map(|f| (f.name().to_owned(), Arc::new(f))).collect()
+        })
     }
 
     fn provider(&self, schema: Option<&str>, name: &str) -> Result<Arc<dyn TableProvider>, SqlError> {
@@ -107,11 +120,8 @@ impl<'a> Planner<'a> {
             }
             Some(Relation::Sequence(sequence)) => super::functions::sequence_table(sequence),
             None => {
-                let system = self.db.system.as_ref().and_then(|s| s.table(schema, name, &self.system_context()));
-                system.ok_or_else(|| match schema {
-                    Some(schema) if self.catalog.schema(schema).is_none() => undefined_table(Some(schema), name),
-                    _ => undefined_table(schema, name),
-                })
+                let system = pg_catalog::table(self.asker(), schema.unwrap_or("pg_catalog"), name)?;
+                system.ok_or_else(|| undefined_table(schema, name))
             }
         }
     }
@@ -122,9 +132,6 @@ impl<'a> Planner<'a> {
     /// Everything that is wrong with the query.
     pub fn plan(&self, query: &ast::Query, parameters: &[Parameter], with_values: bool) -> Result<LogicalPlan, SqlError> {
         let mut query = query.clone();
-        if let Some(system) = &self.db.system {
-            system.rewrite(&mut query, &self.system_context());
-        }
         rewrite::query(&mut query, self.env, self.catalog, if with_values { parameters } else { &[] })?;
         let types: Vec<Option<FieldRef>> = parameters
             .iter()
@@ -278,7 +285,7 @@ impl ContextProvider for Planner<'_> {
     }
 
     fn get_function_meta(&self, name: &str) -> Option<Arc<ScalarUDF>> {
-        self.db.state.scalar_functions().get(name).cloned()
+        self.db.state.scalar_functions().get(name).or_else(|| self.system_functions().get(name)).cloned()
     }
 
     fn get_higher_order_meta(&self, name: &str) -> Option<Arc<HigherOrderUDF>> {

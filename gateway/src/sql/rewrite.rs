@@ -8,14 +8,14 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     self, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName, ObjectNamePart, Query, SelectItem,
-    SetExpr, Value, VisitMut, VisitorMut,
+    SetExpr, TableFactor, Value, VisitMut, VisitorMut,
 };
 
 use super::catalog::{Catalog, Relation};
 use super::error::{SqlError, code};
 use super::parse::fold;
 use super::sqltypes::sql_type;
-use super::types::{Datum, PgType};
+use super::types::{Datum, Numeric, PgType};
 
 /// Stands between an output name and what keeps it apart from its equals.
 pub const MARK: char = '\u{1}';
@@ -198,6 +198,24 @@ pub fn string_literal(expr: &Expr) -> Option<&str> {
     }
 }
 
+fn number_literal(expr: &Expr) -> Option<String> {
+    match expr {
+        Expr::Value(value) => match &value.value {
+            Value::Number(digits, _) => Some(digits.clone()),
+            _ => None,
+        },
+        Expr::Nested(inner) => number_literal(inner),
+        Expr::UnaryOp { op: ast::UnaryOperator::Minus, expr } => match &**expr {
+            Expr::Value(value) => match &value.value {
+                Value::Number(digits, _) => Some(format!("-{digits}")),
+                _ => None,
+            },
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 struct Rewriter<'a> {
     env: &'a Env,
     catalog: &'a Catalog,
@@ -262,10 +280,34 @@ impl Rewriter<'_> {
 
     fn cast(&mut self, expr: &Expr, data_type: &ast::DataType) -> Option<Expr> {
         let kind = sql_type(data_type).ok()?;
+        if let Some(digits) = number_literal(expr) {
+            // Computed here, because DataFusion goes by way of types that round.
+            let value = Numeric::parse(&digits).ok()?;
+            return match kind.kind {
+                PgType::Float4 | PgType::Float8 => Some(cast(string(&digits), kind.kind)),
+                PgType::Int2 | PgType::Int4 | PgType::Int8 => match Datum::Numeric(value).cast(kind.kind, -1) {
+                    Ok(value) => Some(literal(Some(&value), kind.kind)).filter(|_| digits.contains(['.', 'e', 'E'])),
+                    Err(fault) => {
+                        self.fault.get_or_insert(fault);
+                        None
+                    }
+                },
+                _ => None,
+            };
+        }
         let text = match expr {
             Expr::Value(_) => string_literal(expr)?,
             _ => return None,
         };
+        if kind.kind.element().is_some() {
+            return match Datum::parse(kind.kind, kind.typmod, text) {
+                Ok(value) => Some(literal(Some(&value), kind.kind)),
+                Err(fault) => {
+                    self.fault.get_or_insert(fault);
+                    None
+                }
+            };
+        }
         match kind.kind {
             PgType::Regclass => {
                 let parts: Vec<&str> = text.split('.').map(|p| p.trim_matches('"')).collect();
@@ -327,7 +369,39 @@ impl Rewriter<'_> {
 impl VisitorMut for Rewriter<'_> {
     type Break = ();
 
+    fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
+        // A function in FROM is a table of one column, and both bear the alias or the function's name.
+        let (name, alias) = match factor {
+            TableFactor::Table { name, alias, args: Some(_), .. } => (name, alias),
+            TableFactor::Function { name, alias, .. } => (name, alias),
+            _ => return ControlFlow::Continue(()),
+        };
+        let Some(function) = name.0.last().and_then(|p| p.as_ident()).map(fold) else { return ControlFlow::Continue(()) };
+        if matches!(function.as_str(), "generate_series" | "range") {
+            let alias = alias.get_or_insert_with(|| ast::TableAlias {
+                explicit: true,
+                name: quoted(&function),
+                columns: Vec::new(),
+                at: None,
+            });
+            if alias.columns.is_empty() {
+                alias.columns.push(ast::TableAliasColumnDef { name: quoted(&fold(&alias.name)), data_type: None });
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
     fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<()> {
+        if let Some(fetch) = query.fetch.take() {
+            let one = || number(1);
+            let limit = Some(fetch.quantity.unwrap_or_else(one));
+            match &mut query.limit_clause {
+                Some(ast::LimitClause::LimitOffset { limit: old, .. }) => *old = limit,
+                _ => {
+                    query.limit_clause = Some(ast::LimitClause::LimitOffset { limit, offset: None, limit_by: Vec::new() });
+                }
+            }
+        }
         name_body(&mut query.body, false);
         ControlFlow::Continue(())
     }

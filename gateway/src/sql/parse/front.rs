@@ -404,6 +404,10 @@ pub(super) fn parse(text: &str, tokens: &[Token]) -> Parsed<Option<Statement>> {
             }
             words.finish(Statement::Lock { tables, mode, nowait })?
         }
+        "CREATE" if words.word() == "SEQUENCE" => {
+            words.at += 1;
+            create_sequence(&mut words)?
+        }
         "DO" => return Err(SqlError::unsupported("DO").with_hint("There are no procedural languages.")),
         "ALTER" => match words.word().as_str() {
             "SEQUENCE" => {
@@ -791,6 +795,49 @@ fn copy_options(words: &mut Words<'_>) -> Parsed<CopyOptions> {
         force_not_null,
         force_null,
     })
+}
+
+/// CREATE SEQUENCE, its options in any order.
+fn create_sequence(words: &mut Words<'_>) -> Parsed<Statement> {
+    let if_not_exists = words.take_all(&["IF", "NOT", "EXISTS"]);
+    let name = words.object_name()?;
+    let number = |words: &mut Words<'_>| -> Parsed<ast::Expr> {
+        Ok(ast::Expr::Value(ast::Value::Number(words.integer()?.to_string(), false).into()))
+    };
+    let (mut options, mut data_type, mut owned_by) = (Vec::new(), None, None);
+    while !words.end() {
+        if words.take("AS") {
+            let mut parser = Parser::new(&PostgreSqlDialect {}).with_tokens(words.tokens[words.at..].to_vec());
+            data_type = Some(parser.parse_data_type().map_err(|fault| SqlError::syntax(fault.to_string()))?);
+            words.at += parser.index();
+        } else if words.take("START") {
+            words.take("WITH");
+            options.push(ast::SequenceOptions::StartWith(number(words)?, true));
+        } else if words.take("INCREMENT") {
+            words.take("BY");
+            options.push(ast::SequenceOptions::IncrementBy(number(words)?, true));
+        } else if words.take("MINVALUE") {
+            options.push(ast::SequenceOptions::MinValue(Some(number(words)?)));
+        } else if words.take("MAXVALUE") {
+            options.push(ast::SequenceOptions::MaxValue(Some(number(words)?)));
+        } else if words.take("CACHE") {
+            options.push(ast::SequenceOptions::Cache(number(words)?));
+        } else if words.take("CYCLE") {
+            options.push(ast::SequenceOptions::Cycle(false));
+        } else if words.take_all(&["OWNED", "BY"]) {
+            owned_by = if words.take("NONE") { None } else { Some(words.object_name()?) };
+        } else if !["MINVALUE", "MAXVALUE", "CYCLE"].iter().any(|word| words.take_all(&["NO", word])) {
+            return words.fail();
+        }
+    }
+    Ok(Statement::Ddl(Box::new(ast::Statement::CreateSequence {
+        temporary: false,
+        if_not_exists,
+        name,
+        data_type,
+        sequence_options: options,
+        owned_by,
+    })))
 }
 
 fn alter_sequence(words: &mut Words<'_>) -> Parsed<Statement> {

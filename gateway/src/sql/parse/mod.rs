@@ -152,6 +152,8 @@ fn parse_one(text: &str, tokens: Vec<TokenWithSpan>, sql: &str, lines: &[usize])
             classify(parsed)?
         }
     };
+    // The parameters of PREPARE's statement are EXECUTE's to give.
+    let parameters = if matches!(statement, Statement::Prepare { .. }) { 0 } else { parameters };
     Ok(ParsedStatement { text: text.into(), statement, parameters })
 }
 
