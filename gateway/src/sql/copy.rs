@@ -169,13 +169,14 @@ impl CopyIn {
         for (at, target) in self.targets.iter().enumerate() {
             let column = &table.columns[*target];
             let Some((text, quoted)) = fields.get(at) else {
-                return Err(SqlError::new(
-                    code::BAD_COPY_FILE_FORMAT,
-                    format!("missing data for column \"{}\"", column.name),
-                ));
+                return Err(SqlError::new(code::BAD_COPY_FILE_FORMAT, format!("missing data for column \"{}\"", column.name)));
             };
             let null = text.as_ref().is_none_or(|t| {
-                let forced = if *quoted { self.options.force_null.contains(&column.name) } else { !self.options.force_not_null.contains(&column.name) };
+                let forced = if *quoted {
+                    self.options.force_null.contains(&column.name)
+                } else {
+                    !self.options.force_not_null.contains(&column.name)
+                };
                 self.options.format == CopyFormat::Csv && forced && *t == self.options.null
             });
             row[*target] = match text {
@@ -290,7 +291,9 @@ fn unescape(raw: &[u8]) -> Vec<u8> {
         }
         at += 1;
         let digits = |from: usize, most: usize, radix: u32| {
-            let end = (from..raw.len().min(from + most)).find(|i| !(raw[*i] as char).is_digit(radix)).unwrap_or(raw.len().min(from + most));
+            let end = (from..raw.len().min(from + most))
+                .find(|i| !(raw[*i] as char).is_digit(radix))
+                .unwrap_or(raw.len().min(from + most));
             let value = std::str::from_utf8(&raw[from..end]).ok().and_then(|t| u32::from_str_radix(t, radix).ok());
             value.map(|v| (v as u8, end))
         };
@@ -462,4 +465,3 @@ impl CopyOut {
         out
     }
 }
-

@@ -76,8 +76,7 @@ impl Database {
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
             .build_arc()
             .map_err(|fault| SqlError::internal(fault.to_string()))?;
-        let mut state =
-            SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
+        let mut state = SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features().build();
         super::functions::register(&mut state)?;
         Ok(Arc::new(Database {
             store,
@@ -105,8 +104,7 @@ impl Database {
     /// A new oid.
     pub(super) async fn new_oid(&self) -> Result<Oid, SqlError> {
         let number = self.number(OID_COUNTER, 0, 16).await?;
-        u32::try_from(u64::from(FIRST_USER_OID) + number)
-            .map_err(|_| SqlError::new("54000", "all oids have been used"))
+        u32::try_from(u64::from(FIRST_USER_OID) + number).map_err(|_| SqlError::new("54000", "all oids have been used"))
     }
 
     /// A new hidden row number of a table without primary key.

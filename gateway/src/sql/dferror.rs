@@ -42,7 +42,8 @@ fn by_words(message: &str) -> SqlError {
     if lower.contains("divide by zero") || lower.contains("division by zero") {
         return SqlError::new(code::DIVISION_BY_ZERO, "division by zero");
     }
-    if let (Some(value), Some(kind)) = (between(message, "Cannot cast string '", "'"), between(message, "to value of ", " type")) {
+    if let (Some(value), Some(kind)) = (between(message, "Cannot cast string '", "'"), between(message, "to value of ", " type"))
+    {
         return SqlError::new(
             code::INVALID_TEXT_REPRESENTATION,
             format!("invalid input syntax for type {}: \"{value}\"", type_name(kind)),
@@ -65,8 +66,15 @@ fn by_words(message: &str) -> SqlError {
     if let Some(name) = between(message, "table function '", "'") {
         return SqlError::new(code::UNDEFINED_FUNCTION, format!("function {name} does not exist"));
     }
-    if lower.contains("must appear in the group by") || lower.contains("must be part of group by") || lower.contains("could not be resolved from available columns") {
-        let name = between(message, "Column in SELECT must be in GROUP BY or an aggregate function: While expanding wildcard, column \"", "\"");
+    if lower.contains("must appear in the group by")
+        || lower.contains("must be part of group by")
+        || lower.contains("could not be resolved from available columns")
+    {
+        let name = between(
+            message,
+            "Column in SELECT must be in GROUP BY or an aggregate function: While expanding wildcard, column \"",
+            "\"",
+        );
         let column = name.or_else(|| between(message, "column \"", "\"")).unwrap_or("?");
         return SqlError::new(
             code::GROUPING_ERROR,
@@ -77,7 +85,10 @@ fn by_words(message: &str) -> SqlError {
     if lower.contains("no function matches") || lower.contains("failed to coerce arguments") {
         return SqlError::new(code::UNDEFINED_FUNCTION, message.to_owned());
     }
-    if lower.contains("cannot coerce") || lower.contains("cannot infer common argument type") || lower.contains("operator does not exist") {
+    if lower.contains("cannot coerce")
+        || lower.contains("cannot infer common argument type")
+        || lower.contains("operator does not exist")
+    {
         return SqlError::new(code::UNDEFINED_FUNCTION, format!("operator does not exist: {message}"));
     }
     if lower.contains("scalar subquery") && (lower.contains("more than one row") || lower.contains("must return only one")) {

@@ -26,7 +26,11 @@ use super::types::{Datum, PgType};
 ///
 /// # Errors
 /// Everything that can go wrong with it.
-pub async fn statement(session: &mut SqlSession, parsed: &ParsedStatement, parameters: Vec<Parameter>) -> Result<Execution, SqlError> {
+pub async fn statement(
+    session: &mut SqlSession,
+    parsed: &ParsedStatement,
+    parameters: Vec<Parameter>,
+) -> Result<Execution, SqlError> {
     let single = session.transaction.state == State::Single;
     let catalog = session.catalog().await?;
     let context = session.context(catalog, parameters.clone());
@@ -56,9 +60,7 @@ pub async fn statement(session: &mut SqlSession, parsed: &ParsedStatement, param
         Statement::AlterSequence { name, if_exists, changes } => {
             super::ddl::sequence::alter(session, name, *if_exists, changes).await
         }
-        Statement::Explain { analyze, verbose, statement } => {
-            explain(session, &context, *analyze, *verbose, statement).await
-        }
+        Statement::Explain { analyze, verbose, statement } => explain(session, &context, *analyze, *verbose, statement).await,
         Statement::Declare { name, hold, query } => {
             let Statement::Query(query) = &query.statement else {
                 return Err(SqlError::syntax("DECLARE CURSOR takes a SELECT"));
@@ -111,7 +113,12 @@ pub async fn statement(session: &mut SqlSession, parsed: &ParsedStatement, param
 }
 
 /// Locks a table against DDL, and looks at the catalog again afterwards.
-async fn for_writing(session: &mut SqlSession, context: Context, table: &Arc<Table>, parameters: Vec<Parameter>) -> Result<Context, SqlError> {
+async fn for_writing(
+    session: &mut SqlSession,
+    context: Context,
+    table: &Arc<Table>,
+    parameters: Vec<Parameter>,
+) -> Result<Context, SqlError> {
     if session.transaction.read_only {
         return Err(SqlError::new(code::READ_ONLY_SQL_TRANSACTION, "cannot execute this statement in a read-only transaction"));
     }
@@ -152,7 +159,13 @@ fn lines(text: &str) -> Execution {
     Execution::Rows(RowStream::ready(columns, Tag::Fixed("EXPLAIN".to_owned()), rows))
 }
 
-async fn explain(session: &mut SqlSession, context: &Context, analyze: bool, verbose: bool, inner: &ParsedStatement) -> Result<Execution, SqlError> {
+async fn explain(
+    session: &mut SqlSession,
+    context: &Context,
+    analyze: bool,
+    verbose: bool,
+    inner: &ParsedStatement,
+) -> Result<Execution, SqlError> {
     let query = match &inner.statement {
         Statement::Query(query) => {
             let mut query = query.clone();
@@ -212,8 +225,13 @@ async fn explain(session: &mut SqlSession, context: &Context, analyze: bool, ver
 /// `SELECT set_config(...)` on its own: the name of the output column.
 fn set_config(query: &ast::Query) -> Option<String> {
     let ast::SetExpr::Select(select) = &*query.body else { return None };
-    let ([ast::SelectItem::UnnamedExpr(ast::Expr::Function(function)) | ast::SelectItem::ExprWithAlias { expr: ast::Expr::Function(function), .. }], []) =
-        (select.projection.as_slice(), select.from.as_slice())
+    let (
+        [
+            ast::SelectItem::UnnamedExpr(ast::Expr::Function(function))
+            | ast::SelectItem::ExprWithAlias { expr: ast::Expr::Function(function), .. },
+        ],
+        [],
+    ) = (select.projection.as_slice(), select.from.as_slice())
     else {
         return None;
     };

@@ -133,7 +133,8 @@ pub fn compile(expr: &Expr, scope: &Scope<'_>, parameters: &[PgType], wanted: Pg
             Some(typed(Fast::Negate(Box::new(inner)), kind))
         }
         Expr::BinaryOp { left, op, right } => {
-            let (mut a, mut b) = (compile(left, scope, parameters, PgType::Unknown)?, compile(right, scope, parameters, PgType::Unknown)?);
+            let (mut a, mut b) =
+                (compile(left, scope, parameters, PgType::Unknown)?, compile(right, scope, parameters, PgType::Unknown)?);
             if *op == BinaryOperator::StringConcat {
                 let text = |t: PgType| matches!(t, PgType::Text | PgType::Varchar | PgType::Unknown);
                 if !text(a.kind) || !text(b.kind) {
@@ -300,7 +301,9 @@ fn arithmetic(operation: Operation, a: Datum, b: Datum, kind: PgType) -> Result<
                 Operation::Subtract => a.checked_sub(b),
                 Operation::Multiply => a.checked_mul(b),
             };
-            result.map(Datum::Numeric).ok_or_else(|| SqlError::new(code::NUMERIC_VALUE_OUT_OF_RANGE, "value overflows numeric format"))
+            result
+                .map(Datum::Numeric)
+                .ok_or_else(|| SqlError::new(code::NUMERIC_VALUE_OUT_OF_RANGE, "value overflows numeric format"))
         }
         _ => {
             let (Some(x), Some(y)) = (a.to_f64(), b.to_f64()) else { return Err(out_of_range()) };

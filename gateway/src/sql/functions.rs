@@ -179,8 +179,10 @@ pub fn register(state: &mut SessionState) -> Result<(), SqlError> {
     for function in functions {
         state.register_udf(Arc::new(function)).map_err(from_datafusion)?;
     }
-    let operators =
-        Operators { get: state.udf("json_get").map_err(from_datafusion)?, get_text: state.udf("json_get_text").map_err(from_datafusion)? };
+    let operators = Operators {
+        get: state.udf("json_get").map_err(from_datafusion)?,
+        get_text: state.udf("json_get_text").map_err(from_datafusion)?,
+    };
     state.register_expr_planner(Arc::new(operators)).map_err(from_datafusion)
 }
 
@@ -212,4 +214,3 @@ pub fn sequence_table(sequence: &Sequence) -> Result<Arc<dyn TableProvider>, Sql
     let table = MemTable::try_new(schema, vec![vec![batch]]).map_err(from_datafusion)?;
     Ok(Arc::new(table))
 }
-

@@ -93,9 +93,8 @@ impl<'a> Planner<'a> {
     }
 
     fn system_functions(&self) -> &HashMap<String, Arc<ScalarUDF>> {
-        self.system_functions.get_or_init(|| {
-            pg_catalog::functions(self.asker()).into_iter().map(|f| (f.name().to_owned(), Arc::new(f))).collect()
-        })
+        self.system_functions
+            .get_or_init(|| pg_catalog::functions(self.asker()).into_iter().map(|f| (f.name().to_owned(), Arc::new(f))).collect())
     }
 
     fn provider(&self, schema: Option<&str>, name: &str) -> Result<Arc<dyn TableProvider>, SqlError> {
@@ -105,11 +104,9 @@ impl<'a> Planner<'a> {
             return Ok(Arc::clone(provider));
         }
         match self.catalog.resolve(schema, name, &self.env.search_path) {
-            Some(Relation::Table(table)) => Ok(Arc::new(TableScan::new(
-                Arc::clone(table),
-                Arc::clone(self.core),
-                self.hidden.contains(&table.oid),
-            ))),
+            Some(Relation::Table(table)) => {
+                Ok(Arc::new(TableScan::new(Arc::clone(table), Arc::clone(self.core), self.hidden.contains(&table.oid))))
+            }
             Some(Relation::View(view)) => {
                 let mut query = super::parse::parse_query(&view.query)?;
                 rewrite::query(&mut query, self.env, self.catalog, &[])?;
@@ -181,7 +178,11 @@ impl<'a> Planner<'a> {
     ///
     /// # Errors
     /// Everything that can go wrong with it.
-    pub async fn collect(&self, query: &ast::Query, parameters: &[Parameter]) -> Result<(LogicalPlan, Vec<RecordBatch>), SqlError> {
+    pub async fn collect(
+        &self,
+        query: &ast::Query,
+        parameters: &[Parameter],
+    ) -> Result<(LogicalPlan, Vec<RecordBatch>), SqlError> {
         let plan = self.plan(query, parameters, true)?;
         let mut stream = self.execute(self.physical(&plan).await?)?;
         let mut batches = Vec::new();
@@ -200,7 +201,12 @@ impl<'a> Planner<'a> {
     ///
     /// # Errors
     /// As [`Planner::plan`].
-    pub fn physical_expression(&self, expr: &ast::Expr, schema: &SchemaRef, table: &str) -> Result<Arc<dyn PhysicalExpr>, SqlError> {
+    pub fn physical_expression(
+        &self,
+        expr: &ast::Expr,
+        schema: &SchemaRef,
+        table: &str,
+    ) -> Result<Arc<dyn PhysicalExpr>, SqlError> {
         let mut expr = expr.clone();
         rewrite::expression(&mut expr, self.env, self.catalog, &[])?;
         let schema = DFSchema::try_from_qualified_schema(table, schema).map_err(from_datafusion)?;

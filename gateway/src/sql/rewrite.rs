@@ -40,7 +40,8 @@ pub struct Env {
 }
 
 /// version().
-pub const VERSION: &str = concat!("PostgreSQL 15.8 (RustyDB ", env!("CARGO_PKG_VERSION"), ") on x86_64-linux, compiled by rustc, 64-bit");
+pub const VERSION: &str =
+    concat!("PostgreSQL 15.8 (RustyDB ", env!("CARGO_PKG_VERSION"), ") on x86_64-linux, compiled by rustc, 64-bit");
 
 fn string(text: &str) -> Expr {
     Expr::Value(Value::SingleQuotedString(text.to_owned()).into())
@@ -71,7 +72,11 @@ pub fn literal(value: Option<&Datum>, kind: PgType) -> Expr {
         Some(Datum::Int2(v)) => cast(number(v), PgType::Int2),
         Some(Datum::Int4(v)) => cast(number(v), PgType::Int4),
         Some(Datum::Numeric(v)) if v.scale > 0 => number(v),
-        Some(Datum::Text(v)) if matches!(kind, PgType::Text | PgType::Varchar | PgType::Bpchar | PgType::Unknown | PgType::Name) => string(v),
+        Some(Datum::Text(v))
+            if matches!(kind, PgType::Text | PgType::Varchar | PgType::Bpchar | PgType::Unknown | PgType::Name) =>
+        {
+            string(v)
+        }
         Some(Datum::Bytea(v)) => {
             let hex: String = v.iter().map(|b| format!("{b:02x}")).collect();
             Expr::Value(Value::HexStringLiteral(hex).into())
@@ -255,7 +260,8 @@ impl Rewriter<'_> {
             },
             "current_schemas" => {
                 let implicit = !matches!(arguments(function).first(), Some(Expr::Value(v)) if v.value == Value::Boolean(false));
-                let schemas = env.search_path.iter().filter(|s| (implicit || *s != "pg_catalog") && self.catalog.schema(s).is_some());
+                let schemas =
+                    env.search_path.iter().filter(|s| (implicit || *s != "pg_catalog") && self.catalog.schema(s).is_some());
                 let items = schemas.map(|s| string(s)).collect();
                 cast(Expr::Array(ast::Array { elem: items, named: true }), PgType::TextArray)
             }
@@ -321,7 +327,10 @@ impl Rewriter<'_> {
                 }
                 let found = self.catalog.resolve(schema, name, &self.env.search_path).map(Relation::oid).or_else(|| {
                     let schemas = schema.map_or_else(|| self.env.search_path.clone(), |s| vec![s.to_owned()]);
-                    schemas.iter().filter_map(|s| self.catalog.schema(s)).find_map(|s| Some(self.catalog.find_index(s.oid, name)?.1.oid))
+                    schemas
+                        .iter()
+                        .filter_map(|s| self.catalog.schema(s))
+                        .find_map(|s| Some(self.catalog.find_index(s.oid, name)?.1.oid))
                 });
                 // System tables are resolved by the system schemas' own rewriting.
                 found.map(|oid| cast(number(oid), PgType::Oid))
@@ -457,12 +466,7 @@ impl VisitorMut for Rewriter<'_> {
 ///
 /// # Errors
 /// Those of literals under casts, and of unknown settings.
-pub fn query(
-    query: &mut Query,
-    env: &Env,
-    catalog: &Catalog,
-    parameters: &[(PgType, Option<Datum>)],
-) -> Result<(), SqlError> {
+pub fn query(query: &mut Query, env: &Env, catalog: &Catalog, parameters: &[(PgType, Option<Datum>)]) -> Result<(), SqlError> {
     name_body(&mut query.body, true);
     let mut rewriter = Rewriter { env, catalog, parameters, fault: None };
     let _ = VisitMut::visit(query, &mut rewriter);
@@ -473,12 +477,7 @@ pub fn query(
 ///
 /// # Errors
 /// As [`query`].
-pub fn expression(
-    expr: &mut Expr,
-    env: &Env,
-    catalog: &Catalog,
-    parameters: &[(PgType, Option<Datum>)],
-) -> Result<(), SqlError> {
+pub fn expression(expr: &mut Expr, env: &Env, catalog: &Catalog, parameters: &[(PgType, Option<Datum>)]) -> Result<(), SqlError> {
     let mut rewriter = Rewriter { env, catalog, parameters, fault: None };
     let _ = VisitMut::visit(expr, &mut rewriter);
     rewriter.fault.map_or(Ok(()), Err)

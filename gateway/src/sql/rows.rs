@@ -7,9 +7,9 @@ use rustydb::store::{OnConflict, WriteOp};
 
 use super::catalog::{Column, Index, Table};
 use super::error::{SqlError, code};
+use super::key_codec;
 use super::row_codec::{self, Cell, RowReader};
 use super::types::{Datum, Row};
-use super::key_codec;
 
 /// Reads a stored row.
 ///

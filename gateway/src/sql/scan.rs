@@ -35,8 +35,7 @@ pub const ROW_COLUMN: &str = "__row";
 /// A table's live columns as Arrow fields, with the two hidden ones behind if asked.
 #[must_use]
 pub fn table_schema(table: &Table, hidden: bool) -> SchemaRef {
-    let mut fields: Vec<Field> =
-        table.live_columns().map(|c| arrow_field(&c.name, c.kind, c.typmod, !c.not_null)).collect();
+    let mut fields: Vec<Field> = table.live_columns().map(|c| arrow_field(&c.name, c.kind, c.typmod, !c.not_null)).collect();
     if hidden {
         fields.push(Field::new(KEY_COLUMN, DataType::Binary, false));
         fields.push(Field::new(ROW_COLUMN, DataType::Binary, false));
@@ -157,9 +156,7 @@ impl Decoder {
             .iter()
             .map(|output| match output {
                 Output::Column(kind, typmod) => ColumnBuilder::new(*kind, *typmod, rows.len()),
-                Output::Key | Output::Row => {
-                    ColumnBuilder::Binary(BinaryBuilder::with_capacity(rows.len(), rows.len() * 32))
-                }
+                Output::Key | Output::Row => ColumnBuilder::Binary(BinaryBuilder::with_capacity(rows.len(), rows.len() * 32)),
             })
             .collect();
         for (key, value) in rows {

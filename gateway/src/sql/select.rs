@@ -90,7 +90,17 @@ struct Calls {
 fn is_effect(name: &str) -> bool {
     matches!(
         name,
-        "nextval" | "currval" | "setval" | "lastval" | "set_config" | "pg_advisory_lock" | "pg_advisory_xact_lock" | "pg_try_advisory_lock" | "pg_try_advisory_xact_lock" | "pg_advisory_unlock" | "pg_advisory_unlock_all"
+        "nextval"
+            | "currval"
+            | "setval"
+            | "lastval"
+            | "set_config"
+            | "pg_advisory_lock"
+            | "pg_advisory_xact_lock"
+            | "pg_try_advisory_lock"
+            | "pg_try_advisory_xact_lock"
+            | "pg_advisory_unlock"
+            | "pg_advisory_unlock_all"
     )
 }
 
@@ -193,9 +203,9 @@ async fn effect(context: &Context, name: &str, arguments: &[Expr]) -> Result<Exp
                 SqlError::new(code::OBJECT_NOT_IN_PREREQUISITE_STATE, message)
             })?
         }
-        "lastval" => memory().last.ok_or_else(|| {
-            SqlError::new(code::OBJECT_NOT_IN_PREREQUISITE_STATE, "lastval is not yet defined in this session")
-        })?,
+        "lastval" => memory()
+            .last
+            .ok_or_else(|| SqlError::new(code::OBJECT_NOT_IN_PREREQUISITE_STATE, "lastval is not yet defined in this session"))?,
         "setval" => {
             let sequence = sequence(context, arguments.first())?;
             let Some(Datum::Int8(value)) = argument(1).await?.map(|v| v.cast(PgType::Int8, -1)).transpose()? else {
@@ -275,7 +285,8 @@ fn targets(context: &Context, select: &ast::Select, of: Option<&ast::ObjectName>
         for factor in std::iter::once(&from.relation).chain(from.joins.iter().map(|j| &j.relation)) {
             if let TableFactor::Table { name, alias, args: None, .. } = factor {
                 let (schema, name) = split_name(name)?;
-                if let Some(Relation::Table(table)) = context.catalog.resolve(schema.as_deref(), &name, &context.env.search_path) {
+                if let Some(Relation::Table(table)) = context.catalog.resolve(schema.as_deref(), &name, &context.env.search_path)
+                {
                     let alias = alias.as_ref().map_or(name, |a| fold(&a.name));
                     found.push(Target { alias, table: Arc::clone(table) });
                 }

@@ -324,7 +324,11 @@ impl SqlSession {
         declared.resize(declared.len().max(parsed.parameters), PgType::Unknown);
         if matches!(
             parsed.statement,
-            Statement::Begin(_) | Statement::Commit { .. } | Statement::Rollback { .. } | Statement::Empty | Statement::Savepoint(_)
+            Statement::Begin(_)
+                | Statement::Commit { .. }
+                | Statement::Rollback { .. }
+                | Statement::Empty
+                | Statement::Savepoint(_)
         ) {
             let inner = PreparedInner { parsed, parameters: declared, columns: None, fast: None, generation: 0 };
             return Ok(Prepared(Arc::new(inner)));
@@ -475,7 +479,11 @@ impl SqlSession {
     }
 
     /// Runs a statement that works on data or the catalog, in its transaction.
-    pub(super) async fn execute_statement(&mut self, parsed: &ParsedStatement, parameters: Vec<Parameter>) -> Result<Execution, SqlError> {
+    pub(super) async fn execute_statement(
+        &mut self,
+        parsed: &ParsedStatement,
+        parameters: Vec<Parameter>,
+    ) -> Result<Execution, SqlError> {
         self.ensure_transaction().await?;
         self.transaction.touched = true;
         self.core.store.lock().await.new_statement();
@@ -615,9 +623,10 @@ impl SqlSession {
     }
 
     fn forget_transaction_settings(&mut self) {
-        for (name, default) in
-            [("transaction_isolation", "default_transaction_isolation"), ("transaction_read_only", "default_transaction_read_only")]
-        {
+        for (name, default) in [
+            ("transaction_isolation", "default_transaction_isolation"),
+            ("transaction_read_only", "default_transaction_read_only"),
+        ] {
             if self.settings.get(name) != self.settings.get(default) {
                 let value = self.settings.get(default).to_owned();
                 self.settings.put(name, &value);
@@ -652,10 +661,9 @@ impl SqlSession {
                 match self.transaction.state {
                     State::Idle => self.begin(State::Block, *modes).await?,
                     State::Implicit => self.transaction.state = State::Block,
-                    _ => self.notices.push(SqlError::warning(
-                        code::ACTIVE_SQL_TRANSACTION,
-                        "there is already a transaction in progress",
-                    )),
+                    _ => self
+                        .notices
+                        .push(SqlError::warning(code::ACTIVE_SQL_TRANSACTION, "there is already a transaction in progress")),
                 }
                 "BEGIN"
             }
@@ -788,9 +796,12 @@ impl SqlSession {
                     SqlError::new(code::INVALID_SQL_STATEMENT_NAME, format!("prepared statement \"{name}\" does not exist"))
                 })?;
                 if parameters.len() != prepared.0.parameters.len() {
-                    return Err(SqlError::syntax(format!("wrong number of parameters for prepared statement \"{name}\"")).with_detail(
-                        format!("Expected {} parameters but got {}.", prepared.0.parameters.len(), parameters.len()),
-                    ));
+                    return Err(SqlError::syntax(format!("wrong number of parameters for prepared statement \"{name}\""))
+                        .with_detail(format!(
+                            "Expected {} parameters but got {}.",
+                            prepared.0.parameters.len(),
+                            parameters.len()
+                        )));
                 }
                 let mut values = Vec::with_capacity(parameters.len());
                 let context = if parameters.is_empty() { None } else { Some(self.context(self.catalog().await?, Vec::new())) };
@@ -866,9 +877,11 @@ impl SqlSession {
     }
 
     fn find_savepoint(&self, name: &str) -> Result<usize, SqlError> {
-        self.transaction.savepoints.iter().rposition(|s| s.name == name).ok_or_else(|| {
-            SqlError::new(code::INVALID_SAVEPOINT_SPECIFICATION, format!("savepoint \"{name}\" does not exist"))
-        })
+        self.transaction
+            .savepoints
+            .iter()
+            .rposition(|s| s.name == name)
+            .ok_or_else(|| SqlError::new(code::INVALID_SAVEPOINT_SPECIFICATION, format!("savepoint \"{name}\" does not exist")))
     }
 
     async fn set_transaction(&mut self, modes: TransactionModes, session: bool) -> Result<(), SqlError> {

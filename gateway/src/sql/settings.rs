@@ -251,11 +251,21 @@ fn check(name: &str, value: &str) -> Result<String, SqlError> {
         "datestyle" => "ISO, MDY".to_owned(),
         "intervalstyle" if lower != "postgres" => return Err(invalid().with_hint("Only postgres is offered.")),
         "bytea_output" if lower != "hex" => return Err(invalid().with_hint("Only hex is offered.")),
-        "standard_conforming_strings" | "default_transaction_read_only" | "transaction_read_only" | "row_security"
-        | "check_function_bodies" | "synchronize_seqscans" | "escape_string_warning" => match lower.as_str() {
+        "standard_conforming_strings"
+        | "default_transaction_read_only"
+        | "transaction_read_only"
+        | "row_security"
+        | "check_function_bodies"
+        | "synchronize_seqscans"
+        | "escape_string_warning" => match lower.as_str() {
             "on" | "true" | "1" | "yes" | "t" => "on".to_owned(),
             "off" | "false" | "0" | "no" | "f" => "off".to_owned(),
-            _ => return Err(SqlError::new(code::INVALID_PARAMETER_VALUE, format!("parameter \"{name}\" requires a Boolean value"))),
+            _ => {
+                return Err(SqlError::new(
+                    code::INVALID_PARAMETER_VALUE,
+                    format!("parameter \"{name}\" requires a Boolean value"),
+                ));
+            }
         },
         "default_transaction_isolation" | "transaction_isolation" => match lower.as_str() {
             "read committed" | "read uncommitted" | "repeatable read" | "serializable" => lower,

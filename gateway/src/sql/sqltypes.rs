@@ -7,9 +7,7 @@ use std::sync::Arc;
 use datafusion::arrow::datatypes::FieldRef;
 use datafusion::common::Result as DfResult;
 use datafusion::logical_expr::planner::TypePlanner;
-use datafusion::sql::sqlparser::ast::{
-    ArrayElemTypeDef, CharacterLength, DataType, ExactNumberInfo, TimezoneInfo,
-};
+use datafusion::sql::sqlparser::ast::{ArrayElemTypeDef, CharacterLength, DataType, ExactNumberInfo, TimezoneInfo};
 
 use super::error::{SqlError, code};
 use super::types::arrow::arrow_field;
@@ -33,7 +31,13 @@ fn plain(kind: PgType) -> SqlType {
 fn length(kind: PgType, length: Option<&CharacterLength>) -> Result<SqlType, SqlError> {
     let typmod = match length {
         // character without a length is character(1)
-        None => if kind == PgType::Bpchar { 5 } else { -1 },
+        None => {
+            if kind == PgType::Bpchar {
+                5
+            } else {
+                -1
+            }
+        }
         Some(CharacterLength::Max) => -1,
         Some(CharacterLength::IntegerLength { length, .. }) => {
             if *length == 0 || *length > 10_485_760 {

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use datafusion::sql::sqlparser::ast::{
-    self, AlterColumnOperation, AlterTableOperation, Expr, GeneratedAs, RenameTableNameKind,
-};
+use datafusion::sql::sqlparser::ast::{self, AlterColumnOperation, AlterTableOperation, Expr, GeneratedAs, RenameTableNameKind};
 use rustydb::store::LockMode;
 
 use super::create::{self, Constraint, Draft};
@@ -20,10 +18,7 @@ use crate::sql::types::Row;
 
 fn find_column(table: &Table, name: &str) -> Result<usize, SqlError> {
     table.column(name).map(|c| c.number as usize - 1).ok_or_else(|| {
-        SqlError::new(
-            code::UNDEFINED_COLUMN,
-            format!("column \"{name}\" of relation \"{}\" does not exist", table.name),
-        )
+        SqlError::new(code::UNDEFINED_COLUMN, format!("column \"{name}\" of relation \"{}\" does not exist", table.name))
     })
 }
 
@@ -57,7 +52,11 @@ pub(super) async fn table(session: &mut SqlSession, alter: &ast::AlterTable) -> 
     Ok("ALTER TABLE")
 }
 
-async fn other_relation(session: &mut SqlSession, relation: Relation, operations: &[AlterTableOperation]) -> Result<&'static str, SqlError> {
+async fn other_relation(
+    session: &mut SqlSession,
+    relation: Relation,
+    operations: &[AlterTableOperation],
+) -> Result<&'static str, SqlError> {
     for operation in operations {
         match operation {
             AlterTableOperation::RenameTable { table_name: RenameTableNameKind::To(to) | RenameTableNameKind::As(to) } => {
@@ -82,7 +81,11 @@ async fn other_relation(session: &mut SqlSession, relation: Relation, operations
     Ok("ALTER TABLE")
 }
 
-pub(super) async fn rename_index(session: &mut SqlSession, name: &ast::ObjectName, to: &ast::ObjectName) -> Result<&'static str, SqlError> {
+pub(super) async fn rename_index(
+    session: &mut SqlSession,
+    name: &ast::ObjectName,
+    to: &ast::ObjectName,
+) -> Result<&'static str, SqlError> {
     let (schema, plain) = split_name(name)?;
     let to = cut(&split_name(to)?.1);
     let path = session.settings.search_path(&session.user);
@@ -315,8 +318,10 @@ async fn drop_column(
         .map(|(t, k)| (Arc::clone(t), k.name.clone()))
         .collect();
     if !referring.is_empty() && !cascade {
-        let details: Vec<String> =
-            referring.iter().map(|(t, k)| format!("constraint {k} on table {} depends on column {name} of table {}", t.name, new.name)).collect();
+        let details: Vec<String> = referring
+            .iter()
+            .map(|(t, k)| format!("constraint {k} on table {} depends on column {name} of table {}", t.name, new.name))
+            .collect();
         return Err(SqlError::new(
             code::DEPENDENT_OBJECTS_STILL_EXIST,
             format!("cannot drop column {name} of table {} because other objects depend on it", new.name),
@@ -336,7 +341,8 @@ async fn drop_column(
     let lost: Vec<u32> =
         new.secondary_indexes().filter(|i| i.columns.iter().any(|c| c.number == number)).map(|i| i.partition).collect();
     new.indexes.retain(|i| !i.columns.iter().any(|c| c.number == number));
-    new.foreign_keys.retain(|k| !k.columns.contains(&number) && !(k.references == new.oid && k.referenced_columns.contains(&number)));
+    new.foreign_keys
+        .retain(|k| !k.columns.contains(&number) && !(k.references == new.oid && k.referenced_columns.contains(&number)));
     let mut keep = Vec::new();
     for check in std::mem::take(&mut new.checks) {
         let expr = crate::sql::parse::parse_expression(&check.expression)?;
@@ -456,10 +462,9 @@ async fn drop_constraint(
     }
     let Some(at) = new.indexes.iter().position(|i| i.constraint && i.name == name) else {
         if if_exists {
-            session.notices.push(SqlError::notice(format!(
-                "constraint \"{name}\" of relation \"{}\" does not exist, skipping",
-                new.name
-            )));
+            session
+                .notices
+                .push(SqlError::notice(format!("constraint \"{name}\" of relation \"{}\" does not exist, skipping", new.name)));
             return Ok(());
         }
         return Err(no_constraint(name, &new.name));
@@ -567,7 +572,11 @@ async fn alter_column(
                         code::DATATYPE_MISMATCH,
                         format!("column \"{}\" cannot be cast automatically to type {}", column.name, column.kind.sql_name()),
                     )
-                    .with_hint(format!("You might need to specify \"USING {}::{}\".", column.name, column.kind.sql_name())),
+                    .with_hint(format!(
+                        "You might need to specify \"USING {}::{}\".",
+                        column.name,
+                        column.kind.sql_name()
+                    )),
                     _ => fault,
                 })?;
                 Ok(row)
@@ -581,7 +590,10 @@ async fn alter_column(
             if !new.columns[at].not_null {
                 return Err(SqlError::new(
                     code::OBJECT_NOT_IN_PREREQUISITE_STATE,
-                    format!("column \"{}\" of relation \"{}\" must be declared NOT NULL before identity can be added", new.columns[at].name, new.name),
+                    format!(
+                        "column \"{}\" of relation \"{}\" must be declared NOT NULL before identity can be added",
+                        new.columns[at].name, new.name
+                    ),
                 ));
             }
             let always = matches!(generated_as, None | Some(GeneratedAs::Always));

@@ -36,9 +36,10 @@ pub(super) enum Constraint {
 }
 
 pub(super) fn column_number(table: &Table, name: &str) -> Result<i16, SqlError> {
-    table.column(name).map(|c| c.number).ok_or_else(|| {
-        SqlError::new(code::UNDEFINED_COLUMN, format!("column \"{name}\" named in key does not exist"))
-    })
+    table
+        .column(name)
+        .map(|c| c.number)
+        .ok_or_else(|| SqlError::new(code::UNDEFINED_COLUMN, format!("column \"{name}\" named in key does not exist")))
 }
 
 /// Index columns by their expressions.
@@ -96,14 +97,16 @@ pub(super) fn column(
             ColumnOption::NotNull => column.not_null = true,
             ColumnOption::Default(expr) => column.default = Some(expr.to_string()),
             ColumnOption::Generated { generated_as, sequence_options, generation_expr: None, .. } => {
-                column.identity =
-                    Some(if *generated_as == GeneratedAs::Always { Identity::Always } else { Identity::ByDefault });
+                column.identity = Some(if *generated_as == GeneratedAs::Always { Identity::Always } else { Identity::ByDefault });
                 column.not_null = true;
                 sequence = Some(sequence_options.clone().unwrap_or_default());
             }
             ColumnOption::Generated { .. } => return Err(SqlError::unsupported("a generated column")),
             ColumnOption::Collation(_) | ColumnOption::Comment(_) => {}
-            option @ (ColumnOption::PrimaryKey(_) | ColumnOption::Unique(_) | ColumnOption::ForeignKey(_) | ColumnOption::Check(_)) => {
+            option @ (ColumnOption::PrimaryKey(_)
+            | ColumnOption::Unique(_)
+            | ColumnOption::ForeignKey(_)
+            | ColumnOption::Check(_)) => {
                 constraints.push((name, option.clone()));
             }
             other => return Err(SqlError::unsupported(format_args!("column option {other}"))),
@@ -137,9 +140,7 @@ pub(super) fn table_constraint(table: &Table, constraint: &TableConstraint) -> R
             let columns = index_columns(table, &key.columns)?;
             Constraint::Key { name: key.name.as_ref().map(fold), columns, primary: false }
         }
-        TableConstraint::Check(check) => {
-            Constraint::Check { name: check.name.as_ref().map(fold), expr: (*check.expr).clone() }
-        }
+        TableConstraint::Check(check) => Constraint::Check { name: check.name.as_ref().map(fold), expr: (*check.expr).clone() },
         TableConstraint::ForeignKey(key) => {
             let columns = key.columns.iter().map(|c| column_number(table, &fold(c))).collect::<Result<_, _>>()?;
             Constraint::Foreign { name: key.name.as_ref().map(fold), columns, constraint: Box::new(key.clone()) }
@@ -440,7 +441,10 @@ pub(super) async fn table(session: &mut SqlSession, create: &CreateTable) -> Res
             let mut options = Vec::new();
             let (column, sequence) = column(number, definition, &mut options)?;
             if draft.table.column(&column.name).is_some() {
-                return Err(SqlError::new(code::DUPLICATE_COLUMN, format!("column \"{}\" specified more than once", column.name)));
+                return Err(SqlError::new(
+                    code::DUPLICATE_COLUMN,
+                    format!("column \"{}\" specified more than once", column.name),
+                ));
             }
             column_options.extend(options.into_iter().map(|(name, option)| (number, name, option)));
             draft.sequences.extend(sequence.map(|s| (number, s)));
@@ -538,7 +542,11 @@ pub(super) async fn view(session: &mut SqlSession, create: &ast::CreateView) -> 
     Ok("CREATE VIEW")
 }
 
-pub(super) async fn schema(session: &mut SqlSession, name: &ast::SchemaName, if_not_exists: bool) -> Result<&'static str, SqlError> {
+pub(super) async fn schema(
+    session: &mut SqlSession,
+    name: &ast::SchemaName,
+    if_not_exists: bool,
+) -> Result<&'static str, SqlError> {
     let catalog = session.own_catalog().await?;
     let name = match name {
         ast::SchemaName::Simple(name) | ast::SchemaName::NamedAuthorization(name, _) => split_name(name)?.1,

@@ -41,12 +41,9 @@ fn dependents(catalog: &Catalog, oid: Oid) -> Vec<Arc<View>> {
 }
 
 fn still_needed(kind: &str, name: &str, details: &[String]) -> SqlError {
-    SqlError::new(
-        code::DEPENDENT_OBJECTS_STILL_EXIST,
-        format!("cannot drop {kind} {name} because other objects depend on it"),
-    )
-    .with_detail(details.join("\n"))
-    .with_hint("Use DROP ... CASCADE to drop the dependent objects too.")
+    SqlError::new(code::DEPENDENT_OBJECTS_STILL_EXIST, format!("cannot drop {kind} {name} because other objects depend on it"))
+        .with_detail(details.join("\n"))
+        .with_hint("Use DROP ... CASCADE to drop the dependent objects too.")
 }
 
 /// What goes when these relations go.
@@ -93,7 +90,8 @@ fn follow(catalog: &Catalog, first: &[Relation], cascade: bool) -> Result<Going,
                 _ => None,
             });
             if let Some((table, column)) = used {
-                details.push(format!("default value for column {} of table {} depends on sequence {name}", column.name, table.name));
+                details
+                    .push(format!("default value for column {} of table {} depends on sequence {name}", column.name, table.name));
                 if cascade {
                     return Err(SqlError::unsupported("dropping a sequence from under a column's default")
                         .with_hint("ALTER TABLE ... ALTER COLUMN ... DROP DEFAULT first."));
@@ -171,7 +169,9 @@ pub(super) async fn objects(
             Some(relation) => {
                 let fits = matches!(
                     (kind, relation),
-                    (ObjectType::Table, Relation::Table(_)) | (ObjectType::View, Relation::View(_)) | (ObjectType::Sequence, Relation::Sequence(_))
+                    (ObjectType::Table, Relation::Table(_))
+                        | (ObjectType::View, Relation::View(_))
+                        | (ObjectType::Sequence, Relation::Sequence(_))
                 );
                 if !fits {
                     return Err(SqlError::new(code::WRONG_OBJECT_TYPE, format!("\"{plain}\" is not a {word}")));
@@ -198,7 +198,12 @@ pub(super) async fn objects(
     Ok(tag)
 }
 
-async fn schemas(session: &mut SqlSession, if_exists: bool, names: &[ast::ObjectName], cascade: bool) -> Result<&'static str, SqlError> {
+async fn schemas(
+    session: &mut SqlSession,
+    if_exists: bool,
+    names: &[ast::ObjectName],
+    cascade: bool,
+) -> Result<&'static str, SqlError> {
     for name in names {
         let name = split_name(name)?.1;
         let catalog = session.own_catalog().await?;
@@ -257,9 +262,9 @@ async fn indexes(session: &mut SqlSession, if_exists: bool, names: &[ast::Object
         let catalog = session.own_catalog().await?;
         let Some(table) = catalog.table(table_oid) else { return Err(undefined_table(None, &plain)) };
         let mut table = (**table).clone();
-        let used = catalog.references_to(table.oid).find(|(_, key)| {
-            table.unique_index_on(&key.referenced_columns).is_some_and(|i| i.oid == oid)
-        });
+        let used = catalog
+            .references_to(table.oid)
+            .find(|(_, key)| table.unique_index_on(&key.referenced_columns).is_some_and(|i| i.oid == oid));
         if let Some((child, key)) = used {
             let detail = format!("constraint {} on table {} depends on index {plain}", key.name, child.name);
             return Err(still_needed("index", &plain, &[detail]));

@@ -135,10 +135,12 @@ impl SqlSession {
     pub(super) fn new_name(&self, catalog: &Catalog, name: &ast::ObjectName) -> Result<(Oid, String), SqlError> {
         let (schema, name) = split_name(name)?;
         let oid = match schema {
-            Some(schema) => catalog
-                .schema(&schema)
-                .ok_or_else(|| SqlError::new(code::INVALID_SCHEMA_NAME, format!("schema \"{schema}\" does not exist")))?
-                .oid,
+            Some(schema) => {
+                catalog
+                    .schema(&schema)
+                    .ok_or_else(|| SqlError::new(code::INVALID_SCHEMA_NAME, format!("schema \"{schema}\" does not exist")))?
+                    .oid
+            }
             None => {
                 let path = self.settings.search_path(&self.user);
                 path.iter()

@@ -26,7 +26,14 @@ impl SqlSession {
         self.core.scan(PartitionId(table.partition), range, ScanLimit::default()).await
     }
 
-    async fn write_checked(&self, catalog: &Catalog, table: &Table, ops: Vec<WriteOp>, of: &[(usize, Row)], indexes: &[&Index]) -> Result<(), SqlError> {
+    async fn write_checked(
+        &self,
+        catalog: &Catalog,
+        table: &Table,
+        ops: Vec<WriteOp>,
+        of: &[(usize, Row)],
+        indexes: &[&Index],
+    ) -> Result<(), SqlError> {
         let work = async { Ok(self.core.store.lock().await.write(ops).await?) };
         let results = self.core.unless_canceled(work).await?;
         if matches!(results.last(), Some(WriteResult::Duplicate { .. })) {

@@ -51,7 +51,13 @@ fn integer(expr: &Expr) -> Result<i64, SqlError> {
 ///
 /// # Errors
 /// `22023` for options that contradict each other.
-pub async fn build(session: &SqlSession, schema: Oid, name: &str, bounds: Bounds, options: &[SequenceOptions]) -> Result<Sequence, SqlError> {
+pub async fn build(
+    session: &SqlSession,
+    schema: Oid,
+    name: &str,
+    bounds: Bounds,
+    options: &[SequenceOptions],
+) -> Result<Sequence, SqlError> {
     let (mut increment, mut min, mut max, mut start, mut cache, mut cycle) = (1, None, None, None, 1, false);
     for option in options {
         match option {
@@ -98,7 +104,8 @@ pub async fn build(session: &SqlSession, schema: Oid, name: &str, bounds: Bounds
 }
 
 pub(super) async fn create(session: &mut SqlSession, statement: &ast::Statement) -> Result<&'static str, SqlError> {
-    let ast::Statement::CreateSequence { temporary, if_not_exists, name, data_type, sequence_options, owned_by } = statement else {
+    let ast::Statement::CreateSequence { temporary, if_not_exists, name, data_type, sequence_options, owned_by } = statement
+    else {
         return Err(SqlError::internal("not a CREATE SEQUENCE"));
     };
     if *temporary {
@@ -144,7 +151,12 @@ async fn owner_of(session: &SqlSession, table: &[String], column: &str) -> Resul
 ///
 /// # Errors
 /// `42P01`, `42809`, `22023`.
-pub async fn alter(session: &mut SqlSession, name: &ast::ObjectName, if_exists: bool, changes: &[SequenceChange]) -> Result<Execution, SqlError> {
+pub async fn alter(
+    session: &mut SqlSession,
+    name: &ast::ObjectName,
+    if_exists: bool,
+    changes: &[SequenceChange],
+) -> Result<Execution, SqlError> {
     let tag = || Execution::Command { tag: "ALTER SEQUENCE".to_owned() };
     let (schema, plain) = split_name(name)?;
     let path = session.settings.search_path(&session.user);

@@ -36,10 +36,7 @@ pub fn target_columns<'t>(table: &'t Table, names: &[String]) -> Result<Vec<&'t 
     let mut columns: Vec<&Column> = Vec::with_capacity(names.len());
     for name in names {
         let column = table.column(name).ok_or_else(|| {
-            SqlError::new(
-                code::UNDEFINED_COLUMN,
-                format!("column \"{name}\" of relation \"{}\" does not exist", table.name),
-            )
+            SqlError::new(code::UNDEFINED_COLUMN, format!("column \"{name}\" of relation \"{}\" does not exist", table.name))
         })?;
         if columns.iter().any(|c| c.number == column.number) {
             return Err(SqlError::new(code::DUPLICATE_COLUMN, format!("column \"{name}\" specified more than once")));
@@ -180,8 +177,7 @@ pub async fn run(context: &Context, insert: &ast::Insert) -> Result<Execution, S
     let targets = target_columns(&table, &names)?;
     let writer = Writer::new(context, &table)?;
     let defaults = Defaults::new(context, &table)?;
-    let returning =
-        insert.returning.as_ref().map(|items| Returning::compile(items, &table, &alias, &context.parameter_types()));
+    let returning = insert.returning.as_ref().map(|items| Returning::compile(items, &table, &alias, &context.parameter_types()));
     let conflict = Conflict::new(context, insert, &table, &alias)?;
     let mut sink = Sink {
         context,
@@ -265,7 +261,13 @@ async fn slow_value(context: &Context, expr: &Expr) -> Result<Option<Datum>, Sql
 }
 
 /// A whole row: what is given for `targets`, defaults for the rest.
-async fn complete(context: &Context, table: &Table, defaults: &Defaults, given: Vec<Option<Datum>>, targets: &[&Column]) -> Result<Row, SqlError> {
+async fn complete(
+    context: &Context,
+    table: &Table,
+    defaults: &Defaults,
+    given: Vec<Option<Datum>>,
+    targets: &[&Column],
+) -> Result<Row, SqlError> {
     let mut row: Row = vec![None; table.columns.len()];
     let count = given.len();
     for (value, column) in given.into_iter().zip(targets) {
@@ -304,9 +306,10 @@ impl Conflict {
             Some(ast::ConflictTarget::Columns(columns)) => {
                 let numbers = columns.iter().map(|c| {
                     let name = fold(c);
-                    table.column(&name).map(|c| c.number).ok_or_else(|| {
-                        SqlError::new(code::UNDEFINED_COLUMN, format!("column \"{name}\" does not exist"))
-                    })
+                    table
+                        .column(&name)
+                        .map(|c| c.number)
+                        .ok_or_else(|| SqlError::new(code::UNDEFINED_COLUMN, format!("column \"{name}\" does not exist")))
                 });
                 let numbers: Vec<i16> = numbers.collect::<Result<_, _>>()?;
                 let index = table.unique_index_on(&numbers).ok_or_else(|| {
@@ -341,7 +344,8 @@ impl Conflict {
                         // An unqualified column is the target's.
                         let qualified = qualify(&expr, alias);
                         let kind = table.columns[at].kind;
-                        let fast = expr::compile(&qualified, &scope, &context.parameter_types(), kind).filter(|t| !t.is_default());
+                        let fast =
+                            expr::compile(&qualified, &scope, &context.parameter_types(), kind).filter(|t| !t.is_default());
                         (at, qualified, fast)
                     })
                     .collect();
@@ -417,11 +421,20 @@ impl Sink<'_> {
                     code::CARDINALITY_VIOLATION,
                     "ON CONFLICT DO UPDATE command cannot affect row a second time",
                 )
-                .with_hint("Ensure that no rows proposed for insertion within the same command have duplicate constrained values."));
+                .with_hint(
+                    "Ensure that no rows proposed for insertion within the same command have duplicate constrained values.",
+                ));
             }
             let partition = PartitionId(table.partition);
             let work = async {
-                Ok(self.context.core.store.lock().await.get_for_update(partition, &key, LockStrength::Update, WaitPolicy::Wait).await?)
+                Ok(self
+                    .context
+                    .core
+                    .store
+                    .lock()
+                    .await
+                    .get_for_update(partition, &key, LockStrength::Update, WaitPolicy::Wait)
+                    .await?)
             };
             // A row that is gone by now makes room: try again.
             let LockedRow::Row(seen) = self.context.core.unless_canceled(work).await? else { continue };
@@ -452,7 +465,8 @@ impl ConflictUpdate {
             }
             return Ok(Some(new));
         }
-        let mut query = crate::sql::parse::parse_query(&format!("SELECT 1 FROM {} , excluded", ast::Ident::with_quote('"', &self.alias)))?;
+        let mut query =
+            crate::sql::parse::parse_query(&format!("SELECT 1 FROM {} , excluded", ast::Ident::with_quote('"', &self.alias)))?;
         if let SetExpr::Select(select) = &mut *query.body {
             select.projection = self
                 .assignments

@@ -100,13 +100,20 @@ impl Returning {
     ///
     /// # Errors
     /// What goes wrong in an expression.
-    pub async fn rows(&self, context: &Context, table: &Arc<Table>, alias: &str, rows: &[Row]) -> Result<(Arc<[ColumnDesc]>, Vec<Row>), SqlError> {
+    pub async fn rows(
+        &self,
+        context: &Context,
+        table: &Arc<Table>,
+        alias: &str,
+        rows: &[Row],
+    ) -> Result<(Arc<[ColumnDesc]>, Vec<Row>), SqlError> {
         match self {
             Returning::Fast(exprs, columns) => {
                 let parameters = context.parameter_values();
                 let evaluate = |row: &Row| {
                     let rows = [row];
-                    let inputs = Inputs { rows: &rows, parameters: &parameters, transaction_micros: context.env.transaction_micros };
+                    let inputs =
+                        Inputs { rows: &rows, parameters: &parameters, transaction_micros: context.env.transaction_micros };
                     exprs.iter().map(|e| e.evaluate(&inputs)).collect()
                 };
                 let rows = rows.iter().map(evaluate).collect::<Result<_, _>>()?;

@@ -62,9 +62,9 @@ pub async fn check_new(context: &Context, table: &Arc<Table>, new: impl Iterator
 }
 
 async fn lock_parent(context: &Context, parent: &Arc<Table>, key: &ForeignKey, found: &[Datum]) -> Result<bool, SqlError> {
-    let index = parent.unique_index_on(&key.referenced_columns).ok_or_else(|| {
-        SqlError::internal(format!("foreign key \"{}\" points at columns that are no longer unique", key.name))
-    })?;
+    let index = parent
+        .unique_index_on(&key.referenced_columns)
+        .ok_or_else(|| SqlError::internal(format!("foreign key \"{}\" points at columns that are no longer unique", key.name)))?;
     let mut encoded = Vec::new();
     for column in &index.columns {
         let at = key.referenced_columns.iter().position(|n| *n == column.number);
@@ -193,7 +193,12 @@ async fn apply_action(
 }
 
 /// Rows whose columns have these values, by an index that begins with them or else by looking at all.
-async fn find_children(context: &Context, table: &Arc<Table>, columns: &[i16], wanted: &[Datum]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, SqlError> {
+async fn find_children(
+    context: &Context,
+    table: &Arc<Table>,
+    columns: &[i16],
+    wanted: &[Datum],
+) -> Result<Vec<(Vec<u8>, Vec<u8>)>, SqlError> {
     let assigned: Vec<Option<Datum>> = columns
         .iter()
         .zip(wanted)

@@ -106,7 +106,9 @@ fn build(
     let mut query = crate::sql::parse::parse_query("SELECT 1 FROM t")?;
     if let SetExpr::Select(select) = &mut *query.body {
         select.projection = projection;
-        select.from = std::iter::once(TableWithJoins { relation: relation.clone(), joins: Vec::new() }).chain(from.iter().cloned()).collect();
+        select.from = std::iter::once(TableWithJoins { relation: relation.clone(), joins: Vec::new() })
+            .chain(from.iter().cloned())
+            .collect();
         select.selection = selection.cloned();
     }
     Ok(Target { table, alias, query, columns, delete: list.is_none() })
@@ -219,11 +221,8 @@ impl Target {
         }
         references::carry_on(context, &self.table, &all).await?;
         let tag = format!("{} {}", if self.delete { "DELETE" } else { "UPDATE" }, all.len());
-        let rows: Vec<Row> = if returning.is_some() {
-            all.into_iter().map(|c| c.new.unwrap_or(c.old)).collect()
-        } else {
-            Vec::new()
-        };
+        let rows: Vec<Row> =
+            if returning.is_some() { all.into_iter().map(|c| c.new.unwrap_or(c.old)).collect() } else { Vec::new() };
         super::outcome(context, tag, returning.as_ref(), &self.table, &self.alias, &rows).await
     }
 }

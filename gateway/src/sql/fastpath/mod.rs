@@ -153,7 +153,8 @@ fn select(query: &ast::Query, parameters: &[PgType], catalog: &Catalog, search_p
         ast::GroupByExpr::Expressions(list, modifiers) => !list.is_empty() || !modifiers.is_empty(),
         ast::GroupByExpr::All(_) => true,
     };
-    if grouped || select.distinct.is_some() || select.having.is_some() || select.into.is_some() || !select.named_window.is_empty() {
+    if grouped || select.distinct.is_some() || select.having.is_some() || select.into.is_some() || !select.named_window.is_empty()
+    {
         return None;
     }
     let [from] = select.from.as_slice() else { return None };

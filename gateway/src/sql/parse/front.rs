@@ -185,7 +185,11 @@ impl Words<'_> {
         loop {
             match self.peek() {
                 Some(Token::Word(word)) => {
-                    let ident = ast::Ident { value: word.value.clone(), quote_style: word.quote_style, span: ast::helpers::attached_token::AttachedToken::empty().0.span };
+                    let ident = ast::Ident {
+                        value: word.value.clone(),
+                        quote_style: word.quote_style,
+                        span: ast::helpers::attached_token::AttachedToken::empty().0.span,
+                    };
                     parts.push(ast::ObjectNamePart::Identifier(ident));
                     self.at += 1;
                 }
@@ -485,7 +489,10 @@ fn set(words: &mut Words<'_>) -> Parsed<Statement> {
         return Ok(Statement::Accepted("SET CONSTRAINTS"));
     }
     let local = words.take("LOCAL");
-    if !local && words.word() == "SESSION" && !matches!(words.tokens.get(words.at + 1), Some(Token::Word(w)) if w.value.eq_ignore_ascii_case("AUTHORIZATION")) {
+    if !local
+        && words.word() == "SESSION"
+        && !matches!(words.tokens.get(words.at + 1), Some(Token::Word(w)) if w.value.eq_ignore_ascii_case("AUTHORIZATION"))
+    {
         words.at += 1;
     }
     let name = if words.word() == "NAMES" {
@@ -493,7 +500,9 @@ fn set(words: &mut Words<'_>) -> Parsed<Statement> {
         "client_encoding".to_owned()
     } else {
         let name = setting_name(words)?;
-        if !(words.take_token(&Token::Eq) || words.take("TO")) && !matches!(name.as_str(), "timezone" | "role" | "session_authorization") {
+        if !(words.take_token(&Token::Eq) || words.take("TO"))
+            && !matches!(name.as_str(), "timezone" | "role" | "session_authorization")
+        {
             return words.fail();
         }
         name
@@ -521,7 +530,8 @@ fn set(words: &mut Words<'_>) -> Parsed<Statement> {
             break;
         }
     }
-    let default = values.len() == 1 && matches!(words.tokens.last(), Some(Token::Word(w)) if w.quote_style.is_none() && w.value.eq_ignore_ascii_case("default"));
+    let default = values.len() == 1
+        && matches!(words.tokens.last(), Some(Token::Word(w)) if w.quote_style.is_none() && w.value.eq_ignore_ascii_case("default"));
     words.finish(Statement::Set { local, name, value: (!default).then(|| values.join(", ")) })
 }
 
@@ -552,13 +562,34 @@ fn expressions(words: &mut Words<'_>) -> Parsed<Vec<ast::Expr>> {
 fn fetch(words: &mut Words<'_>, only_move: bool) -> Parsed<Statement> {
     let signed = |n: i64| if n < 0 { FetchHow::Backward(n.unsigned_abs()) } else { FetchHow::Forward(n as u64) };
     let how = match words.word().as_str() {
-        "NEXT" => { words.at += 1; FetchHow::Forward(1) }
-        "PRIOR" => { words.at += 1; FetchHow::Backward(1) }
-        "FIRST" => { words.at += 1; FetchHow::Absolute(1) }
-        "LAST" => { words.at += 1; FetchHow::Absolute(-1) }
-        "ALL" => { words.at += 1; FetchHow::All }
-        "ABSOLUTE" => { words.at += 1; FetchHow::Absolute(words.integer()?) }
-        "RELATIVE" => { words.at += 1; FetchHow::Relative(words.integer()?) }
+        "NEXT" => {
+            words.at += 1;
+            FetchHow::Forward(1)
+        }
+        "PRIOR" => {
+            words.at += 1;
+            FetchHow::Backward(1)
+        }
+        "FIRST" => {
+            words.at += 1;
+            FetchHow::Absolute(1)
+        }
+        "LAST" => {
+            words.at += 1;
+            FetchHow::Absolute(-1)
+        }
+        "ALL" => {
+            words.at += 1;
+            FetchHow::All
+        }
+        "ABSOLUTE" => {
+            words.at += 1;
+            FetchHow::Absolute(words.integer()?)
+        }
+        "RELATIVE" => {
+            words.at += 1;
+            FetchHow::Relative(words.integer()?)
+        }
         "FORWARD" => {
             words.at += 1;
             if words.take("ALL") {
@@ -672,12 +703,14 @@ fn copy(words: &mut Words<'_>) -> Parsed<CopyStatement> {
     };
     let direction = if words.take("FROM") {
         if !words.take("STDIN") {
-            return Err(SqlError::new("42501", "COPY from a file or program is not offered").with_hint("Use COPY FROM STDIN; psql's \\copy does."));
+            return Err(SqlError::new("42501", "COPY from a file or program is not offered")
+                .with_hint("Use COPY FROM STDIN; psql's \\copy does."));
         }
         CopyDirection::In
     } else if words.take("TO") {
         if !words.take("STDOUT") {
-            return Err(SqlError::new("42501", "COPY to a file or program is not offered").with_hint("Use COPY TO STDOUT; psql's \\copy does."));
+            return Err(SqlError::new("42501", "COPY to a file or program is not offered")
+                .with_hint("Use COPY TO STDOUT; psql's \\copy does."));
         }
         CopyDirection::Out
     } else {

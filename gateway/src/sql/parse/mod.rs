@@ -43,26 +43,64 @@ pub enum Statement {
     /// CREATE, DROP, ALTER, TRUNCATE
     Ddl(Box<ast::Statement>),
     Begin(TransactionModes),
-    Commit { chain: bool },
-    Rollback { chain: bool },
+    Commit {
+        chain: bool,
+    },
+    Rollback {
+        chain: bool,
+    },
     Savepoint(String),
     Release(String),
     RollbackTo(String),
-    SetTransaction { modes: TransactionModes, session: bool },
-    Set { local: bool, name: String, value: Option<String> },
+    SetTransaction {
+        modes: TransactionModes,
+        session: bool,
+    },
+    Set {
+        local: bool,
+        name: String,
+        value: Option<String>,
+    },
     Show(String),
     Reset(String),
-    Prepare { name: String, types: Vec<ast::DataType>, statement: Arc<ParsedStatement> },
-    Execute { name: String, parameters: Vec<ast::Expr> },
+    Prepare {
+        name: String,
+        types: Vec<ast::DataType>,
+        statement: Arc<ParsedStatement>,
+    },
+    Execute {
+        name: String,
+        parameters: Vec<ast::Expr>,
+    },
     Deallocate(Option<String>),
-    Declare { name: String, hold: bool, query: Arc<ParsedStatement> },
-    Fetch { name: String, how: FetchHow, only_move: bool },
+    Declare {
+        name: String,
+        hold: bool,
+        query: Arc<ParsedStatement>,
+    },
+    Fetch {
+        name: String,
+        how: FetchHow,
+        only_move: bool,
+    },
     Close(Option<String>),
-    Explain { analyze: bool, verbose: bool, statement: Arc<ParsedStatement> },
+    Explain {
+        analyze: bool,
+        verbose: bool,
+        statement: Arc<ParsedStatement>,
+    },
     Copy(Box<CopyStatement>),
     Vacuum(Vec<ast::ObjectName>),
-    Lock { tables: Vec<ast::ObjectName>, mode: String, nowait: bool },
-    AlterSequence { name: ast::ObjectName, if_exists: bool, changes: Vec<SequenceChange> },
+    Lock {
+        tables: Vec<ast::ObjectName>,
+        mode: String,
+        nowait: bool,
+    },
+    AlterSequence {
+        name: ast::ObjectName,
+        if_exists: bool,
+        changes: Vec<SequenceChange>,
+    },
     Discard(String),
     /// Understood and of no consequence here; the tag that says so
     Accepted(&'static str),
@@ -93,7 +131,10 @@ impl ParsedStatement {
 /// `42601` with the place, `54000` when it is too long or too deep.
 pub fn parse(sql: &str) -> Result<Vec<ParsedStatement>, SqlError> {
     if sql.len() > STATEMENT_BYTES_MAX {
-        return Err(SqlError::new(code::PROGRAM_LIMIT_EXCEEDED, format!("a statement may have {STATEMENT_BYTES_MAX} bytes at most")));
+        return Err(SqlError::new(
+            code::PROGRAM_LIMIT_EXCEEDED,
+            format!("a statement may have {STATEMENT_BYTES_MAX} bytes at most"),
+        ));
     }
     let tokens = Tokenizer::new(&PostgreSqlDialect {}, sql)
         .with_unescape(true)
@@ -245,7 +286,9 @@ fn syntax_error(fault: &ParserError, sql: &str, lines: &[usize]) -> SqlError {
         Some((_, "EOF")) => SqlError::syntax("syntax error at end of input").at(position),
         Some((expected, word)) => {
             let expected = expected.trim_start_matches("Expected: ").trim_end_matches(", ");
-            SqlError::syntax(format!("syntax error at or near \"{word}\"")).with_detail(format!("Expected {expected}.")).at(position)
+            SqlError::syntax(format!("syntax error at or near \"{word}\""))
+                .with_detail(format!("Expected {expected}."))
+                .at(position)
         }
         None => SqlError::syntax(said.to_owned()).at(position),
     }

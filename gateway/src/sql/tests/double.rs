@@ -224,7 +224,11 @@ impl SessionBackend for MemorySession {
         ready(self.find(partition, key))
     }
 
-    fn get_many(&mut self, partition: PartitionId, keys: Vec<Vec<u8>>) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, StoreError>> {
+    fn get_many(
+        &mut self,
+        partition: PartitionId,
+        keys: Vec<Vec<u8>>,
+    ) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, StoreError>> {
         ready(keys.iter().map(|key| self.find(partition, key)).collect())
     }
 
@@ -241,7 +245,12 @@ impl SessionBackend for MemorySession {
         ready(self.find(partition, key).map(|found| found.map_or(LockedRow::Gone, LockedRow::Row)))
     }
 
-    fn scan(&mut self, partition: PartitionId, range: ScanRange, limit: ScanLimit) -> BoxFuture<'_, Result<ScanChunk, StoreError>> {
+    fn scan(
+        &mut self,
+        partition: PartitionId,
+        range: ScanRange,
+        limit: ScanLimit,
+    ) -> BoxFuture<'_, Result<ScanChunk, StoreError>> {
         let inner = self.shared.inner.lock().unwrap();
         let Some(tree) = inner.partitions.get(&partition) else { return ready(Err(StoreError::NoSuchPartition(partition))) };
         let empty = match (&range.lower, &range.upper) {

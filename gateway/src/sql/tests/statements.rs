@@ -25,7 +25,10 @@ pub async fn outcome(session: &mut SqlSession, sql: &str) -> String {
             let columns = Arc::clone(rows.columns());
             let text = |row: &crate::sql::Row| {
                 let cells = row.iter().zip(columns.iter());
-                cells.map(|(v, c)| v.as_ref().map_or_else(String::new, |v| v.to_text(c.kind, c.typmod))).collect::<Vec<_>>().join("|")
+                cells
+                    .map(|(v, c)| v.as_ref().map_or_else(String::new, |v| v.to_text(c.kind, c.typmod)))
+                    .collect::<Vec<_>>()
+                    .join("|")
             };
             let all = match rows.collect().await {
                 Ok(all) => all,
