@@ -54,6 +54,10 @@ pub enum Execution {
         /// `CREATE TABLE`, `INSERT 0 3`, ...
         tag: String,
     },
+    /// The client shall send data.
+    CopyIn(super::copy::CopyIn),
+    /// Data for the client.
+    CopyOut(super::copy::CopyOut),
     /// The statement was empty.
     Empty,
 }

@@ -1,0 +1,131 @@
+//! The part of a session that its running streams share with it: the store's session, cancellation, and whether a
+//! statement outside a transaction block is still open.
+//!
+//! One per session; the streams of a statement run one at a time or take turns at the store's session by its mutex.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use datafusion::common::DataFusionError;
+use rustydb::ids::PartitionId;
+use rustydb::store::{CancelHandle, ScanChunk, ScanLimit, ScanRange, Session};
+use tokio::sync::{Mutex, Notify};
+
+use super::error::{SqlError, code};
+
+/// See the module.
+pub struct SessionCore {
+    /// The client's transaction.
+    pub store: Mutex<Session>,
+    cancel_store: CancelHandle,
+    canceled: AtomicBool,
+    wake: Notify,
+    /// A stream hit an error inside a transaction block.
+    pub failed: AtomicBool,
+    /// A statement outside a block has a transaction open until its rows are drained.
+    pub open: AtomicBool,
+    /// Rows read by scans, for EXPLAIN ANALYZE.
+    pub rows_scanned: AtomicU64,
+}
+
+/// Cancels a session's running statement, from any thread.
+#[derive(Clone)]
+pub struct Canceler(Arc<SessionCore>);
+
+impl Canceler {
+    /// Ends the running statement with `57014`; nothing happens when none runs.
+    pub fn cancel(&self) {
+        self.0.canceled.store(true, Ordering::Release);
+        self.0.wake.notify_waiters();
+        self.0.cancel_store.cancel();
+    }
+}
+
+impl SessionCore {
+    /// Around a store's session.
+    #[must_use]
+    pub fn new(session: Session) -> Arc<SessionCore> {
+        let cancel_store = session.cancel_handle();
+        Arc::new(SessionCore {
+            store: Mutex::new(session),
+            cancel_store,
+            canceled: AtomicBool::new(false),
+            wake: Notify::new(),
+            failed: AtomicBool::new(false),
+            open: AtomicBool::new(false),
+            rows_scanned: AtomicU64::new(0),
+        })
+    }
+
+    /// A handle that cancels.
+    #[must_use]
+    pub fn canceler(self: &Arc<SessionCore>) -> Canceler {
+        Canceler(Arc::clone(self))
+    }
+
+    /// A statement begins: an earlier cancel no longer counts.
+    pub fn begin_statement(&self) {
+        self.canceled.store(false, Ordering::Release);
+    }
+
+    /// Whether the statement was canceled.
+    ///
+    /// # Errors
+    /// `57014`.
+    pub fn check_canceled(&self) -> Result<(), SqlError> {
+        if self.canceled.load(Ordering::Acquire) { Err(canceled()) } else { Ok(()) }
+    }
+
+    /// Runs `work` unless the statement is canceled meanwhile.
+    ///
+    /// # Errors
+    /// `57014`, or the work's own.
+    pub async fn unless_canceled<T>(&self, work: impl Future<Output = Result<T, SqlError>>) -> Result<T, SqlError> {
+        let woken = self.wake.notified();
+        tokio::pin!(woken);
+        woken.as_mut().enable();
+        self.check_canceled()?;
+        tokio::select! {
+            biased;
+            result = work => result,
+            () = woken => Err(canceled()),
+        }
+    }
+
+    /// The next rows of a scan.
+    ///
+    /// # Errors
+    /// The store's, or `57014`.
+    pub async fn scan(&self, partition: PartitionId, range: ScanRange, limit: ScanLimit) -> Result<ScanChunk, SqlError> {
+        self.check_canceled()?;
+        let chunk = self.store.lock().await.scan(partition, range, limit).await?;
+        self.rows_scanned.fetch_add(chunk.rows.len() as u64, Ordering::Relaxed);
+        Ok(chunk)
+    }
+
+    /// Ends the transaction of a statement outside a block, if one is open.
+    ///
+    /// # Errors
+    /// The commit's.
+    pub async fn finish(&self, commit: bool) -> Result<(), SqlError> {
+        if self.open.swap(false, Ordering::AcqRel) {
+            let mut session = self.store.lock().await;
+            if commit {
+                session.commit().await?;
+            } else {
+                session.rollback().await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn canceled() -> SqlError {
+    SqlError::new(code::QUERY_CANCELED, "canceling statement due to user request")
+}
+
+impl From<SqlError> for DataFusionError {
+    fn from(fault: SqlError) -> DataFusionError {
+        DataFusionError::External(Box::new(fault))
+    }
+}

@@ -1,0 +1,216 @@
+//! Functions that PostgreSQL has and DataFusion lacks, and functions in FROM.
+//!
+//! Registered once per node; pure but for pg_sleep.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
+use datafusion::arrow::datatypes::{DataType, Field, Float64Type, Schema};
+use datafusion::catalog::{TableFunctionArgs, TableProvider};
+use datafusion::common::{DFSchema, DataFusionError, Result as DfResult, ScalarValue};
+use datafusion::datasource::MemTable;
+use datafusion::execution::FunctionRegistry;
+use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::ExprSchemable as _;
+use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
+use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::logical_expr::{ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
+use datafusion::sql::sqlparser::ast::BinaryOperator;
+
+use super::catalog::Sequence;
+use super::dferror::from_datafusion;
+use super::error::SqlError;
+
+type Body = fn(&[ArrayRef], usize) -> Result<ArrayRef, SqlError>;
+
+/// A scalar function written as a plain Rust function over arrays.
+struct Plain {
+    name: &'static str,
+    signature: Signature,
+    result: DataType,
+    body: Body,
+}
+
+impl std::fmt::Debug for Plain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl PartialEq for Plain {
+    fn eq(&self, other: &Plain) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Plain {}
+
+impl Hash for Plain {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+impl ScalarUDFImpl for Plain {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _arguments: &[DataType]) -> DfResult<DataType> {
+        Ok(self.result.clone())
+    }
+
+    fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> DfResult<ColumnarValue> {
+        let arrays = ColumnarValue::values_to_arrays(&arguments.args)?;
+        let rows = if arrays.is_empty() { arguments.number_rows } else { arrays[0].len() };
+        let scalar = arguments.args.iter().all(|a| matches!(a, ColumnarValue::Scalar(_))) && !arguments.args.is_empty();
+        let out = (self.body)(&arrays, rows).map_err(DataFusionError::from)?;
+        if scalar {
+            return Ok(ColumnarValue::Scalar(datafusion::common::ScalarValue::try_from_array(&out, 0)?));
+        }
+        Ok(ColumnarValue::Array(out))
+    }
+}
+
+fn plain(name: &'static str, arguments: Vec<DataType>, result: DataType, volatility: Volatility, body: Body) -> ScalarUDF {
+    let signature = if arguments.is_empty() { Signature::nullary(volatility) } else { Signature::exact(arguments, volatility) };
+    ScalarUDF::new_from_impl(Plain { name, signature, result, body })
+}
+
+/// `jsonb ->`, `->>`: one step into a document by key or number.
+fn json_step(arrays: &[ArrayRef], as_text: bool) -> Result<ArrayRef, SqlError> {
+    use super::types::json::{Json, parse};
+    let documents = arrays[0].as_string::<i32>();
+    let keys = arrays[1].as_string::<i32>();
+    let step = |at: usize| -> Result<Option<String>, SqlError> {
+        if documents.is_null(at) || keys.is_null(at) {
+            return Ok(None);
+        }
+        let key = keys.value(at);
+        let found = match parse(documents.value(at))? {
+            Json::Object(mut members) => members.remove(&(key.len(), key.to_owned())),
+            Json::Array(mut items) => {
+                let length = items.len() as i64;
+                let index = key.parse::<i64>().ok().map(|i| if i < 0 { i + length } else { i });
+                index.filter(|i| (0..length).contains(i)).map(|i| items.swap_remove(i as usize))
+            }
+            _ => None,
+        };
+        Ok(found.and_then(|value| match value {
+            Json::String(text) if as_text => Some(text),
+            Json::Null if as_text => None,
+            other => {
+                let mut out = String::new();
+                other.write(&mut out);
+                Some(out)
+            }
+        }))
+    };
+    let values: Vec<Option<String>> = (0..documents.len()).map(step).collect::<Result<_, _>>()?;
+    Ok(Arc::new(StringArray::from(values)))
+}
+
+/// Operators that DataFusion does not know, and the type of integer literals.
+#[derive(Debug)]
+struct Operators {
+    get: Arc<ScalarUDF>,
+    get_text: Arc<ScalarUDF>,
+}
+
+impl ExprPlanner for Operators {
+    fn plan_binary_op(&self, mut expr: RawBinaryExpr, schema: &DFSchema) -> DfResult<PlannerResult<RawBinaryExpr>> {
+        let function = match expr.op {
+            BinaryOperator::Arrow => &self.get,
+            BinaryOperator::LongArrow => &self.get_text,
+            // An integer literal is an integer, not a bigint, beside one: sums and comparisons keep their type.
+            _ => {
+                let small = |e: &Expr| matches!(e.get_type(schema), Ok(DataType::Int16 | DataType::Int32));
+                let narrow = |e: &mut Expr| {
+                    if let Expr::Literal(ScalarValue::Int64(Some(value)), metadata) = e
+                        && let Ok(value) = i32::try_from(*value)
+                    {
+                        *e = Expr::Literal(ScalarValue::Int32(Some(value)), metadata.clone());
+                    }
+                };
+                if small(&expr.left) {
+                    narrow(&mut expr.right);
+                } else if small(&expr.right) {
+                    narrow(&mut expr.left);
+                }
+                return Ok(PlannerResult::Original(expr));
+            }
+        };
+        let text = |e: Expr| Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(e), DataType::Utf8));
+        Ok(PlannerResult::Planned(function.call(vec![text(expr.left), text(expr.right)])))
+    }
+}
+
+/// Adds our functions to DataFusion's.
+///
+/// # Errors
+/// A name taken twice, which would be a bug.
+pub fn register(state: &mut SessionState) -> Result<(), SqlError> {
+    use DataType::{Float64, Int64, Utf8};
+    let sleep: Body = |arrays, rows| {
+        let seconds = arrays[0].as_primitive::<Float64Type>();
+        for at in 0..seconds.len() {
+            if seconds.is_valid(at) && seconds.value(at) > 0.0 {
+                let pause = std::time::Duration::from_secs_f64(seconds.value(at).min(86_400.0));
+                tokio::task::block_in_place(|| std::thread::sleep(pause));
+            }
+        }
+        Ok(Arc::new(StringArray::from(vec![Some(""); rows])))
+    };
+    let functions = [
+        plain("pg_sleep", vec![Float64], Utf8, Volatility::Volatile, sleep),
+        plain("json_get", vec![Utf8, Utf8], Utf8, Volatility::Immutable, |arrays, _| json_step(arrays, false)),
+        plain("json_get_text", vec![Utf8, Utf8], Utf8, Volatility::Immutable, |arrays, _| json_step(arrays, true)),
+        plain("pg_column_size", vec![Utf8], Int64, Volatility::Stable, |arrays, _| {
+            let texts = arrays[0].as_string::<i32>();
+            Ok(Arc::new(texts.iter().map(|t| t.map(|t| t.len() as i64)).collect::<Int64Array>()))
+        }),
+    ];
+    for function in functions {
+        state.register_udf(Arc::new(function)).map_err(from_datafusion)?;
+    }
+    let operators = Operators {
+        get: state.udf("json_get").map_err(from_datafusion)?,
+        get_text: state.udf("json_get_text").map_err(from_datafusion)?,
+    };
+    state.register_expr_planner(Arc::new(operators)).map_err(from_datafusion)
+}
+
+/// A function in FROM.
+///
+/// # Errors
+/// `42883` when there is none.
+pub fn table_function(state: &SessionState, name: &str, arguments: Vec<Expr>) -> DfResult<Arc<dyn TableProvider>> {
+    let function = state.table_functions().get(name).cloned();
+    let function = function.ok_or_else(|| DataFusionError::Plan(format!("table function '{name}' not found")))?;
+    let context = SimplifyContext::builder().with_config_options(Arc::clone(state.config_options())).build();
+    let simplifier = ExprSimplifier::new(context);
+    let schema = DFSchema::empty();
+    let arguments = arguments
+        .into_iter()
+        .map(|argument| simplifier.coerce(argument, &schema).and_then(|e| simplifier.simplify(e)))
+        .collect::<DfResult<Vec<_>>>()?;
+    function.create_table_provider_with_args(TableFunctionArgs::new(&arguments, state))
+}
+
+/// `SELECT * FROM a_sequence`.
+///
+/// # Errors
+/// A bug of ours.
+pub fn sequence_table(sequence: &Sequence) -> Result<Arc<dyn TableProvider>, SqlError> {
+    let schema = Arc::new(Schema::new(vec![Field::new("last_value", DataType::Int64, false)]));
+    let values: ArrayRef = Arc::new(Int64Array::from(vec![sequence.start]));
+    let batch = RecordBatch::try_new(Arc::clone(&schema), vec![values]).map_err(|fault| SqlError::internal(fault.to_string()))?;
+    let table = MemTable::try_new(schema, vec![vec![batch]]).map_err(from_datafusion)?;
+    Ok(Arc::new(table))
+}

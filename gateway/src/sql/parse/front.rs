@@ -1,0 +1,920 @@
+//! The small front: statements that control the session, and those that sqlparser cannot parse.
+//!
+//! Pure functions over a statement's tokens without blanks.
+
+use std::sync::Arc;
+
+use datafusion::sql::sqlparser::ast;
+use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
+use datafusion::sql::sqlparser::parser::Parser;
+use datafusion::sql::sqlparser::tokenizer::Token;
+
+use super::{ParsedStatement, Statement, TransactionModes};
+use crate::sql::error::SqlError;
+
+/// What FETCH moves to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchHow {
+    /// That many rows on (0: the current one again).
+    Forward(u64),
+    /// All that are left.
+    All,
+    /// That many rows back.
+    Backward(u64),
+    /// To the row of that number, from 1; negative from the end.
+    Absolute(i64),
+    /// By that many rows.
+    Relative(i64),
+}
+
+/// COPY's format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyFormat {
+    /// Tab-separated with backslash escapes.
+    Text,
+    /// Comma-separated with quotes.
+    Csv,
+    /// PostgreSQL's binary form.
+    Binary,
+}
+
+/// COPY's options.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyOptions {
+    /// FORMAT
+    pub format: CopyFormat,
+    /// DELIMITER
+    pub delimiter: u8,
+    /// NULL
+    pub null: String,
+    /// HEADER
+    pub header: bool,
+    /// QUOTE
+    pub quote: u8,
+    /// ESCAPE
+    pub escape: u8,
+    /// FORCE_QUOTE: these columns, or all
+    pub force_quote: Option<Vec<String>>,
+    /// FORCE_NOT_NULL
+    pub force_not_null: Vec<String>,
+    /// FORCE_NULL
+    pub force_null: Vec<String>,
+}
+
+/// What is copied.
+#[derive(Clone, Debug)]
+pub enum CopySource {
+    /// A table and, unless empty, some columns of it.
+    Table(ast::ObjectName, Vec<String>),
+    /// A query's rows.
+    Query(Arc<ParsedStatement>),
+}
+
+/// Which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyDirection {
+    /// FROM STDIN
+    In,
+    /// TO STDOUT
+    Out,
+}
+
+/// COPY.
+#[derive(Clone, Debug)]
+pub struct CopyStatement {
+    /// What.
+    pub source: CopySource,
+    /// Which way.
+    pub direction: CopyDirection,
+    /// How.
+    pub options: CopyOptions,
+}
+
+/// A clause of ALTER SEQUENCE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SequenceChange {
+    /// RESTART [WITH n]
+    Restart(Option<i64>),
+    /// START WITH
+    Start(i64),
+    /// INCREMENT BY
+    Increment(i64),
+    /// MINVALUE
+    Min(i64),
+    /// MAXVALUE
+    Max(i64),
+    /// CACHE
+    Cache(i64),
+    /// CYCLE
+    Cycle(bool),
+    /// OWNED BY table.column, or NONE
+    OwnedBy(Option<(Vec<String>, String)>),
+    /// OWNER TO and what else has no consequence
+    Nothing,
+}
+
+struct Words<'a> {
+    text: &'a str,
+    tokens: &'a [Token],
+    at: usize,
+}
+
+type Parsed<T> = Result<T, SqlError>;
+
+impl Words<'_> {
+    fn peek(&self) -> Option<&Token> {
+        self.tokens.get(self.at)
+    }
+
+    fn word(&self) -> String {
+        match self.peek() {
+            Some(Token::Word(word)) if word.quote_style.is_none() => word.value.to_ascii_uppercase(),
+            _ => String::new(),
+        }
+    }
+
+    fn take(&mut self, word: &str) -> bool {
+        let found = self.word() == word;
+        self.at += usize::from(found);
+        found
+    }
+
+    fn take_all(&mut self, words: &[&str]) -> bool {
+        let start = self.at;
+        let found = words.iter().all(|word| self.take(word));
+        if !found {
+            self.at = start;
+        }
+        found
+    }
+
+    fn take_token(&mut self, token: &Token) -> bool {
+        let found = self.peek() == Some(token);
+        self.at += usize::from(found);
+        found
+    }
+
+    fn end(&self) -> bool {
+        self.at >= self.tokens.len()
+    }
+
+    fn fail<T>(&self) -> Parsed<T> {
+        Err(match self.peek() {
+            Some(token) => SqlError::syntax(format!("syntax error at or near \"{token}\"")),
+            None => SqlError::syntax("syntax error at end of input"),
+        })
+    }
+
+    fn finish<T>(&self, value: T) -> Parsed<T> {
+        if self.end() { Ok(value) } else { self.fail() }
+    }
+
+    fn identifier(&mut self) -> Parsed<String> {
+        match self.peek() {
+            Some(Token::Word(word)) => {
+                let name = if word.quote_style.is_some() { word.value.clone() } else { word.value.to_lowercase() };
+                self.at += 1;
+                Ok(name)
+            }
+            _ => self.fail(),
+        }
+    }
+
+    fn object_name(&mut self) -> Parsed<ast::ObjectName> {
+        let mut parts = Vec::new();
+        loop {
+            match self.peek() {
+                Some(Token::Word(word)) => {
+                    let ident = ast::Ident {
+                        value: word.value.clone(),
+                        quote_style: word.quote_style,
+                        span: ast::helpers::attached_token::AttachedToken::empty().0.span,
+                    };
+                    parts.push(ast::ObjectNamePart::Identifier(ident));
+                    self.at += 1;
+                }
+                _ => return self.fail(),
+            }
+            if !self.take_token(&Token::Period) {
+                return Ok(ast::ObjectName(parts));
+            }
+        }
+    }
+
+    fn object_names(&mut self) -> Parsed<Vec<ast::ObjectName>> {
+        let mut names = vec![self.object_name()?];
+        while self.take_token(&Token::Comma) {
+            names.push(self.object_name()?);
+        }
+        Ok(names)
+    }
+
+    fn column_list(&mut self) -> Parsed<Vec<String>> {
+        let mut names = Vec::new();
+        if self.take_token(&Token::LParen) {
+            loop {
+                names.push(self.identifier()?);
+                if !self.take_token(&Token::Comma) {
+                    break;
+                }
+            }
+            if !self.take_token(&Token::RParen) {
+                return self.fail();
+            }
+        }
+        Ok(names)
+    }
+
+    fn string(&mut self) -> Parsed<String> {
+        match self.peek() {
+            Some(Token::SingleQuotedString(text) | Token::EscapedStringLiteral(text)) => {
+                let text = text.clone();
+                self.at += 1;
+                Ok(text)
+            }
+            _ => self.fail(),
+        }
+    }
+
+    fn integer(&mut self) -> Parsed<i64> {
+        let negative = self.take_token(&Token::Minus);
+        if !negative {
+            self.take_token(&Token::Plus);
+        }
+        match self.peek() {
+            Some(Token::Number(digits, _)) => {
+                let signed = if negative { format!("-{digits}") } else { digits.clone() };
+                let value = signed.parse();
+                self.at += 1;
+                value.map_err(|_| SqlError::syntax(format!("\"{signed}\" is no integer in range")))
+            }
+            _ => self.fail(),
+        }
+    }
+
+    /// The rest as a statement of its own.
+    fn rest(&self) -> Parsed<Arc<ParsedStatement>> {
+        let tokens = &self.tokens[self.at..];
+        let Some(first) = tokens.first() else { return self.fail() };
+        // Its text begins at the last place from which as many tokens follow; cheaper: parse the joined tokens.
+        let text = join(tokens);
+        let _ = first;
+        super::parse(&text)?.pop().map(Arc::new).ok_or_else(|| SqlError::syntax("syntax error at end of input"))
+    }
+}
+
+fn join(tokens: &[Token]) -> String {
+    let mut out = String::new();
+    for token in tokens {
+        if !out.is_empty() {
+            out.push(' ');
+        }
+        match token {
+            // Unescaped when it was read, so it is written back as a plain string.
+            Token::EscapedStringLiteral(text) | Token::SingleQuotedString(text) => {
+                out.push('\'');
+                out.push_str(&text.replace('\'', "''"));
+                out.push('\'');
+            }
+            other => out.push_str(&other.to_string()),
+        }
+    }
+    out
+}
+
+/// `None`: not one of these; sqlparser shall have it.
+pub(super) fn parse(text: &str, tokens: &[Token]) -> Parsed<Option<Statement>> {
+    let mut words = Words { text, tokens, at: 0 };
+    let first = words.word();
+    words.at = 1;
+    let statement = match first.as_str() {
+        "BEGIN" => {
+            let _ = words.take("TRANSACTION") || words.take("WORK");
+            Statement::Begin(transaction_modes(&mut words)?)
+        }
+        "START" if words.take("TRANSACTION") => Statement::Begin(transaction_modes(&mut words)?),
+        "COMMIT" | "END" => {
+            if words.word() == "PREPARED" {
+                return Err(SqlError::unsupported("COMMIT PREPARED"));
+            }
+            Statement::Commit { chain: chain(&mut words)? }
+        }
+        "ABORT" => Statement::Rollback { chain: chain(&mut words)? },
+        "ROLLBACK" => {
+            if words.word() == "PREPARED" {
+                return Err(SqlError::unsupported("ROLLBACK PREPARED"));
+            }
+            let _ = words.take("TRANSACTION") || words.take("WORK");
+            if words.take("TO") {
+                words.take("SAVEPOINT");
+                let name = words.identifier()?;
+                words.finish(Statement::RollbackTo(name))?
+            } else {
+                Statement::Rollback { chain: chain(&mut words)? }
+            }
+        }
+        "SAVEPOINT" => {
+            let name = words.identifier()?;
+            words.finish(Statement::Savepoint(name))?
+        }
+        "RELEASE" => {
+            words.take("SAVEPOINT");
+            let name = words.identifier()?;
+            words.finish(Statement::Release(name))?
+        }
+        "SET" => set(&mut words)?,
+        "SHOW" => {
+            let name = setting_name(&mut words)?;
+            words.finish(Statement::Show(name))?
+        }
+        "RESET" => {
+            let name = setting_name(&mut words)?;
+            words.finish(Statement::Reset(name))?
+        }
+        "DEALLOCATE" => {
+            words.take("PREPARE");
+            let name = words.identifier()?;
+            let all = name == "all" && matches!(tokens.last(), Some(Token::Word(w)) if w.quote_style.is_none());
+            words.finish(Statement::Deallocate((!all).then_some(name)))?
+        }
+        "PREPARE" if words.word() == "TRANSACTION" => return Err(SqlError::unsupported("PREPARE TRANSACTION")),
+        "PREPARE" => {
+            let name = words.identifier()?;
+            let types = if words.peek() == Some(&Token::LParen) { data_types(&mut words)? } else { Vec::new() };
+            if !words.take("AS") {
+                return words.fail();
+            }
+            Statement::Prepare { name, types, statement: words.rest()? }
+        }
+        "EXECUTE" => {
+            let name = words.identifier()?;
+            let parameters = if words.end() { Vec::new() } else { expressions(&mut words)? };
+            words.finish(Statement::Execute { name, parameters })?
+        }
+        "DECLARE" => {
+            let name = words.identifier()?;
+            while ["BINARY", "INSENSITIVE", "ASENSITIVE", "NO", "SCROLL"].iter().any(|w| words.take(w)) {}
+            if !words.take("CURSOR") {
+                return words.fail();
+            }
+            let hold = words.take_all(&["WITH", "HOLD"]);
+            words.take_all(&["WITHOUT", "HOLD"]);
+            if !words.take("FOR") {
+                return words.fail();
+            }
+            Statement::Declare { name, hold, query: words.rest()? }
+        }
+        "FETCH" | "MOVE" => fetch(&mut words, first == "MOVE")?,
+        "CLOSE" => {
+            let all = words.word() == "ALL";
+            let name = words.identifier()?;
+            words.finish(Statement::Close((!all).then_some(name)))?
+        }
+        "EXPLAIN" => explain(&mut words)?,
+        "COPY" => Statement::Copy(Box::new(copy(&mut words)?)),
+        "VACUUM" => Statement::Vacuum(vacuum_tables(&mut words)?),
+        "ANALYZE" | "ANALYSE" => Statement::Accepted("ANALYZE"),
+        "CHECKPOINT" => Statement::Accepted("CHECKPOINT"),
+        "REINDEX" => Statement::Accepted("REINDEX"),
+        "CLUSTER" => Statement::Accepted("CLUSTER"),
+        "COMMENT" => Statement::Accepted("COMMENT"),
+        "GRANT" => Statement::Accepted("GRANT"),
+        "REVOKE" => Statement::Accepted("REVOKE"),
+        "LISTEN" => Statement::Accepted("LISTEN"),
+        "UNLISTEN" => Statement::Accepted("UNLISTEN"),
+        "NOTIFY" => Statement::Accepted("NOTIFY"),
+        "SECURITY" => Statement::Accepted("SECURITY LABEL"),
+        "DISCARD" => {
+            let what = words.identifier()?.to_ascii_uppercase();
+            words.finish(Statement::Discard(what))?
+        }
+        "LOCK" => {
+            words.take("TABLE");
+            words.take("ONLY");
+            let tables = words.object_names()?;
+            let mut mode = String::new();
+            if words.take("IN") {
+                while words.word() != "MODE" {
+                    if !mode.is_empty() {
+                        mode.push(' ');
+                    }
+                    mode += &words.identifier()?.to_ascii_uppercase();
+                }
+                words.take("MODE");
+            }
+            let nowait = words.take("NOWAIT");
+            if mode.is_empty() {
+                mode = "ACCESS EXCLUSIVE".to_owned();
+            }
+            words.finish(Statement::Lock { tables, mode, nowait })?
+        }
+        "CREATE" if words.word() == "SEQUENCE" => {
+            words.at += 1;
+            create_sequence(&mut words)?
+        }
+        "DO" => return Err(SqlError::unsupported("DO").with_hint("There are no procedural languages.")),
+        "ALTER" => match words.word().as_str() {
+            "SEQUENCE" => {
+                words.at += 1;
+                alter_sequence(&mut words)?
+            }
+            "SYSTEM" => return Err(SqlError::unsupported("this form of ALTER SYSTEM")),
+            "DEFAULT" => Statement::Accepted("ALTER DEFAULT PRIVILEGES"),
+            "DATABASE" => Statement::Accepted("ALTER DATABASE"),
+            "ROLE" | "USER" => Statement::Accepted("ALTER ROLE"),
+            _ => return Ok(None),
+        },
+        _ => return Ok(None),
+    };
+    Ok(Some(statement))
+}
+
+fn chain(words: &mut Words<'_>) -> Parsed<bool> {
+    let _ = words.take("TRANSACTION") || words.take("WORK");
+    let chain = words.take_all(&["AND", "CHAIN"]);
+    words.take_all(&["AND", "NO", "CHAIN"]);
+    words.finish(chain)
+}
+
+fn transaction_modes(words: &mut Words<'_>) -> Parsed<TransactionModes> {
+    let mut modes = TransactionModes::default();
+    while !words.end() {
+        if words.take_all(&["ISOLATION", "LEVEL"]) {
+            if words.take_all(&["READ", "COMMITTED"]) || words.take_all(&["READ", "UNCOMMITTED"]) {
+                modes.repeatable_read = Some(false);
+            } else if words.take_all(&["REPEATABLE", "READ"]) {
+                modes.repeatable_read = Some(true);
+            } else if words.take("SERIALIZABLE") {
+                modes.repeatable_read = Some(true);
+                modes.serializable = true;
+            } else {
+                return words.fail();
+            }
+        } else if words.take_all(&["READ", "ONLY"]) {
+            modes.read_only = Some(true);
+        } else if words.take_all(&["READ", "WRITE"]) {
+            modes.read_only = Some(false);
+        } else if !(words.take_all(&["NOT", "DEFERRABLE"]) || words.take("DEFERRABLE") || words.take_token(&Token::Comma)) {
+            return words.fail();
+        }
+    }
+    Ok(modes)
+}
+
+fn setting_name(words: &mut Words<'_>) -> Parsed<String> {
+    if words.take_all(&["TRANSACTION", "ISOLATION", "LEVEL"]) {
+        return Ok("transaction_isolation".to_owned());
+    }
+    if words.take_all(&["TIME", "ZONE"]) {
+        return Ok("timezone".to_owned());
+    }
+    if words.take_all(&["SESSION", "AUTHORIZATION"]) {
+        return Ok("session_authorization".to_owned());
+    }
+    let mut name = words.identifier()?;
+    while words.take_token(&Token::Period) {
+        name = format!("{name}.{}", words.identifier()?);
+    }
+    Ok(name.to_lowercase())
+}
+
+fn set(words: &mut Words<'_>) -> Parsed<Statement> {
+    if words.take_all(&["SESSION", "CHARACTERISTICS", "AS", "TRANSACTION"]) {
+        return Ok(Statement::SetTransaction { modes: transaction_modes(words)?, session: true });
+    }
+    if words.take("TRANSACTION") {
+        return Ok(Statement::SetTransaction { modes: transaction_modes(words)?, session: false });
+    }
+    if words.word() == "CONSTRAINTS" {
+        return Ok(Statement::Accepted("SET CONSTRAINTS"));
+    }
+    let local = words.take("LOCAL");
+    if !local
+        && words.word() == "SESSION"
+        && !matches!(words.tokens.get(words.at + 1), Some(Token::Word(w)) if w.value.eq_ignore_ascii_case("AUTHORIZATION"))
+    {
+        words.at += 1;
+    }
+    let name = if words.word() == "NAMES" {
+        words.at += 1;
+        "client_encoding".to_owned()
+    } else {
+        let name = setting_name(words)?;
+        if !(words.take_token(&Token::Eq) || words.take("TO"))
+            && !matches!(name.as_str(), "timezone" | "role" | "session_authorization")
+        {
+            return words.fail();
+        }
+        name
+    };
+    let mut values = Vec::new();
+    loop {
+        let value = match words.peek() {
+            Some(Token::SingleQuotedString(_) | Token::EscapedStringLiteral(_)) => words.string()?,
+            Some(Token::Number(..) | Token::Minus | Token::Plus) => {
+                let negative = words.take_token(&Token::Minus);
+                words.take_token(&Token::Plus);
+                match words.peek() {
+                    Some(Token::Number(digits, _)) => {
+                        let value = format!("{}{digits}", if negative { "-" } else { "" });
+                        words.at += 1;
+                        value
+                    }
+                    _ => return words.fail(),
+                }
+            }
+            _ => words.identifier()?,
+        };
+        values.push(value);
+        if !words.take_token(&Token::Comma) {
+            break;
+        }
+    }
+    let default = values.len() == 1
+        && matches!(words.tokens.last(), Some(Token::Word(w)) if w.quote_style.is_none() && w.value.eq_ignore_ascii_case("default"));
+    words.finish(Statement::Set { local, name, value: (!default).then(|| values.join(", ")) })
+}
+
+fn data_types(words: &mut Words<'_>) -> Parsed<Vec<ast::DataType>> {
+    let mut parser = Parser::new(&PostgreSqlDialect {}).with_tokens(words.tokens[words.at..].to_vec());
+    let broken = |fault: datafusion::sql::sqlparser::parser::ParserError| SqlError::syntax(fault.to_string());
+    parser.expect_token(&Token::LParen).map_err(broken)?;
+    let types = parser.parse_comma_separated(Parser::parse_data_type).map_err(broken)?;
+    parser.expect_token(&Token::RParen).map_err(broken)?;
+    words.at += parser.index();
+    Ok(types)
+}
+
+fn expressions(words: &mut Words<'_>) -> Parsed<Vec<ast::Expr>> {
+    let mut parser = Parser::new(&PostgreSqlDialect {}).with_tokens(words.tokens[words.at..].to_vec());
+    let broken = |fault: datafusion::sql::sqlparser::parser::ParserError| SqlError::syntax(fault.to_string());
+    parser.expect_token(&Token::LParen).map_err(broken)?;
+    let list = if parser.peek_token().token == Token::RParen {
+        Vec::new()
+    } else {
+        parser.parse_comma_separated(Parser::parse_expr).map_err(broken)?
+    };
+    parser.expect_token(&Token::RParen).map_err(broken)?;
+    words.at += parser.index();
+    Ok(list)
+}
+
+fn fetch(words: &mut Words<'_>, only_move: bool) -> Parsed<Statement> {
+    let signed = |n: i64| if n < 0 { FetchHow::Backward(n.unsigned_abs()) } else { FetchHow::Forward(n as u64) };
+    let how = match words.word().as_str() {
+        "NEXT" => {
+            words.at += 1;
+            FetchHow::Forward(1)
+        }
+        "PRIOR" => {
+            words.at += 1;
+            FetchHow::Backward(1)
+        }
+        "FIRST" => {
+            words.at += 1;
+            FetchHow::Absolute(1)
+        }
+        "LAST" => {
+            words.at += 1;
+            FetchHow::Absolute(-1)
+        }
+        "ALL" => {
+            words.at += 1;
+            FetchHow::All
+        }
+        "ABSOLUTE" => {
+            words.at += 1;
+            FetchHow::Absolute(words.integer()?)
+        }
+        "RELATIVE" => {
+            words.at += 1;
+            FetchHow::Relative(words.integer()?)
+        }
+        "FORWARD" => {
+            words.at += 1;
+            if words.take("ALL") {
+                FetchHow::All
+            } else if matches!(words.peek(), Some(Token::Number(..) | Token::Minus)) {
+                signed(words.integer()?)
+            } else {
+                FetchHow::Forward(1)
+            }
+        }
+        "BACKWARD" => {
+            words.at += 1;
+            if words.take("ALL") {
+                FetchHow::Backward(u64::MAX)
+            } else if matches!(words.peek(), Some(Token::Number(..) | Token::Minus)) {
+                signed(-words.integer()?)
+            } else {
+                FetchHow::Backward(1)
+            }
+        }
+        _ if matches!(words.peek(), Some(Token::Number(..) | Token::Minus)) => signed(words.integer()?),
+        _ => FetchHow::Forward(1),
+    };
+    let _ = words.take("FROM") || words.take("IN");
+    let name = words.identifier()?;
+    words.finish(Statement::Fetch { name, how, only_move })
+}
+
+fn explain(words: &mut Words<'_>) -> Parsed<Statement> {
+    let (mut analyze, mut verbose) = (false, false);
+    if words.take_token(&Token::LParen) {
+        loop {
+            let option = words.identifier()?;
+            let on = if matches!(words.peek(), Some(Token::Comma | Token::RParen)) {
+                true
+            } else {
+                let value = match words.peek() {
+                    Some(Token::Number(n, _)) => n.clone(),
+                    Some(Token::SingleQuotedString(s)) => s.clone(),
+                    Some(Token::Word(w)) => w.value.to_lowercase(),
+                    _ => return words.fail(),
+                };
+                words.at += 1;
+                if option == "format" && value != "text" {
+                    return Err(SqlError::unsupported(format_args!("EXPLAIN (FORMAT {value})")));
+                }
+                !matches!(value.as_str(), "off" | "false" | "0")
+            };
+            match option.as_str() {
+                "analyze" => analyze = on,
+                "verbose" => verbose = on,
+                _ => {}
+            }
+            if !words.take_token(&Token::Comma) {
+                break;
+            }
+        }
+        if !words.take_token(&Token::RParen) {
+            return words.fail();
+        }
+    } else {
+        analyze = words.take("ANALYZE");
+        verbose = words.take("VERBOSE");
+    }
+    Ok(Statement::Explain { analyze, verbose, statement: words.rest()? })
+}
+
+fn vacuum_tables(words: &mut Words<'_>) -> Parsed<Vec<ast::ObjectName>> {
+    if words.take_token(&Token::LParen) {
+        while !words.take_token(&Token::RParen) {
+            if words.end() {
+                return words.fail();
+            }
+            words.at += 1;
+        }
+    }
+    while ["FULL", "FREEZE", "VERBOSE", "ANALYZE"].iter().any(|w| words.take(w)) {}
+    if words.end() {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    loop {
+        names.push(words.object_name()?);
+        words.column_list()?;
+        if !words.take_token(&Token::Comma) {
+            break;
+        }
+    }
+    words.finish(names)
+}
+
+fn copy(words: &mut Words<'_>) -> Parsed<CopyStatement> {
+    let source = if words.take_token(&Token::LParen) {
+        let start = words.at;
+        let mut depth = 1;
+        while depth > 0 {
+            match words.peek() {
+                Some(Token::LParen) => depth += 1,
+                Some(Token::RParen) => depth -= 1,
+                None => return words.fail(),
+                _ => {}
+            }
+            words.at += 1;
+        }
+        let inner = Words { text: words.text, tokens: &words.tokens[start..words.at - 1], at: 0 };
+        CopySource::Query(inner.rest()?)
+    } else {
+        words.take("BINARY");
+        let name = words.object_name()?;
+        CopySource::Table(name, words.column_list()?)
+    };
+    let direction = if words.take("FROM") {
+        if !words.take("STDIN") {
+            return Err(SqlError::new("42501", "COPY from a file or program is not offered")
+                .with_hint("Use COPY FROM STDIN; psql's \\copy does."));
+        }
+        CopyDirection::In
+    } else if words.take("TO") {
+        if !words.take("STDOUT") {
+            return Err(SqlError::new("42501", "COPY to a file or program is not offered")
+                .with_hint("Use COPY TO STDOUT; psql's \\copy does."));
+        }
+        CopyDirection::Out
+    } else {
+        return words.fail();
+    };
+    if direction == CopyDirection::In && matches!(source, CopySource::Query(_)) {
+        return words.fail();
+    }
+    let options = copy_options(words)?;
+    words.finish(CopyStatement { source, direction, options })
+}
+
+fn one_byte(option: &str, text: &str) -> Parsed<u8> {
+    match text.as_bytes() {
+        [byte] if *byte != b'\n' && *byte != b'\r' => Ok(*byte),
+        _ => Err(SqlError::unsupported(format_args!("COPY {option} of anything but one byte"))),
+    }
+}
+
+fn copy_options(words: &mut Words<'_>) -> Parsed<CopyOptions> {
+    let mut format = CopyFormat::Text;
+    let (mut delimiter, mut null, mut header, mut quote, mut escape) = (None, None, false, None, None);
+    let (mut force_quote, mut force_not_null, mut force_null) = (None, Vec::new(), Vec::new());
+    let with = words.take("WITH");
+    if words.take_token(&Token::LParen) {
+        loop {
+            let option = words.identifier()?;
+            match option.as_str() {
+                "format" => {
+                    let name = match words.peek() {
+                        Some(Token::SingleQuotedString(_)) => words.string()?,
+                        _ => words.identifier()?,
+                    };
+                    format = match name.to_lowercase().as_str() {
+                        "text" => CopyFormat::Text,
+                        "csv" => CopyFormat::Csv,
+                        "binary" => CopyFormat::Binary,
+                        _ => return Err(SqlError::new("22023", format!("COPY format \"{name}\" not recognized"))),
+                    };
+                }
+                "delimiter" => delimiter = Some(one_byte("DELIMITER", &words.string()?)?),
+                "null" => null = Some(words.string()?),
+                "quote" => quote = Some(one_byte("QUOTE", &words.string()?)?),
+                "escape" => escape = Some(one_byte("ESCAPE", &words.string()?)?),
+                "header" | "freeze" => {
+                    let value = match words.peek() {
+                        Some(Token::Comma | Token::RParen) => true,
+                        Some(Token::Number(n, _)) => n != "0",
+                        Some(Token::Word(w)) => !matches!(w.value.to_lowercase().as_str(), "false" | "off"),
+                        Some(Token::SingleQuotedString(s)) => !matches!(s.to_lowercase().as_str(), "false" | "off"),
+                        _ => return words.fail(),
+                    };
+                    if !matches!(words.peek(), Some(Token::Comma | Token::RParen)) {
+                        words.at += 1;
+                    }
+                    if option == "header" {
+                        header = value;
+                    }
+                }
+                "encoding" => {
+                    words.string()?;
+                }
+                "force_quote" => {
+                    force_quote = Some(if words.take_token(&Token::Mul) { Vec::new() } else { words.column_list()? });
+                }
+                "force_not_null" => force_not_null = words.column_list()?,
+                "force_null" => force_null = words.column_list()?,
+                _ => return Err(SqlError::syntax(format!("option \"{option}\" not recognized"))),
+            }
+            if !words.take_token(&Token::Comma) {
+                break;
+            }
+        }
+        if !words.take_token(&Token::RParen) {
+            return words.fail();
+        }
+    } else {
+        // The forms of old: [WITH] CSV HEADER DELIMITER AS ';' NULL AS ''.
+        let _ = with;
+        while !words.end() {
+            if words.take("CSV") {
+                format = CopyFormat::Csv;
+            } else if words.take("BINARY") {
+                format = CopyFormat::Binary;
+            } else if words.take("HEADER") {
+                header = true;
+            } else if words.take("FREEZE") {
+            } else if words.take("DELIMITER") || words.take("DELIMITERS") {
+                words.take("AS");
+                delimiter = Some(one_byte("DELIMITER", &words.string()?)?);
+            } else if words.take("NULL") {
+                words.take("AS");
+                null = Some(words.string()?);
+            } else if words.take("QUOTE") {
+                words.take("AS");
+                quote = Some(one_byte("QUOTE", &words.string()?)?);
+            } else if words.take("ESCAPE") {
+                words.take("AS");
+                escape = Some(one_byte("ESCAPE", &words.string()?)?);
+            } else {
+                return words.fail();
+            }
+        }
+    }
+    let csv = format == CopyFormat::Csv;
+    let quote = quote.unwrap_or(b'"');
+    Ok(CopyOptions {
+        format,
+        delimiter: delimiter.unwrap_or(if csv { b',' } else { b'\t' }),
+        null: null.unwrap_or_else(|| if csv { String::new() } else { "\\N".to_owned() }),
+        header,
+        quote,
+        escape: escape.unwrap_or(quote),
+        force_quote,
+        force_not_null,
+        force_null,
+    })
+}
+
+/// CREATE SEQUENCE, its options in any order.
+fn create_sequence(words: &mut Words<'_>) -> Parsed<Statement> {
+    let if_not_exists = words.take_all(&["IF", "NOT", "EXISTS"]);
+    let name = words.object_name()?;
+    let number = |words: &mut Words<'_>| -> Parsed<ast::Expr> {
+        Ok(ast::Expr::Value(ast::Value::Number(words.integer()?.to_string(), false).into()))
+    };
+    let (mut options, mut data_type, mut owned_by) = (Vec::new(), None, None);
+    while !words.end() {
+        if words.take("AS") {
+            let mut parser = Parser::new(&PostgreSqlDialect {}).with_tokens(words.tokens[words.at..].to_vec());
+            data_type = Some(parser.parse_data_type().map_err(|fault| SqlError::syntax(fault.to_string()))?);
+            words.at += parser.index();
+        } else if words.take("START") {
+            words.take("WITH");
+            options.push(ast::SequenceOptions::StartWith(number(words)?, true));
+        } else if words.take("INCREMENT") {
+            words.take("BY");
+            options.push(ast::SequenceOptions::IncrementBy(number(words)?, true));
+        } else if words.take("MINVALUE") {
+            options.push(ast::SequenceOptions::MinValue(Some(number(words)?)));
+        } else if words.take("MAXVALUE") {
+            options.push(ast::SequenceOptions::MaxValue(Some(number(words)?)));
+        } else if words.take("CACHE") {
+            options.push(ast::SequenceOptions::Cache(number(words)?));
+        } else if words.take("CYCLE") {
+            options.push(ast::SequenceOptions::Cycle(false));
+        } else if words.take_all(&["OWNED", "BY"]) {
+            owned_by = if words.take("NONE") { None } else { Some(words.object_name()?) };
+        } else if !["MINVALUE", "MAXVALUE", "CYCLE"].iter().any(|word| words.take_all(&["NO", word])) {
+            return words.fail();
+        }
+    }
+    Ok(Statement::Ddl(Box::new(ast::Statement::CreateSequence {
+        temporary: false,
+        if_not_exists,
+        name,
+        data_type,
+        sequence_options: options,
+        owned_by,
+    })))
+}
+
+fn alter_sequence(words: &mut Words<'_>) -> Parsed<Statement> {
+    let if_exists = words.take_all(&["IF", "EXISTS"]);
+    let name = words.object_name()?;
+    let mut changes = Vec::new();
+    while !words.end() {
+        changes.push(if words.take("RESTART") {
+            let number = words.take("WITH") || matches!(words.peek(), Some(Token::Number(..) | Token::Minus));
+            SequenceChange::Restart(if number { Some(words.integer()?) } else { None })
+        } else if words.take("START") {
+            words.take("WITH");
+            SequenceChange::Start(words.integer()?)
+        } else if words.take("INCREMENT") {
+            words.take("BY");
+            SequenceChange::Increment(words.integer()?)
+        } else if words.take("MINVALUE") {
+            SequenceChange::Min(words.integer()?)
+        } else if words.take("MAXVALUE") {
+            SequenceChange::Max(words.integer()?)
+        } else if words.take("CACHE") {
+            SequenceChange::Cache(words.integer()?)
+        } else if words.take("CYCLE") {
+            SequenceChange::Cycle(true)
+        } else if words.take_all(&["NO", "CYCLE"]) {
+            SequenceChange::Cycle(false)
+        } else if words.take_all(&["NO", "MINVALUE"]) || words.take_all(&["NO", "MAXVALUE"]) {
+            SequenceChange::Nothing
+        } else if words.take_all(&["OWNED", "BY"]) {
+            let mut parts = vec![words.identifier()?];
+            while words.take_token(&Token::Period) {
+                parts.push(words.identifier()?);
+            }
+            let column = parts.pop().unwrap_or_default();
+            SequenceChange::OwnedBy((!parts.is_empty()).then_some((parts, column)))
+        } else if words.take_all(&["OWNER", "TO"]) {
+            words.identifier()?;
+            SequenceChange::Nothing
+        } else if words.take("AS") {
+            words.identifier()?;
+            SequenceChange::Nothing
+        } else {
+            return words.fail();
+        });
+    }
+    Ok(Statement::AlterSequence { name, if_exists, changes })
+}

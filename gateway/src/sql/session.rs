@@ -1,0 +1,947 @@
+//! A client's session: transactions, prepared statements, settings, and the way of each statement to its executor.
+//!
+//! Owned by one connection's task. A statement's rows are drained before the next statement begins; what a portal keeps
+//! beyond that, the wire layer has drained into memory.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use rustydb::store::{Isolation, LockMode, LockName, LockSpace, Savepoint, WaitPolicy};
+
+use super::api::{ColumnDesc, Execution, RowStream, Tag, TransactionStatus};
+use super::catalog::{Catalog, Oid};
+use super::context::{Context, SequenceMemory};
+use super::core::{Canceler, SessionCore};
+use super::cursor::Cursor;
+use super::database::Database;
+use super::error::{SqlError, code};
+use super::fastpath::FastPlan;
+use super::parse::{self, ParsedStatement, Statement, TransactionModes};
+use super::plan::Parameter;
+use super::rewrite::Env;
+use super::settings::{REPORTED, Settings};
+use super::types::{Datum, PgType};
+
+/// What a client says when it connects.
+#[derive(Clone, Debug, Default)]
+pub struct Startup {
+    /// User.
+    pub user: String,
+    /// Database.
+    pub database: String,
+    /// Settings (`application_name`, `options`...).
+    pub settings: Vec<(String, String)>,
+    /// The number that BackendKeyData carries.
+    pub backend_pid: i32,
+}
+
+/// A statement made ready: its parameters and columns are known.
+#[derive(Clone)]
+pub struct Prepared(pub(super) Arc<PreparedInner>);
+
+pub(super) struct PreparedInner {
+    pub(super) parsed: Arc<ParsedStatement>,
+    pub(super) parameters: Vec<PgType>,
+    pub(super) columns: Option<Arc<[ColumnDesc]>>,
+    pub(super) fast: Option<Arc<FastPlan>>,
+    pub(super) generation: u64,
+}
+
+impl Prepared {
+    /// Types of `$1`, `$2`...
+    #[must_use]
+    pub fn parameters(&self) -> &[PgType] {
+        &self.0.parameters
+    }
+
+    /// The result's columns; `None` for what gives no rows.
+    #[must_use]
+    pub fn columns(&self) -> Option<&Arc<[ColumnDesc]>> {
+        self.0.columns.as_ref()
+    }
+
+    /// The statement.
+    #[must_use]
+    pub fn statement(&self) -> &ParsedStatement {
+        &self.0.parsed
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// No transaction.
+    Idle,
+    /// One statement's own.
+    Single,
+    /// Several statements until [`SqlSession::sync`].
+    Implicit,
+    /// BEGIN.
+    Block,
+    /// BEGIN, and an error since.
+    Failed,
+}
+
+pub(super) struct SavepointEntry {
+    name: String,
+    savepoint: Savepoint,
+    catalog: Option<Arc<Catalog>>,
+    created: usize,
+    dropped: usize,
+}
+
+pub(super) struct Transaction {
+    pub(super) state: State,
+    pub(super) isolation: Isolation,
+    pub(super) read_only: bool,
+    pub(super) started_micros: i64,
+    /// The catalog with this transaction's own changes.
+    pub(super) catalog: Option<Arc<Catalog>>,
+    pub(super) savepoints: Vec<SavepointEntry>,
+    /// Partitions to drop if it rolls back.
+    pub(super) created: Vec<rustydb::ids::PartitionId>,
+    /// Partitions to drop when it has committed.
+    pub(super) dropped: Vec<rustydb::ids::PartitionId>,
+    pub(super) locks: HashMap<Oid, LockMode>,
+    /// Settings as they were at BEGIN.
+    settings_before: Option<Arc<std::collections::BTreeMap<String, String>>>,
+    /// SET LOCAL: names and what they were.
+    local_settings: Vec<(String, String)>,
+    /// A query has run in it.
+    touched: bool,
+}
+
+/// See the module.
+pub struct SqlSession {
+    pub(super) db: Arc<Database>,
+    pub(super) core: Arc<SessionCore>,
+    pub(super) settings: Settings,
+    pub(super) user: String,
+    pub(super) database: String,
+    backend_pid: i32,
+    pub(super) transaction: Transaction,
+    prepared: HashMap<String, Prepared>,
+    pub(super) cursors: HashMap<String, Cursor>,
+    pub(super) notices: Vec<SqlError>,
+    changed: Vec<(String, String)>,
+    pub(super) sequences: Arc<Mutex<SequenceMemory>>,
+    implicit_block: bool,
+}
+
+/// Most statements prepared by name in a session.
+const PREPARED_MAX: usize = 10_000;
+
+fn now_micros() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    since.as_micros() as i64
+}
+
+impl SqlSession {
+    /// A session for a client.
+    ///
+    /// # Errors
+    /// A startup setting that cannot be, an unknown database.
+    pub fn new(db: Arc<Database>, startup: Startup) -> Result<SqlSession, SqlError> {
+        let settings = Settings::new(&startup.user, &startup.settings)?;
+        let core = SessionCore::new(db.store.session());
+        Ok(SqlSession {
+            core,
+            db,
+            settings,
+            user: startup.user,
+            database: startup.database,
+            backend_pid: startup.backend_pid,
+            transaction: Transaction {
+                state: State::Idle,
+                isolation: Isolation::ReadCommitted,
+                read_only: false,
+                started_micros: 0,
+                catalog: None,
+                savepoints: Vec::new(),
+                created: Vec::new(),
+                dropped: Vec::new(),
+                locks: HashMap::new(),
+                settings_before: None,
+                local_settings: Vec::new(),
+                touched: false,
+            },
+            prepared: HashMap::new(),
+            cursors: HashMap::new(),
+            notices: Vec::new(),
+            changed: Vec::new(),
+            sequences: Arc::default(),
+            implicit_block: false,
+        })
+    }
+
+    /// What ReadyForQuery says.
+    #[must_use]
+    pub fn transaction_status(&self) -> TransactionStatus {
+        match self.transaction.state {
+            State::Block if self.core.failed.load(std::sync::atomic::Ordering::Acquire) => TransactionStatus::Failed,
+            State::Block => TransactionStatus::InBlock,
+            State::Failed => TransactionStatus::Failed,
+            _ => TransactionStatus::Idle,
+        }
+    }
+
+    /// Cancels this session's statement from another task.
+    #[must_use]
+    pub fn canceler(&self) -> Canceler {
+        self.core.canceler()
+    }
+
+    /// Notices since the last call.
+    pub fn take_notices(&mut self) -> Vec<SqlError> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Settings that the client is told at the start (ParameterStatus).
+    #[must_use]
+    pub fn reported_settings(&self) -> Vec<(String, String)> {
+        REPORTED.iter().map(|(name, shown)| ((*shown).to_owned(), self.settings.get(name).to_owned())).collect()
+    }
+
+    /// Settings that the client is to be told of, changed since the last call.
+    pub fn take_setting_changes(&mut self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// The user.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// From here to [`SqlSession::sync`] statements outside a block share one transaction (several statements in one
+    /// simple query, or a pipeline).
+    pub fn begin_implicit_block(&mut self) {
+        self.implicit_block = true;
+    }
+
+    /// Ends what [`SqlSession::begin_implicit_block`] began: commits, unless it is a block by now.
+    ///
+    /// # Errors
+    /// The commit's.
+    pub async fn sync(&mut self) -> Result<(), SqlError> {
+        self.implicit_block = false;
+        self.core.finish(true).await?;
+        if self.transaction.state == State::Implicit {
+            self.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// Splits and parses a text.
+    ///
+    /// # Errors
+    /// `42601`.
+    pub fn parse(&mut self, sql: &str) -> Result<Vec<ParsedStatement>, SqlError> {
+        let result = parse::parse(sql);
+        if result.is_err() {
+            self.fail_block();
+        }
+        result
+    }
+
+    fn fail_block(&mut self) {
+        if self.transaction.state == State::Block {
+            self.transaction.state = State::Failed;
+        }
+    }
+
+    /// A simple statement by its text, if the node has it planned already: the way of a driver that sends literals.
+    /// `None`: parse it.
+    pub async fn execute_cached(&mut self, sql: &str) -> Option<Result<Execution, SqlError>> {
+        if self.implicit_block || !matches!(self.transaction.state, State::Idle | State::Block) {
+            return None;
+        }
+        let catalog = self.known_catalog()?;
+        let (plan, values) = self.db.fast.lookup(sql, &self.db, &catalog, &self.settings, &self.user)?;
+        let result = self.run_fast(&plan, &values, &catalog).await;
+        match result {
+            Ok(Some(execution)) => Some(Ok(execution)),
+            Ok(None) => None,
+            Err(fault) => {
+                self.after_error().await;
+                Some(Err(fault))
+            }
+        }
+    }
+
+    fn known_catalog(&self) -> Option<Arc<Catalog>> {
+        match &self.transaction.catalog {
+            Some(catalog) => Some(Arc::clone(catalog)),
+            None => self.db.catalog.fresh(&self.db.store),
+        }
+    }
+
+    /// The catalog that a statement sees now.
+    pub(super) async fn catalog(&self) -> Result<Arc<Catalog>, SqlError> {
+        match &self.transaction.catalog {
+            Some(catalog) => Ok(Arc::clone(catalog)),
+            None => self.db.current_catalog().await,
+        }
+    }
+
+    pub(super) fn env(&self) -> Env {
+        Env {
+            database: self.database.clone(),
+            user: self.user.clone(),
+            search_path: self.settings.search_path(&self.user),
+            transaction_micros: self.transaction.started_micros,
+            statement_micros: now_micros(),
+            backend_pid: self.backend_pid,
+            settings: Arc::clone(self.settings.all()),
+        }
+    }
+
+    pub(super) fn context(&self, catalog: Arc<Catalog>, parameters: Vec<Parameter>) -> Context {
+        Context {
+            db: Arc::clone(&self.db),
+            core: Arc::clone(&self.core),
+            catalog,
+            env: Arc::new(self.env()),
+            sequences: Arc::clone(&self.sequences),
+            parameters: Arc::new(parameters),
+        }
+    }
+
+    /// Makes a statement ready. `types`: those of the parameters, as far as the client says.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the statement; `25P02` in a failed transaction.
+    pub async fn prepare(&mut self, parsed: &ParsedStatement, types: &[Option<PgType>]) -> Result<Prepared, SqlError> {
+        let result = self.prepare_inner(Arc::new(parsed.clone()), types).await;
+        if result.is_err() {
+            self.fail_block();
+        }
+        result
+    }
+
+    async fn prepare_inner(&mut self, parsed: Arc<ParsedStatement>, types: &[Option<PgType>]) -> Result<Prepared, SqlError> {
+        self.check_failed(&parsed)?;
+        let mut declared: Vec<PgType> = types.iter().map(|t| t.unwrap_or(PgType::Unknown)).collect();
+        declared.resize(declared.len().max(parsed.parameters), PgType::Unknown);
+        if matches!(
+            parsed.statement,
+            Statement::Begin(_)
+                | Statement::Commit { .. }
+                | Statement::Rollback { .. }
+                | Statement::Empty
+                | Statement::Savepoint(_)
+        ) {
+            let inner = PreparedInner { parsed, parameters: declared, columns: None, fast: None, generation: 0 };
+            return Ok(Prepared(Arc::new(inner)));
+        }
+        let catalog = self.catalog().await?;
+        let context = self.context(Arc::clone(&catalog), Vec::new());
+        let (parameters, columns) = match &parsed.statement {
+            Statement::Fetch { name, only_move: false, .. } => (declared, self.cursors.get(name).map(|c| c.columns())),
+            Statement::Execute { name, .. } => (declared, self.prepared.get(name).and_then(|p| p.columns().cloned())),
+            _ => super::describe::describe(&context, &parsed.statement, declared)?,
+        };
+        let fast = FastPlan::compile(&parsed.statement, &parameters, &catalog, &context.env.search_path).map(Arc::new);
+        let inner = PreparedInner { parsed, parameters, columns, fast, generation: catalog.generation };
+        Ok(Prepared(Arc::new(inner)))
+    }
+
+    fn check_failed(&mut self, parsed: &ParsedStatement) -> Result<(), SqlError> {
+        if self.core.failed.swap(false, std::sync::atomic::Ordering::AcqRel) {
+            self.fail_block();
+        }
+        if self.transaction.state == State::Failed && !parsed.ends_transaction() {
+            return Err(SqlError::new(
+                code::IN_FAILED_SQL_TRANSACTION,
+                "current transaction is aborted, commands ignored until end of transaction block",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Parses and runs a text of one or more statements to their ends (for tests and tools; the wire layer streams).
+    ///
+    /// # Errors
+    /// The first statement's that fails; the others do not run.
+    pub async fn run(&mut self, sql: &str) -> Result<Vec<Execution>, SqlError> {
+        if let Some(result) = self.execute_cached(sql).await {
+            return result.map(|e| vec![e]);
+        }
+        let statements = self.parse(sql)?;
+        if statements.len() > 1 {
+            self.begin_implicit_block();
+        }
+        let mut results = Vec::new();
+        for statement in &statements {
+            let outcome = async {
+                let prepared = self.prepare(statement, &[]).await?;
+                self.execute(&prepared, Vec::new()).await
+            }
+            .await;
+            match outcome {
+                Ok(mut execution) => {
+                    if let Execution::Rows(rows) = &mut execution {
+                        let all = match rows.collect().await {
+                            Ok(all) => all,
+                            Err(fault) => {
+                                self.implicit_block = false;
+                                self.after_error().await;
+                                return Err(fault);
+                            }
+                        };
+                        let tag = Tag::Fixed(rows.tag());
+                        execution = Execution::Rows(RowStream::ready(Arc::clone(rows.columns()), tag, all));
+                    }
+                    results.push(execution);
+                }
+                Err(fault) => {
+                    self.implicit_block = false;
+                    self.after_error().await;
+                    return Err(fault);
+                }
+            }
+        }
+        self.sync().await?;
+        Ok(results)
+    }
+
+    /// Runs a prepared statement with its parameters' values.
+    ///
+    /// # Errors
+    /// Everything that can go wrong. Outside a block the statement's transaction is rolled back then; a block has failed.
+    pub async fn execute(&mut self, prepared: &Prepared, parameters: Vec<Option<Datum>>) -> Result<Execution, SqlError> {
+        let timeout_ms = self.settings.milliseconds("statement_timeout");
+        let result = if timeout_ms == 0 {
+            self.execute_inner(prepared, parameters).await
+        } else {
+            let limit = std::time::Duration::from_millis(timeout_ms);
+            match tokio::time::timeout(limit, self.execute_inner(prepared, parameters)).await {
+                Ok(result) => result,
+                Err(_) => Err(SqlError::new(code::QUERY_CANCELED, "canceling statement due to statement timeout")),
+            }
+        };
+        match result {
+            Ok(execution) => Ok(execution),
+            Err(fault) => {
+                self.after_error().await;
+                Err(fault)
+            }
+        }
+    }
+
+    /// What an error means for the transaction. The wire layer calls it when rows that it was sending failed.
+    pub async fn after_error(&mut self) {
+        // Faults of the rollback itself are the store's to repair; the client has its error already.
+        let _ = self.core.finish(false).await;
+        match self.transaction.state {
+            State::Idle | State::Failed => {}
+            State::Single | State::Implicit => {
+                self.implicit_block = false;
+                let _ = self.rollback().await;
+            }
+            State::Block => {
+                self.transaction.state = State::Failed;
+                if self.transaction.savepoints.is_empty() {
+                    let _ = self.core.store.lock().await.rollback().await;
+                }
+            }
+        }
+        self.core.failed.store(false, std::sync::atomic::Ordering::Release);
+    }
+
+    async fn execute_inner(&mut self, prepared: &Prepared, parameters: Vec<Option<Datum>>) -> Result<Execution, SqlError> {
+        self.core.finish(false).await?;
+        self.check_failed(&prepared.0.parsed)?;
+        self.core.begin_statement();
+        if parameters.len() != prepared.0.parameters.len() {
+            return Err(SqlError::new(
+                code::PROTOCOL_VIOLATION,
+                format!(
+                    "bind message supplies {} parameters, but prepared statement requires {}",
+                    parameters.len(),
+                    prepared.0.parameters.len()
+                ),
+            ));
+        }
+        if let Some(fast) = &prepared.0.fast
+            && !self.implicit_block
+            && let Some(catalog) = self.known_catalog()
+            && (catalog.generation == prepared.0.generation && self.transaction.catalog.is_none())
+            && let Some(execution) = self.run_fast(fast, &parameters, &catalog).await?
+        {
+            return Ok(execution);
+        }
+        let parsed = Arc::clone(&prepared.0.parsed);
+        if let Some(execution) = self.control(&parsed.statement).await? {
+            return Ok(execution);
+        }
+        let values = prepared.0.parameters.iter().copied().zip(parameters).collect();
+        self.execute_statement(&parsed, values).await
+    }
+
+    /// Runs a statement that works on data or the catalog, in its transaction.
+    pub(super) async fn execute_statement(
+        &mut self,
+        parsed: &ParsedStatement,
+        parameters: Vec<Parameter>,
+    ) -> Result<Execution, SqlError> {
+        self.ensure_transaction().await?;
+        self.transaction.touched = true;
+        self.core.store.lock().await.new_statement();
+        let result = Box::pin(super::execute::statement(self, parsed, parameters)).await?;
+        if self.transaction.state != State::Single {
+            return Ok(result);
+        }
+        match result {
+            Execution::Rows(rows) => {
+                // The rows' end is the commit.
+                self.core.open.store(true, std::sync::atomic::Ordering::Release);
+                self.end_transaction(true).await;
+                Ok(Execution::Rows(rows))
+            }
+            Execution::CopyIn(copy) => {
+                self.core.open.store(true, std::sync::atomic::Ordering::Release);
+                self.end_transaction(true).await;
+                Ok(Execution::CopyIn(copy))
+            }
+            Execution::CopyOut(copy) => {
+                self.core.open.store(true, std::sync::atomic::Ordering::Release);
+                self.end_transaction(true).await;
+                Ok(Execution::CopyOut(copy))
+            }
+            other => {
+                self.commit().await?;
+                Ok(other)
+            }
+        }
+    }
+
+    pub(super) async fn run_fast(
+        &mut self,
+        plan: &Arc<FastPlan>,
+        parameters: &[Option<Datum>],
+        catalog: &Arc<Catalog>,
+    ) -> Result<Option<Execution>, SqlError> {
+        self.core.finish(false).await?;
+        self.core.begin_statement();
+        super::fastpath::run(self, plan, parameters, catalog).await
+    }
+
+    /// Start of the running transaction, or now.
+    pub(super) fn statement_clock(&self) -> i64 {
+        if self.transaction.state == State::Idle { now_micros() } else { self.transaction.started_micros }
+    }
+
+    /// A query has run in the transaction.
+    pub(super) fn touch(&mut self) {
+        self.transaction.touched = true;
+    }
+
+    /// The store has committed the statement's own transaction.
+    pub(super) async fn committed(&mut self) {
+        self.end_transaction(true).await;
+        self.forget_transaction_settings();
+    }
+
+    /// Begins a transaction if there is none.
+    pub(super) async fn ensure_transaction(&mut self) -> Result<(), SqlError> {
+        if self.transaction.state != State::Idle {
+            return Ok(());
+        }
+        let state = if self.implicit_block { State::Implicit } else { State::Single };
+        self.begin(state, TransactionModes::default()).await
+    }
+
+    async fn begin(&mut self, state: State, modes: TransactionModes) -> Result<(), SqlError> {
+        let default = self.settings.get("default_transaction_isolation");
+        let repeatable = modes.repeatable_read.unwrap_or(matches!(default, "repeatable read" | "serializable"));
+        let read_only = modes.read_only.unwrap_or(self.settings.get("default_transaction_read_only") == "on");
+        let transaction = &mut self.transaction;
+        transaction.isolation = if repeatable { Isolation::RepeatableRead } else { Isolation::ReadCommitted };
+        transaction.read_only = read_only;
+        transaction.started_micros = now_micros();
+        transaction.settings_before = Some(self.settings.snapshot());
+        transaction.touched = false;
+        self.core.store.lock().await.begin(transaction.isolation, read_only)?;
+        self.transaction.state = state;
+        if state == State::Block {
+            self.show_transaction_settings(modes.serializable);
+        }
+        Ok(())
+    }
+
+    fn show_transaction_settings(&mut self, serializable: bool) {
+        let level = match self.transaction.isolation {
+            _ if serializable => "serializable",
+            Isolation::ReadCommitted => "read committed",
+            Isolation::RepeatableRead => "repeatable read",
+        };
+        self.settings.put("transaction_isolation", level);
+        self.settings.put("transaction_read_only", if self.transaction.read_only { "on" } else { "off" });
+    }
+
+    /// Bookkeeping after the store's transaction has ended.
+    async fn end_transaction(&mut self, committed: bool) {
+        let transaction = &mut self.transaction;
+        transaction.state = State::Idle;
+        transaction.catalog = None;
+        transaction.savepoints.clear();
+        transaction.locks.clear();
+        let created = std::mem::take(&mut transaction.created);
+        let dropped = std::mem::take(&mut transaction.dropped);
+        let before = transaction.settings_before.take();
+        let local = std::mem::take(&mut transaction.local_settings);
+        if committed {
+            for (name, old) in local.into_iter().rev() {
+                self.settings.put(&name, &old);
+                self.report(&name);
+            }
+        } else if let Some(before) = before {
+            self.settings.restore(before);
+        }
+        if !self.cursors.is_empty() {
+            self.cursors.retain(|_, cursor| cursor.hold && committed);
+        }
+        for partition in if committed { dropped } else { created } {
+            if let Err(fault) = self.db.store.drop_partition(partition).await {
+                tracing::warn!(%partition, %fault, "space of a dropped table could not be given back; it stays in use");
+            }
+        }
+    }
+
+    pub(super) async fn commit(&mut self) -> Result<(), SqlError> {
+        let result = self.core.store.lock().await.commit().await;
+        self.end_transaction(result.is_ok()).await;
+        self.forget_transaction_settings();
+        result.map(|_| ()).map_err(SqlError::from)
+    }
+
+    pub(super) async fn rollback(&mut self) -> Result<(), SqlError> {
+        let result = self.core.store.lock().await.rollback().await;
+        self.end_transaction(false).await;
+        self.forget_transaction_settings();
+        result.map_err(SqlError::from)
+    }
+
+    fn forget_transaction_settings(&mut self) {
+        for (name, default) in [
+            ("transaction_isolation", "default_transaction_isolation"),
+            ("transaction_read_only", "default_transaction_read_only"),
+        ] {
+            if self.settings.get(name) != self.settings.get(default) {
+                let value = self.settings.get(default).to_owned();
+                self.settings.put(name, &value);
+            }
+        }
+    }
+
+    fn report(&mut self, name: &str) {
+        if let Some((_, shown)) = REPORTED.iter().find(|(n, _)| *n == name) {
+            self.changed.push(((*shown).to_owned(), self.settings.get(name).to_owned()));
+        }
+    }
+
+    /// Takes a relation's lock for the rest of the transaction, unless it has as strong a one.
+    pub(super) async fn lock_relation(&mut self, relation: Oid, mode: LockMode) -> Result<(), SqlError> {
+        if self.transaction.locks.get(&relation).is_some_and(|held| *held >= mode) {
+            return Ok(());
+        }
+        let name = LockName { space: LockSpace::Relation, id1: u64::from(relation), id2: 0 };
+        let core = Arc::clone(&self.core);
+        let lock = async { Ok(core.store.lock().await.lock(name, mode, WaitPolicy::Wait).await?) };
+        core.unless_canceled(lock).await?;
+        self.transaction.locks.insert(relation, mode);
+        Ok(())
+    }
+
+    /// Transaction control, settings, prepared statements. `None`: not one of these.
+    async fn control(&mut self, statement: &Statement) -> Result<Option<Execution>, SqlError> {
+        let tag = match statement {
+            Statement::Empty => return Ok(Some(Execution::Empty)),
+            Statement::Begin(modes) => {
+                match self.transaction.state {
+                    State::Idle => self.begin(State::Block, *modes).await?,
+                    State::Implicit => self.transaction.state = State::Block,
+                    _ => self
+                        .notices
+                        .push(SqlError::warning(code::ACTIVE_SQL_TRANSACTION, "there is already a transaction in progress")),
+                }
+                "BEGIN"
+            }
+            Statement::Commit { chain } => {
+                let modes = self.modes();
+                let tag = match self.transaction.state {
+                    State::Failed => {
+                        self.rollback().await?;
+                        "ROLLBACK"
+                    }
+                    State::Idle => {
+                        self.warn_no_transaction();
+                        "COMMIT"
+                    }
+                    _ => {
+                        self.commit().await?;
+                        "COMMIT"
+                    }
+                };
+                if *chain {
+                    self.begin(State::Block, modes).await?;
+                }
+                tag
+            }
+            Statement::Rollback { chain } => {
+                let modes = self.modes();
+                match self.transaction.state {
+                    State::Idle => self.warn_no_transaction(),
+                    _ => self.rollback().await?,
+                }
+                if *chain {
+                    self.begin(State::Block, modes).await?;
+                }
+                "ROLLBACK"
+            }
+            Statement::Savepoint(name) => {
+                self.require_block("SAVEPOINT")?;
+                let savepoint = self.core.store.lock().await.savepoint();
+                self.transaction.savepoints.push(SavepointEntry {
+                    name: name.clone(),
+                    savepoint,
+                    catalog: self.transaction.catalog.clone(),
+                    created: self.transaction.created.len(),
+                    dropped: self.transaction.dropped.len(),
+                });
+                "SAVEPOINT"
+            }
+            Statement::Release(name) => {
+                self.require_block("RELEASE SAVEPOINT")?;
+                let at = self.find_savepoint(name)?;
+                self.transaction.savepoints.truncate(at);
+                "RELEASE"
+            }
+            Statement::RollbackTo(name) => {
+                self.require_block("ROLLBACK TO SAVEPOINT")?;
+                let at = self.find_savepoint(name)?;
+                self.transaction.savepoints.truncate(at + 1);
+                let entry = &self.transaction.savepoints[at];
+                self.core.store.lock().await.rollback_to(&entry.savepoint).await?;
+                self.transaction.catalog.clone_from(&entry.catalog);
+                self.transaction.dropped.truncate(entry.dropped);
+                let lost: Vec<_> = self.transaction.created.drain(entry.created..).collect();
+                for partition in lost {
+                    if let Err(fault) = self.db.store.drop_partition(partition).await {
+                        tracing::warn!(%partition, %fault, "space of a table rolled back could not be given back; it stays in use");
+                    }
+                }
+                self.transaction.state = State::Block;
+                "ROLLBACK"
+            }
+            Statement::SetTransaction { modes, session } => {
+                self.set_transaction(*modes, *session).await?;
+                "SET"
+            }
+            Statement::Set { local, name, value } => {
+                if *local && self.transaction.state == State::Idle {
+                    let message = "SET LOCAL can only be used in transaction blocks";
+                    self.notices.push(SqlError::warning(code::NO_ACTIVE_SQL_TRANSACTION, message));
+                    return Ok(Some(Execution::Command { tag: "SET".to_owned() }));
+                }
+                if name == "transaction_isolation" || name == "transaction_read_only" {
+                    let mut modes = TransactionModes::default();
+                    match (name.as_str(), value.as_deref()) {
+                        ("transaction_read_only", Some(value)) => modes.read_only = Some(matches!(value, "on" | "true" | "1")),
+                        (_, Some(value)) => modes.repeatable_read = Some(!value.starts_with("read")),
+                        _ => {}
+                    }
+                    self.set_transaction(modes, false).await?;
+                    return Ok(Some(Execution::Command { tag: "SET".to_owned() }));
+                }
+                let old = self.settings.get(name).to_owned();
+                if self.settings.set(name, value.as_deref())? {
+                    self.report(name);
+                }
+                if *local {
+                    self.transaction.local_settings.push((name.clone(), old));
+                }
+                "SET"
+            }
+            Statement::Reset(name) => {
+                if name == "all" {
+                    self.settings.reset();
+                } else {
+                    self.settings.set(name, None)?;
+                    self.report(name);
+                }
+                "RESET"
+            }
+            Statement::Show(name) => return self.show(name).map(Some),
+            Statement::Prepare { name, types, statement } => {
+                if self.prepared.contains_key(name) {
+                    return Err(SqlError::new(
+                        code::DUPLICATE_PREPARED_STATEMENT,
+                        format!("prepared statement \"{name}\" already exists"),
+                    ));
+                }
+                if self.prepared.len() >= PREPARED_MAX {
+                    return Err(SqlError::new("53000", format!("a session may have {PREPARED_MAX} prepared statements"))
+                        .with_hint("DEALLOCATE those that are no longer needed."));
+                }
+                let types = types.iter().map(|t| super::sqltypes::sql_type(t).map(|t| Some(t.kind)));
+                let types: Vec<_> = types.collect::<Result<_, _>>()?;
+                let prepared = Box::pin(self.prepare_inner(Arc::clone(statement), &types)).await?;
+                self.prepared.insert(name.clone(), prepared);
+                "PREPARE"
+            }
+            Statement::Execute { name, parameters } => {
+                let prepared = self.prepared.get(name).cloned();
+                let prepared = prepared.ok_or_else(|| {
+                    SqlError::new(code::INVALID_SQL_STATEMENT_NAME, format!("prepared statement \"{name}\" does not exist"))
+                })?;
+                if parameters.len() != prepared.0.parameters.len() {
+                    return Err(SqlError::syntax(format!("wrong number of parameters for prepared statement \"{name}\""))
+                        .with_detail(format!(
+                            "Expected {} parameters but got {}.",
+                            prepared.0.parameters.len(),
+                            parameters.len()
+                        )));
+                }
+                let mut values = Vec::with_capacity(parameters.len());
+                let context = if parameters.is_empty() { None } else { Some(self.context(self.catalog().await?, Vec::new())) };
+                for (expr, kind) in parameters.iter().zip(&prepared.0.parameters) {
+                    let Some(context) = &context else { break };
+                    let value = match super::expr::compile(expr, &[], &[], *kind) {
+                        Some(fast) => fast.evaluate(&super::expr::Inputs::constant(&[], &context.env))?,
+                        None => context.evaluate(expr).await?,
+                    };
+                    values.push(value.map(|v| v.cast(*kind, -1)).transpose()?);
+                }
+                return Box::pin(self.execute_inner(&prepared, values)).await.map(Some);
+            }
+            Statement::Deallocate(name) => match name {
+                None => {
+                    self.prepared.clear();
+                    "DEALLOCATE ALL"
+                }
+                Some(name) => {
+                    if self.prepared.remove(name).is_none() {
+                        return Err(SqlError::new(
+                            code::INVALID_SQL_STATEMENT_NAME,
+                            format!("prepared statement \"{name}\" does not exist"),
+                        ));
+                    }
+                    "DEALLOCATE"
+                }
+            },
+            Statement::Discard(what) => match what.as_str() {
+                "ALL" => {
+                    self.prepared.clear();
+                    self.cursors.clear();
+                    self.settings.reset();
+                    self.sequences = Arc::default();
+                    "DISCARD ALL"
+                }
+                "PLANS" => "DISCARD PLANS",
+                "SEQUENCES" => {
+                    self.sequences = Arc::default();
+                    "DISCARD SEQUENCES"
+                }
+                _ => "DISCARD TEMP",
+            },
+            Statement::Close(name) => {
+                self.close_cursor(name.as_deref())?;
+                if name.is_some() { "CLOSE CURSOR" } else { "CLOSE CURSOR ALL" }
+            }
+            Statement::Fetch { name, how, only_move } => return self.fetch(name, *how, *only_move).map(Some),
+            Statement::Accepted(tag) => tag,
+            _ => return Ok(None),
+        };
+        Ok(Some(Execution::Command { tag: tag.to_owned() }))
+    }
+
+    fn modes(&self) -> TransactionModes {
+        TransactionModes {
+            repeatable_read: Some(self.transaction.isolation == Isolation::RepeatableRead),
+            read_only: Some(self.transaction.read_only),
+            serializable: false,
+        }
+    }
+
+    fn warn_no_transaction(&mut self) {
+        self.notices.push(SqlError::warning(code::NO_ACTIVE_SQL_TRANSACTION, "there is no transaction in progress"));
+    }
+
+    fn require_block(&self, what: &str) -> Result<(), SqlError> {
+        if matches!(self.transaction.state, State::Block | State::Failed | State::Implicit) {
+            Ok(())
+        } else {
+            Err(SqlError::new(code::NO_ACTIVE_SQL_TRANSACTION, format!("{what} can only be used in transaction blocks")))
+        }
+    }
+
+    fn find_savepoint(&self, name: &str) -> Result<usize, SqlError> {
+        self.transaction
+            .savepoints
+            .iter()
+            .rposition(|s| s.name == name)
+            .ok_or_else(|| SqlError::new(code::INVALID_SAVEPOINT_SPECIFICATION, format!("savepoint \"{name}\" does not exist")))
+    }
+
+    async fn set_transaction(&mut self, modes: TransactionModes, session: bool) -> Result<(), SqlError> {
+        let level = modes.repeatable_read.map(|repeatable| match (modes.serializable, repeatable) {
+            (true, _) => "serializable",
+            (_, true) => "repeatable read",
+            _ => "read committed",
+        });
+        if session {
+            if let Some(level) = level {
+                self.settings.set("default_transaction_isolation", Some(level))?;
+            }
+            if let Some(read_only) = modes.read_only {
+                self.settings.set("default_transaction_read_only", Some(if read_only { "on" } else { "off" }))?;
+            }
+            return Ok(());
+        }
+        if self.transaction.state == State::Idle {
+            let message = "SET TRANSACTION can only be used in transaction blocks";
+            self.notices.push(SqlError::warning(code::NO_ACTIVE_SQL_TRANSACTION, message));
+            return Ok(());
+        }
+        if self.transaction.touched {
+            if level.is_some() {
+                let message = "SET TRANSACTION ISOLATION LEVEL must be called before any query";
+                return Err(SqlError::new(code::ACTIVE_SQL_TRANSACTION, message));
+            }
+            if modes.read_only == Some(false) && self.transaction.read_only {
+                let message = "transaction read-write mode must be set before any query";
+                return Err(SqlError::new(code::ACTIVE_SQL_TRANSACTION, message));
+            }
+        }
+        if let Some(repeatable) = modes.repeatable_read {
+            self.transaction.isolation = if repeatable { Isolation::RepeatableRead } else { Isolation::ReadCommitted };
+        }
+        if let Some(read_only) = modes.read_only {
+            self.transaction.read_only = read_only;
+        }
+        if !self.transaction.touched {
+            let mut session = self.core.store.lock().await;
+            session.rollback().await?;
+            session.begin(self.transaction.isolation, self.transaction.read_only)?;
+            drop(session);
+        }
+        self.show_transaction_settings(modes.serializable);
+        Ok(())
+    }
+
+    fn show(&self, name: &str) -> Result<Execution, SqlError> {
+        let text = |value: &str| Some(Datum::Text(value.to_owned()));
+        if name == "all" {
+            let columns = ["name", "setting", "description"].map(|n| ColumnDesc::new(n, PgType::Text));
+            let rows = self.settings.all().iter().map(|(n, v)| vec![text(n), text(v), text("")]).collect();
+            return Ok(Execution::Rows(RowStream::ready(columns.into(), Tag::Fixed("SHOW".to_owned()), rows)));
+        }
+        let Some(value) = self.settings.all().get(name) else {
+            return Err(SqlError::new(code::UNDEFINED_OBJECT, format!("unrecognized configuration parameter \"{name}\"")));
+        };
+        let shown = REPORTED.iter().find(|(n, _)| *n == name).map_or(name, |(_, shown)| shown);
+        let columns = [ColumnDesc::new(shown, PgType::Text)].into();
+        Ok(Execution::Rows(RowStream::ready(columns, Tag::Fixed("SHOW".to_owned()), vec![vec![text(value)]])))
+    }
+}
