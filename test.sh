@@ -49,7 +49,8 @@ rust_part() {
 
 cluster_part() {
     say "a real cluster"
-    cargo build --quiet --bins
+    # One set of features for all builds, or DataFusion is built twice.
+    cargo build --quiet --workspace --all-targets
     local folder
     folder=$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')
     [ -x "$folder/venv/bin/pytest" ] || {
