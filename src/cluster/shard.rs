@@ -61,9 +61,9 @@ impl Services {
             interconnect: doors.interconnect.clone(),
             map: Rc::new(map),
             config: GcsConfig {
+                max_outstanding_requests: context.config.rac.cache_fusion.max_outstanding_requests as usize,
                 max_grd_entries: context.config.rac.grd.max_grd_entries as usize,
                 block_transfer_timeout_ms: context.config.rac.cache_fusion.block_transfer_timeout,
-                ..GcsConfig::default()
             },
         });
         let bytes = context.config.rac.cache_fusion.global_cache_size.0 / u64::from(context.shards);

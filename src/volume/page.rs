@@ -8,6 +8,7 @@
 //! formatted), the slots growing upwards and the cells growing downwards from the end. The gap between them is always
 //! zero. `docs/formats.md` draws it.
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use super::block::BLOCK_HEADER;
@@ -160,6 +161,7 @@ impl<'a> Page<'a> {
         self.key_at(self.cell_offset(slot))
     }
 
+    #[inline]
     fn key_at(self, offset: usize) -> &'a [u8] {
         let start = offset + CELL_HEADER;
         &self.0[start..start + get(self.0, offset)]
@@ -233,17 +235,62 @@ impl<'a> Page<'a> {
     /// slot that it would take.
     #[inline]
     pub fn find(self, first: u16, key: &[u8]) -> Result<u16, u16> {
-        let base = self.slots_start();
-        let (mut low, mut high) = (usize::from(first), get(self.0, COUNT));
+        self.find_between(usize::from(first), get(self.0, COUNT), key)
+    }
+
+    /// As [`Page::find`], beginning at the slot `guess` and going away from it in growing steps: the nearer the guess, the
+    /// fewer cells are looked at.
+    #[inline]
+    pub fn find_near(self, first: u16, guess: u16, key: &[u8]) -> Result<u16, u16> {
+        let (first, end, guess) = (usize::from(first), get(self.0, COUNT), usize::from(guess));
+        assert!((first..end).contains(&guess), "a guess of slot {guess} among {first}..{end}");
+        let mut step = 1;
+        match self.compare(guess, key) {
+            Ordering::Equal => Ok(guess as u16),
+            Ordering::Less => {
+                let mut low = guess + 1;
+                while low + step < end {
+                    match self.compare(low + step - 1, key) {
+                        Ordering::Equal => return Ok((low + step - 1) as u16),
+                        Ordering::Less => low += step,
+                        Ordering::Greater => return self.find_between(low, low + step - 1, key),
+                    }
+                    step *= 2;
+                }
+                self.find_between(low, end, key)
+            }
+            Ordering::Greater => {
+                let mut high = guess;
+                while high > first + step {
+                    match self.compare(high - step, key) {
+                        Ordering::Equal => return Ok((high - step) as u16),
+                        Ordering::Greater => high -= step,
+                        Ordering::Less => return self.find_between(high - step + 1, high, key),
+                    }
+                    step *= 2;
+                }
+                self.find_between(first, high, key)
+            }
+        }
+    }
+
+    #[inline]
+    fn find_between(self, mut low: usize, mut high: usize, key: &[u8]) -> Result<u16, u16> {
         while low < high {
             let middle = usize::midpoint(low, high);
-            match compare_keys(self.key_at(get(self.0, base + SLOT * middle)), key) {
-                std::cmp::Ordering::Less => low = middle + 1,
-                std::cmp::Ordering::Greater => high = middle,
-                std::cmp::Ordering::Equal => return Ok(middle as u16),
+            match self.compare(middle, key) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+                Ordering::Equal => return Ok(middle as u16),
             }
         }
         Err(low as u16)
+    }
+
+    /// How the key of a slot compares with `key`.
+    #[inline]
+    fn compare(self, slot: usize, key: &[u8]) -> Ordering {
+        compare_keys(self.key_at(get(self.0, self.slots_start() + SLOT * slot)), key)
     }
 
     /// The page's bytes on both sides of the gap, from behind the block's header on: all there is to know about it.
@@ -287,7 +334,7 @@ impl<'a> Page<'a> {
 
 /// Compares as `memcmp` does, the first eight bytes at once.
 #[inline]
-fn compare_keys(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
+fn compare_keys(a: &[u8], b: &[u8]) -> Ordering {
     if let (Some(a8), Some(b8)) = (a.first_chunk::<8>(), b.first_chunk::<8>()) {
         let order = u64::from_be_bytes(*a8).cmp(&u64::from_be_bytes(*b8));
         if order.is_ne() {

@@ -83,7 +83,7 @@ proptest! {
     }
 
     #[test]
-    fn finding_agrees_with_a_sorted_list(mut keys in prop::collection::btree_set(prop::collection::vec(0u8..3, 0..12), 1..60), absent in prop::collection::vec(0u8..3, 0..12)) {
+    fn finding_agrees_with_a_sorted_list(keys in prop::collection::btree_set(prop::collection::vec(0u8..3, 0..12), 1..60), absent in prop::collection::vec(0u8..3, 0..12)) {
         let mut block = vec![0u8; BLOCK_SIZE];
         let mut page = PageMut::format(&mut block, 16, &[]).unwrap();
         page.insert(0, b"a cell in front that the search leaves out", b"").unwrap();
@@ -92,12 +92,17 @@ proptest! {
         }
         for (at, key) in keys.iter().enumerate() {
             prop_assert_eq!(page.view().find(1, key), Ok(at as u16 + 1));
+            for guess in 1..=keys.len() as u16 {
+                prop_assert_eq!(page.view().find_near(1, guess, key), Ok(at as u16 + 1));
+            }
         }
         if !keys.contains(&absent) {
             let at = keys.range(..absent.clone()).count() as u16 + 1;
             prop_assert_eq!(page.view().find(1, &absent), Err(at));
+            for guess in 1..=keys.len() as u16 {
+                prop_assert_eq!(page.view().find_near(1, guess, &absent), Err(at));
+            }
         }
-        keys.clear();
     }
 
     /// What a checksum did not catch must still not make an edit go astray: check() finds it or the edits stay in bounds.
