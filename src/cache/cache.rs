@@ -138,7 +138,10 @@ impl Cache {
     pub fn new(parts: CacheParts) -> io::Result<Cache> {
         let CacheParts { reactor, file, log, clock, coherence, config } = parts;
         let count = config.frames;
-        assert!((FRAMES_MIN..=FRAMES_MAX).contains(&count), "a cache of {count} frames: {FRAMES_MIN} to {FRAMES_MAX} are possible");
+        assert!(
+            (FRAMES_MIN..=FRAMES_MAX).contains(&count),
+            "a cache of {count} frames: {FRAMES_MIN} to {FRAMES_MAX} are possible"
+        );
         assert!((1..=90).contains(&config.dirty_percent_max) && (1..=50).contains(&config.past_image_percent_max));
         let mut arena = Arena::map(count)?;
         if config.register_memory {
@@ -502,7 +505,11 @@ impl GrantSink for Shared {
 impl Shared {
     fn answered(self: &Rc<Self>, block: BlockId, id: FrameId, answer: Result<Granted, CacheError>) {
         let frame = self.frame(id);
-        assert!(frame.block.get() == block && frame.role.get() == Role::Current, "an answer for {block} came to {id:?} of {}", frame.block.get());
+        assert!(
+            frame.block.get() == block && frame.role.get() == Role::Current,
+            "an answer for {block} came to {id:?} of {}",
+            frame.block.get()
+        );
         let wanted = frame.acquiring.take();
         assert!(wanted.is_some(), "{block}: an answer to no request");
         match answer {
@@ -526,7 +533,10 @@ impl Shared {
         let frame = self.frame(id);
         let block = frame.block.get();
         let had = frame.mode.get();
-        assert!(!frame.is_barred(bar::EVICTING | bar::LOADING | bar::PROTECTED), "{block}: granted in the middle of something else");
+        assert!(
+            !frame.is_barred(bar::EVICTING | bar::LOADING | bar::PROTECTED),
+            "{block}: granted in the middle of something else"
+        );
         match granted.source {
             Source::Held => {
                 assert!(had == Mode::Shared, "{block}: granted as held, and it is in mode {had:?} here");

@@ -3,7 +3,7 @@
 //! One task per shard. The log's checkpoint stands at the oldest redo that some dirty block or past image of this shard
 //! still needs. It moves by writing the oldest dirty blocks (the writer's job) and by asking other nodes to write the
 //! blocks of which this one keeps past images. Two things drive it: time (a dirty block is written after at most about
-//! two intervals) and the log (from half full on, what lies in its oldest quarter is written). Nobody waits for a
+//! two intervals) and the log (from half full on, all but its newest quarter is written). Nobody waits for a
 //! checkpoint but those who wait for room in the log.
 
 use std::rc::Rc;
@@ -93,10 +93,14 @@ impl Shared {
                 // Whether it was called or the time is over, it looks around.
                 let _ = self.reactor.timeout(TICK, self.log.checkpoint_wanted()).await;
             }
-            let (append, capacity, pressed) = (self.log.append_lsn(), self.log.capacity(), self.log.checkpoint_due());
+            let (append, capacity) = (self.log.append_lsn(), self.log.capacity());
+            // Where somebody waits for room although half of it is free, reservations have the rest; those end by
+            // themselves, and a shorter log helps.
+            let used = self.log.used_bytes();
+            let keep = if used > capacity / 2 { capacity / 4 } else { capacity / 8 };
             let mut target = self.writer_target.get();
-            if pressed {
-                target = target.max(Lsn(append.0.saturating_sub(capacity / 4)));
+            if self.log.checkpoint_due() && used > keep {
+                target = target.max(Lsn(append.0 - keep));
             }
             let due = self.reactor.now().since(marked_at) >= interval;
             if due {
@@ -109,10 +113,9 @@ impl Shared {
             }
             self.ask_owners(target);
             let step = self.position().0.saturating_sub(self.log.checkpoint_lsn().0);
-            if (step > 0 && (due || pressed)) || step >= capacity / STEP_PART {
-                if let Err(error) = self.take_checkpoint().await {
-                    tracing::error!(%error, "no checkpoint: the log keeps what it has, and fills up if this goes on");
-                }
+            let worthwhile = (step > 0 && due) || step >= capacity / STEP_PART;
+            if worthwhile && let Err(error) = self.take_checkpoint().await {
+                tracing::error!(%error, "no checkpoint: the log keeps what it has, and fills up if this goes on");
             }
         }
     }

@@ -116,8 +116,16 @@ impl Shared {
         let line = frame.line.borrow();
         let (waiting, remote) = (!line.local.is_empty(), line.remote.is_some());
         drop(line);
-        if waiting { frame.bar(bar::WAITERS) } else { frame.unbar(bar::WAITERS) }
-        if remote { frame.bar(bar::REMOTE) } else { frame.unbar(bar::REMOTE) }
+        if waiting {
+            frame.bar(bar::WAITERS)
+        } else {
+            frame.unbar(bar::WAITERS)
+        }
+        if remote {
+            frame.bar(bar::REMOTE)
+        } else {
+            frame.unbar(bar::REMOTE)
+        }
         let idle = frame.barred.get() == 0 && frame.latch.get() == 0 && frame.acquiring.get().is_none();
         if idle && frame.role.get() == Role::Current && frame.mode.get() == Mode::Null {
             self.retire(id);

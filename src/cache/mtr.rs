@@ -61,7 +61,8 @@ impl Cache {
     /// # Errors
     /// When the log has failed.
     pub async fn begin_mtr(&self, bytes: usize) -> Result<Mtr, CacheError> {
-        let reservation = self.0.log.reserve(bytes + RESERVE).await.map_err(|error| CacheError::Log { error: error.to_string() })?;
+        let reservation =
+            self.0.log.reserve(bytes + RESERVE).await.map_err(|error| CacheError::Log { error: error.to_string() })?;
         let buffers = self.0.mtr_pool.borrow_mut().pop().unwrap_or_default();
         Ok(Mtr { shared: self.0.clone(), reservation, buffers })
     }
@@ -78,7 +79,11 @@ impl Mtr {
         let id = guard.frame();
         let frame = self.shared.frame(id);
         let block = frame.block.get();
-        assert!(frame.mode.get() == Mode::Exclusive && frame.latch.get() == -1, "{block}: changed in mode {:?} (rule 8)", frame.mode.get());
+        assert!(
+            frame.mode.get() == Mode::Exclusive && frame.latch.get() == -1,
+            "{block}: changed in mode {:?} (rule 8)",
+            frame.mode.get()
+        );
         let afresh = change.starts_afresh();
         if !frame.pending.replace(true) {
             let whole = self.buffers.touched.iter().filter(|touched| !touched.afresh).count();

@@ -5,7 +5,6 @@
 //! being written (rule 8), because that write could land on top of the next owner's; what it reports as written is on
 //! stable storage (rule 4), in exactly the version that it names (rule 7).
 
-use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -185,7 +184,12 @@ impl Shared {
         let alone = copies.len() == 1;
         let writes = copies.iter_mut().map(|copy| {
             let durable = self.log.durable_lsn();
-            assert!(copy.redo_end <= durable, "{}: written with redo up to {}, and only {durable} is durable (rule 1)", copy.block, copy.redo_end);
+            assert!(
+                copy.redo_end <= durable,
+                "{}: written with redo up to {}, and only {durable} is durable (rule 1)",
+                copy.block,
+                copy.redo_end
+            );
             self.write_copy(copy, alone)
         });
         let results = join_all(writes.collect()).await;
@@ -230,7 +234,10 @@ impl Shared {
     fn wrote(&self, copy: &Copy, completed: bool) {
         let frame = self.frame(copy.frame);
         let block = copy.block;
-        assert!(frame.block.get() == block && frame.role.get() == Role::Current, "{block}: lost its frame while it was written (rule 8)");
+        assert!(
+            frame.block.get() == block && frame.role.get() == Role::Current,
+            "{block}: lost its frame while it was written (rule 8)"
+        );
         assert!(frame.writing.take() == Some(copy.scn), "{block}: another write of it was under way");
         let redirtied = frame.redirtied_lsn.take();
         if !completed {
@@ -244,7 +251,12 @@ impl Shared {
                 assert!(frame.scn.get() > copy.scn, "{block}: changed after its copy, and its version is the same");
                 self.mark_dirty(copy.frame, lsn);
             }
-            None => assert!(frame.scn.get() == copy.scn, "{block}: {} is clean after a write of {} (rule 7)", frame.scn.get(), copy.scn),
+            None => assert!(
+                frame.scn.get() == copy.scn,
+                "{block}: {} is clean after a write of {} (rule 7)",
+                frame.scn.get(),
+                copy.scn
+            ),
         }
     }
 }
@@ -261,11 +273,11 @@ fn writable(frame: &Frame) -> bool {
 
 /// Awaits all of them, side by side.
 async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut running: Vec<(Pin<Box<F>>, Option<F::Output>)> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
-    let running = RefCell::new(&mut running);
+    let mut running: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
+    let mut outputs: Vec<Option<F::Output>> = running.iter().map(|_| None).collect();
     poll_fn(|context| {
         let mut pending = false;
-        for (future, output) in running.borrow_mut().iter_mut().filter(|(_, output)| output.is_none()) {
+        for (future, output) in running.iter_mut().zip(&mut outputs).filter(|(_, output)| output.is_none()) {
             match future.as_mut().poll(context) {
                 Poll::Ready(value) => *output = Some(value),
                 Poll::Pending => pending = true,
@@ -274,5 +286,5 @@ async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
         if pending { Poll::Pending } else { Poll::Ready(()) }
     })
     .await;
-    running.into_inner().drain(..).map(|(_, output)| output.expect("all have ended")).collect()
+    outputs.into_iter().map(|output| output.expect("all have ended")).collect()
 }

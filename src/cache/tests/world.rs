@@ -14,9 +14,9 @@ use crate::ids::*;
 use crate::reactor::driver::sim::{HostId, SimWorld};
 use crate::reactor::{FileId, IoBuf, OpenOptions, Reactor};
 use crate::volume::block::BlockKind;
-use crate::volume::{RedoArea, block_offset};
 use crate::volume::change::Change;
 use crate::volume::page::Page;
+use crate::volume::{RedoArea, block_offset};
 use crate::wal::Log;
 
 /// The other nodes and the masters. Grants from disk at once unless told to hold its answers back.
@@ -116,7 +116,8 @@ pub(super) fn value(block: &[u8]) -> Vec<u8> {
 }
 
 /// The redo area: what lies before the data.
-pub(super) const REDO: RedoArea = RedoArea { node: NodeId(1), shard: ShardId(0), offset: 0, bytes: FIRST * BLOCK_SIZE as u64, stamp: 7 };
+pub(super) const REDO: RedoArea =
+    RedoArea { node: NodeId(1), shard: ShardId(0), offset: 0, bytes: FIRST * BLOCK_SIZE as u64, stamp: 7 };
 
 /// The only machine.
 pub(super) const HOST: HostId = HostId(1);
@@ -172,7 +173,11 @@ impl World {
 
     pub(super) async fn update_or_create(&self, block: BlockId, value: &[u8]) {
         let exists = self.cache.read(block).await.is_ok();
-        if exists { self.update(block, value).await } else { self.create(block, value).await };
+        if exists {
+            self.update(block, value).await
+        } else {
+            self.create(block, value).await
+        };
     }
 
     /// Formats a block that says `value`.
