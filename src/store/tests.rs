@@ -6,7 +6,7 @@ use crate::ids::PartitionId;
 mod bed;
 mod cluster;
 mod crash;
-use bed::{Dice, Node, delete, get, insert, keys, put, run, update};
+use bed::{Dice, Disk, Node, delete, get, insert, keys, put, run, update};
 
 use Isolation::{ReadCommitted, RepeatableRead};
 
@@ -321,6 +321,37 @@ fn undo_and_deleted_rows_don_t_grow_without_bound() {
         node.engine.txns().housekeep(false).await;
         assert_eq!(node.store.vacuum(table).await.unwrap(), VacuumReport { rows_seen: 2, rows_removed: 1, rows_kept: 0 });
         assert_eq!(keys(&mut session, table).await, ["later"]);
+    });
+}
+
+#[test]
+fn a_full_volume_refuses_rows_and_goes_on_with_reads_and_deletes() {
+    Disk::of(28 << 20, 8 << 20).run(1, |node| async move {
+        let table = node.table().await;
+        let mut session = node.store.session();
+        let (mut rows, row) = (0, "x".repeat(1500));
+        let error = loop {
+            match session.write((0..20).map(|row_number| insert(table, &format!("{:06}", rows + row_number), &row)).collect()).await {
+                Ok(_) => rows += 20,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.sqlstate(), "53100", "{error}");
+        assert!(rows > 100);
+        assert_eq!(keys(&mut session, table).await.len(), rows, "what was refused has left nothing");
+        let large = WriteOp::Put { partition: table, key: b"large".to_vec(), value: vec![1; 1 << 20] };
+        assert_eq!(session.write(vec![large]).await.unwrap_err().sqlstate(), "53100");
+        assert_eq!(session.write(vec![update(table, "000000", &"y".repeat(1500))]).await.unwrap(), [done(Some(&row))]);
+        for first in (0..rows).step_by(20) {
+            session.write((first..first + 20).map(|row_number| delete(table, &format!("{row_number:06}"))).collect()).await.unwrap();
+        }
+        session.write(vec![put(COUNTERS, "12345678", "tick")]).await.unwrap();
+        node.engine.txns().housekeep(false).await;
+        session.write(vec![put(COUNTERS, "12345678", "tock")]).await.unwrap();
+        node.engine.txns().housekeep(false).await;
+        assert_eq!(node.store.vacuum(table).await.unwrap().rows_removed, rows as u64);
+        session.write((0..20).map(|row_number| insert(table, &format!("{row_number:06}"), &row)).collect()).await.unwrap();
+        assert_eq!(keys(&mut session, table).await.len(), 20);
     });
 }
 

@@ -23,13 +23,18 @@ pub struct Disk(PathBuf);
 
 impl Disk {
     pub fn new() -> Disk {
+        Disk::of(96 << 20, 16 << 20)
+    }
+
+    /// A volume of so many bytes, with redo areas of so many.
+    pub fn of(volume_bytes: u64, redo_bytes: u64) -> Disk {
         let number = VOLUMES.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("rustydb-store-{}-{number}", std::process::id()));
         let disk = Disk(path.clone());
         let reactor = Reactor::new(ReactorOptions::default()).expect("a reactor");
         let inside = reactor.clone();
         reactor.run(async move {
-            let options = FormatOptions { nodes_max: 2, volume_bytes: 96 << 20, redo_area_bytes: Some(16 << 20), ..FormatOptions::new("test") };
+            let options = FormatOptions { nodes_max: 2, volume_bytes, redo_area_bytes: Some(redo_bytes), ..FormatOptions::new("test") };
             Volume::format(&inside, &path, &options, &mut |_| {}).await.expect("the temporary folder has room");
         });
         disk
