@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,15 +19,16 @@ PG_BIN = Path("/usr/lib/postgresql/15/bin")
 
 
 def free_port():
-    """A port that is free on 127.0.0.1 to 127.0.0.3."""
+    """A port that is free on 127.0.0.1 to 127.0.0.3, and that the kernel gives to no outgoing connection."""
     while True:
+        port = random.randrange(20000, 32000)
         sockets = []
         try:
             for host in (1, 2, 3):
                 s = socket.socket()
                 sockets.append(s)
-                s.bind((f"127.0.0.{host}", sockets[0].getsockname()[1] if host > 1 else 0))
-            return sockets[0].getsockname()[1]
+                s.bind((f"127.0.0.{host}", port))
+            return port
         except OSError:
             continue
         finally:
