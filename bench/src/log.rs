@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustydb::ids::{Incarnation, NodeId, Scn, ShardId};
 use rustydb::reactor::thread::run_local;
-use rustydb::reactor::{Class, FileId, IoBuf, OpenOptions, Reactor, ReactorOptions};
+use rustydb::reactor::{Class, DurableMethod, FileId, IoBuf, OpenOptions, Reactor, ReactorOptions};
 use rustydb::volume::{RedoArea, SECTOR};
 use rustydb::wal::batch::{BATCH_HEADER, framed};
 use rustydb::wal::{Log, RecordKind};
@@ -46,6 +46,8 @@ pub struct Options {
     pub operations: u32,
     /// Sleep at once when there is nothing to do, instead of looking for work first.
     pub overprovisioned: bool,
+    /// How durable writes are made; `None`: as a probe finds faster.
+    pub durable: Option<DurableMethod>,
 }
 
 /// Takes the figures.
@@ -147,7 +149,13 @@ async fn measure(reactor: &Reactor, options: &Options, path: &Path) -> Outcome<R
     let file = reactor.open(path, OpenOptions::CREATE).await?;
     reactor.write_zeros(file, 0, AREA_BYTES + BARE_BYTES).await?;
     reactor.sync(file).await?;
-    let method = reactor.probe_durable_write(file, AREA_BYTES).await?;
+    let method = match options.durable {
+        Some(method) => {
+            reactor.set_durable_method(file, method);
+            method
+        }
+        None => reactor.probe_durable_write(file, AREA_BYTES).await?,
+    };
     let area = RedoArea { node: NodeId(1), shard: ShardId(0), offset: 0, bytes: AREA_BYTES, stamp: 1 };
     let log = Log::open(reactor, file, area, Incarnation(1)).await?;
     let payload = Rc::new(vec![0x5A; options.bytes]);

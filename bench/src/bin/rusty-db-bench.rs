@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
+use rustydb::reactor::DurableMethod;
 use rustydb_bench::report::Report;
 use rustydb_bench::{Outcome, log, mail, reads, transfer};
 
@@ -52,6 +53,9 @@ enum What {
         /// Operations of each kind and committer in a round.
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100))]
         operations: u32,
+        /// How durable writes are made; as a probe finds faster when not given.
+        #[arg(long, value_enum)]
+        durable: Option<Durable>,
     },
     /// Blocks that go between two nodes against a bare TCP round trip of 8 KiB.
     Transfer {
@@ -81,10 +85,27 @@ enum What {
     All,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Durable {
+    /// One RWF_DSYNC write.
+    Dsync,
+    /// A write, then fdatasync.
+    WriteThenSync,
+}
+
+impl From<Durable> for DurableMethod {
+    fn from(durable: Durable) -> DurableMethod {
+        match durable {
+            Durable::Dsync => DurableMethod::Dsync,
+            Durable::WriteThenSync => DurableMethod::WriteThenSync,
+        }
+    }
+}
+
 impl What {
     fn all() -> Vec<What> {
         vec![
-            What::Log { bytes: 400, rounds: 20, operations: 50 },
+            What::Log { bytes: 400, rounds: 20, operations: 50, durable: None },
             What::Transfer { rounds: 40 },
             What::Reads { rows: 1_000_000, seconds: 3.0, session_reads: 50_000 },
             What::Mail { calls: 50_000 },
@@ -94,8 +115,9 @@ impl What {
     fn run(&self, arguments: &Arguments) -> Outcome<Vec<Report>> {
         let (folder, overprovisioned, pin) = (arguments.dir.clone(), arguments.overprovisioned, arguments.pin);
         let report = match *self {
-            What::Log { bytes, rounds, operations } => {
-                log::run(&log::Options { folder, bytes: bytes as usize, rounds, operations, overprovisioned })
+            What::Log { bytes, rounds, operations, durable } => {
+                let durable = durable.map(DurableMethod::from);
+                log::run(&log::Options { folder, bytes: bytes as usize, rounds, operations, overprovisioned, durable })
             }
             What::Transfer { rounds } => transfer::run(&transfer::Options { folder, rounds, overprovisioned, pin }),
             What::Reads { rows, seconds, session_reads } => {
