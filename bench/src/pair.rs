@@ -113,7 +113,12 @@ async fn open(reactor: &Reactor, index: usize, path: PathBuf, addresses: [Socket
         log: log.clone(),
         clock,
         coherence: Rc::new(gcs.clone()),
-        config: CacheConfig { frames: FRAMES, dirty_percent_max: 90, checkpoint_interval_ms: 3_600_000, ..CacheConfig::default() },
+        config: CacheConfig {
+            frames: FRAMES,
+            dirty_percent_max: 90,
+            checkpoint_interval_ms: 3_600_000,
+            ..CacheConfig::default()
+        },
     })?;
     gcs.attach(&cache);
     interconnect.register(Service::Gcs, Rc::new(gcs.clone()));

@@ -227,7 +227,11 @@ fn grouped(value: u64) -> String {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Machine { kernel, processor, cores, load_average } = &self.machine;
-        writeln!(f, "{} on {processor}, {cores} cores, Linux {kernel}, load average at the start {load_average}", self.benchmark)?;
+        writeln!(
+            f,
+            "{} on {processor}, {cores} cores, Linux {kernel}, load average at the start {load_average}",
+            self.benchmark
+        )?;
         for condition in &self.conditions {
             writeln!(f, "  {condition}")?;
         }

@@ -155,7 +155,8 @@ pub fn run(options: &Options) -> Outcome<Report> {
     let mut report = Report::new("transfer");
     let idle = if options.overprovisioned { "sleep at once when idle" } else { "look for work before they sleep" };
     report.condition(format!("two nodes in two threads over 127.0.0.1 and 127.0.0.2; their shards {idle}"));
-    report.condition(format!("bare round trip: {HEADER_BYTES} bytes there, {} back, blocking sockets", HEADER_BYTES + BLOCK_SIZE));
+    report
+        .condition(format!("bare round trip: {HEADER_BYTES} bytes there, {} back, blocking sockets", HEADER_BYTES + BLOCK_SIZE));
     report.row(bare_samples.row("bare TCP round trip"));
     for set in &sets {
         let mut both = Samples::new();
