@@ -70,6 +70,7 @@ impl ScnClock {
     }
 
     /// The highest SCN drawn, observed or read so far; does not move the clock.
+    #[inline]
     #[must_use]
     pub fn latest(&self) -> Scn {
         Scn(self.0.load(Ordering::Acquire))

@@ -12,7 +12,7 @@
 use crate::ids::BlockNo;
 use crate::volume::block::{self, BlockKind};
 use crate::volume::change::Change;
-use crate::volume::page::{Page, USER_HEADER, cell_bytes, page_capacity};
+use crate::volume::page::{Page, USER_HEADER, cell_bytes, compare_keys, page_capacity};
 
 /// Longest key, in bytes.
 pub const KEY_MAX: usize = 1024;
@@ -95,18 +95,21 @@ impl<'a> Node<'a> {
 
     /// The page that the node is.
     #[must_use]
+    #[inline]
     pub fn page(self) -> Page<'a> {
         self.page
     }
 
     /// How far above the leaves the node stands; a leaf is at 0.
     #[must_use]
+    #[inline]
     pub fn level(self) -> u8 {
         self.level
     }
 
     /// One past the last slot.
     #[must_use]
+    #[inline]
     pub fn end(self) -> u16 {
         self.page.count()
     }
@@ -121,12 +124,14 @@ impl<'a> Node<'a> {
 
     /// The lowest key that the node may hold; empty in the leftmost.
     #[must_use]
+    #[inline]
     pub fn low(self) -> &'a [u8] {
         self.page.key(FENCE)
     }
 
     /// The lowest key that the node may not hold; `None` in the rightmost.
     #[must_use]
+    #[inline]
     pub fn high(self) -> Option<&'a [u8]> {
         (self.flags & HAS_HIGH != 0).then(|| self.page.value(FENCE))
     }
@@ -137,8 +142,8 @@ impl<'a> Node<'a> {
     pub fn is_left_of(self, target: Target<'_>) -> bool {
         match (self.high(), target) {
             (None, _) => false,
-            (Some(high), Target::Key(key)) => key >= high,
-            (Some(high), Target::Before(key)) => key > high,
+            (Some(high), Target::Key(key)) => compare_keys(key, high).is_ge(),
+            (Some(high), Target::Before(key)) => compare_keys(key, high).is_gt(),
             (Some(_), Target::Last) => true,
         }
     }
@@ -192,6 +197,7 @@ impl<'a> Node<'a> {
 
     /// The child that the cell at `slot` points to.
     #[must_use]
+    #[inline]
     pub fn child(self, slot: u16) -> Option<BlockNo> {
         if slot >= self.end() {
             return None;

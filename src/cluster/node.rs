@@ -27,7 +27,7 @@ use crate::reactor::thread::spawn_shard_thread;
 use crate::reactor::{DriverChoice, Reactor, ReactorOptions, Remote};
 use crate::store::{NodeStore, Store};
 use crate::txn::NodeShared;
-use crate::volume::{Expected, NodeState, Volume};
+use crate::volume::{Expected, NodeState, Volume, block_offset};
 
 /// How long a node that stops waits for other nodes to write the blocks whose past images it keeps.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
@@ -224,7 +224,13 @@ async fn open_volume(reactor: &Reactor, context: &NodeContext) -> Result<Volume,
         shards: Some(context.shards),
         node: Some(context.node),
     };
-    Ok(Volume::open(reactor, &context.volume, &expected).await?)
+    let volume = Volume::open(reactor, &context.volume, &expected).await?;
+    // In this node's own voting block, which is written back as it is.
+    let place = block_offset(volume.geometry().vote_block(context.node));
+    let probed = reactor.probe_durable_write(volume.file(), place).await;
+    let volume_path = context.volume.display();
+    probed.map_err(|error| End::Failed(format!("{volume_path} takes no durable writes: {error}; check the device")))?;
+    Ok(volume)
 }
 
 /// The first shard.

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use super::buffer::IoBuf;
 use super::driver::{Buffers, Completion, DurableMethod, Handle, OpenOptions, Operation, Token};
@@ -20,7 +21,7 @@ use super::{OPERATIONS_MAX, Reactor, add};
 const ZEROS_CHUNK: usize = 1 << 20;
 
 /// Rounds of each method in [`Reactor::probe_durable_write`].
-const PROBE_ROUNDS: u32 = 8;
+const PROBE_ROUNDS: usize = 16;
 
 /// Bytes of each write in [`Reactor::probe_durable_write`].
 pub const PROBE_BYTES: usize = 4096;
@@ -226,7 +227,10 @@ impl Reactor {
 
     /// Measures, on 4096 bytes of the file at `offset`, whether durable writes are faster as one RWF_DSYNC write or as
     /// write and fdatasync (drives differ), chooses that for the file and says which. Writes back the bytes that it finds
-    /// there; nobody else may write them meanwhile.
+    /// there; nobody else may write others meanwhile.
+    ///
+    /// The methods take turns and their medians are compared: one completes in a worker of the kernel's that others may
+    /// keep waiting for a core, and the best of a few rounds would not show that.
     ///
     /// # Errors
     /// The device's.
@@ -234,24 +238,32 @@ impl Reactor {
         let (result, mut buffer) = self.read(file, offset, IoBuf::aligned(PROBE_BYTES)).await;
         result?;
         buffer = buffer.whole();
-        let mut fastest = (std::time::Duration::MAX, DurableMethod::Dsync);
-        for method in [DurableMethod::Dsync, DurableMethod::WriteThenSync] {
-            self.0.driver.borrow_mut().set_durable_method(file.0, method);
-            let mut least = std::time::Duration::MAX;
-            for _ in 0..PROBE_ROUNDS {
+        let methods = [DurableMethod::Dsync, DurableMethod::WriteThenSync];
+        let mut took = [[Duration::ZERO; PROBE_ROUNDS]; 2];
+        for round in 0..PROBE_ROUNDS {
+            for (method, took) in methods.into_iter().zip(&mut took) {
+                self.set_durable_method(file, method);
                 let start = self.now();
                 let result;
                 (result, buffer) = self.write_durable(file, offset, buffer).await;
                 result?;
-                least = least.min(self.now().since(start));
-            }
-            tracing::info!(?method, best_us = least.as_micros() as u64, "durable write probed");
-            if least < fastest.0 {
-                fastest = (least, method);
+                took[round] = self.now().since(start);
             }
         }
-        self.0.driver.borrow_mut().set_durable_method(file.0, fastest.1);
-        Ok(fastest.1)
+        let [dsync, write_then_sync] = took.map(|mut took| {
+            took.sort_unstable();
+            took[PROBE_ROUNDS / 2]
+        });
+        let fastest = methods[usize::from(write_then_sync < dsync)];
+        let (dsync_us, write_then_sync_us) = (dsync.as_micros() as u64, write_then_sync.as_micros() as u64);
+        tracing::info!(?fastest, dsync_us, write_then_sync_us, "durable writes probed, medians");
+        self.set_durable_method(file, fastest);
+        Ok(fastest)
+    }
+
+    /// Makes durable writes to the file by this method from now on. None may be in flight.
+    pub fn set_durable_method(&self, file: FileId, method: DurableMethod) {
+        self.0.driver.borrow_mut().set_durable_method(file.0, method);
     }
 
     /// Registers memory that many operations will use (a cache's frames) with the driver.

@@ -18,32 +18,50 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 type StoreResult<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
 /// What a node's store can do besides sessions. See [`Store`] for what each promises.
-#[allow(missing_docs)] // the promises stand at Store's methods of the same names
 pub trait Backend: Send + Sync {
+    /// See [`Store::node_id`].
     fn node_id(&self) -> NodeId;
+    /// See [`Store::shards`].
     fn shards(&self) -> u8;
+    /// See [`Store::now`].
     fn now(&self) -> Scn;
+    /// See [`Store::catalog_generation`].
     fn catalog_generation(&self) -> u64;
+    /// See [`Store::session`].
     fn session(&self) -> Box<dyn SessionBackend>;
+    /// See [`Store::create_partition`].
     fn create_partition(&self, placement: Placement) -> StoreResult<'_, PartitionId>;
+    /// See [`Store::drop_partition`].
     fn drop_partition(&self, partition: PartitionId) -> StoreResult<'_, ()>;
+    /// See [`Store::vacuum`].
     fn vacuum(&self, partition: PartitionId) -> StoreResult<'_, VacuumReport>;
+    /// See [`Store::allocate_range`].
     fn allocate_range(&self, counter: u64, count: u64) -> StoreResult<'_, u64>;
+    /// See [`Store::read_counter`].
     fn read_counter(&self, counter: u64) -> StoreResult<'_, u64>;
+    /// See [`Store::set_counter`].
     fn set_counter(&self, counter: u64, next: u64) -> StoreResult<'_, ()>;
+    /// See [`Store::stats`].
     fn stats(&self) -> StoreResult<'_, StoreStats>;
 }
 
 /// One client's side of a backend. See [`Session`] for what each promises. Dropping it rolls its transaction back.
-#[allow(missing_docs)] // the promises stand at Session's methods of the same names
 pub trait SessionBackend: Send {
+    /// See [`Session::begin`].
     fn begin(&mut self, isolation: Isolation, read_only: bool) -> Result<(), StoreError>;
+    /// See [`Session::in_transaction`].
     fn in_transaction(&self) -> bool;
+    /// See [`Session::new_statement`].
     fn new_statement(&mut self);
+    /// See [`Session::end_statement`].
     fn end_statement(&mut self);
+    /// See [`Session::cancel_handle`].
     fn cancel_handle(&self) -> CancelHandle;
+    /// See [`Session::get`].
     fn get<'a>(&'a mut self, partition: PartitionId, key: &'a [u8]) -> StoreResult<'a, Option<Vec<u8>>>;
+    /// See [`Session::get_many`].
     fn get_many(&mut self, partition: PartitionId, keys: Vec<Vec<u8>>) -> StoreResult<'_, Vec<Option<Vec<u8>>>>;
+    /// See [`Session::get_for_update`].
     fn get_for_update<'a>(
         &'a mut self,
         partition: PartitionId,
@@ -51,14 +69,23 @@ pub trait SessionBackend: Send {
         strength: LockStrength,
         wait: WaitPolicy,
     ) -> StoreResult<'a, LockedRow>;
+    /// See [`Session::scan`].
     fn scan(&mut self, partition: PartitionId, range: ScanRange, limit: ScanLimit) -> StoreResult<'_, ScanChunk>;
+    /// See [`Session::write`].
     fn write(&mut self, operations: Vec<WriteOp>) -> StoreResult<'_, Vec<WriteResult>>;
+    /// See [`Session::write_and_commit`].
     fn write_and_commit(&mut self, operations: Vec<WriteOp>) -> StoreResult<'_, Vec<WriteResult>>;
+    /// See [`Session::modify_many`].
     fn modify_many(&mut self, rows: Vec<(PartitionId, Vec<u8>)>, modifier: Modifier) -> StoreResult<'_, Vec<Modified>>;
+    /// See [`Session::savepoint`].
     fn savepoint(&mut self) -> Savepoint;
+    /// See [`Session::rollback_to`].
     fn rollback_to<'a>(&'a mut self, savepoint: &'a Savepoint) -> StoreResult<'a, ()>;
+    /// See [`Session::commit`].
     fn commit(&mut self) -> StoreResult<'_, Committed>;
+    /// See [`Session::rollback`].
     fn rollback(&mut self) -> StoreResult<'_, ()>;
+    /// See [`Session::lock`].
     fn lock(&mut self, name: LockName, mode: LockMode, wait: WaitPolicy) -> StoreResult<'_, ()>;
 }
 

@@ -447,7 +447,12 @@ impl EngineSession {
         if let Some(error) = failed {
             // The others first: as long as one is prepared, the home's slot must say what became of it.
             for shard in others.into_iter().chain([home]) {
-                let _ = store.in_shard(shard, async move |engine| Ok(engine.roll_back(session).await)).await;
+                let _ = store
+                    .in_shard(shard, async move |engine| {
+                        engine.roll_back(session).await;
+                        Ok(())
+                    })
+                    .await;
             }
             return Err(error);
         }
@@ -667,7 +672,11 @@ impl SessionBackend for EngineSession {
             let session = self.id;
             let mut done = Ok(());
             for shard in self.touched() {
-                let one = self.store.in_shard(shard, async move |engine| Ok(engine.roll_back(session).await)).await;
+                let rolled_back = async move |engine: Rc<ShardEngine>| {
+                    engine.roll_back(session).await;
+                    Ok(())
+                };
+                let one = self.store.in_shard(shard, rolled_back).await;
                 done = done.and(one);
             }
             self.end_transaction();

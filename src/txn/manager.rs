@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +14,7 @@ use crate::btree::Tree;
 use crate::btree::space::{BlockAllocator, SpaceReply, SpaceRequest, SpaceService};
 use crate::cache::{Cache, LocalFuture};
 use crate::clock::ScnClock;
+use crate::fusion::grd::BlockHasher;
 use crate::ids::{NodeId, PartitionId, Scn, ShardId, TxnId};
 use crate::reactor::sync::Notify;
 use crate::reactor::{Class, Reactor};
@@ -143,7 +145,8 @@ pub(super) struct Inner {
     pub(super) decided: Notify,
     /// The oldest snapshot has moved.
     moved: Notify,
-    pub(super) trees: RefCell<HashMap<PartitionId, Tree>>,
+    /// Every operation looks here.
+    pub(super) trees: RefCell<HashMap<PartitionId, Tree, BuildHasherDefault<BlockHasher>>>,
     pub(super) dead_chains: RefCell<std::collections::VecDeque<(Scn, DeadChain)>>,
     pub(super) scratch: RefCell<Vec<u8>>,
     pub(super) unsettled: RefCell<Vec<(TxnId, TxnId)>>,
@@ -293,6 +296,7 @@ impl Txns {
     }
 
     /// The tree of a partition, if it was used before.
+    #[inline]
     #[must_use]
     pub fn known_tree(&self, partition: PartitionId) -> Option<Tree> {
         self.0.trees.borrow().get(&partition).cloned()

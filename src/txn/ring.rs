@@ -146,7 +146,9 @@ mod tests {
         ring.recycle(ms(600), None, ms(500));
         assert!(ring.spare() > 1, "at the bound the retention is given up");
         let mut ring = UndoRing::new(blocks(0..2), [], Scn::ZERO, 1000);
-        (ring.next(), ring.written(ms(10)), ring.next());
+        ring.next();
+        ring.written(ms(10));
+        ring.next();
         ring.recycle(ms(20), None, ms(500));
         assert_eq!(ring.spare(), 0);
         ring.recycle(ms(1020), None, ms(1000));

@@ -36,6 +36,7 @@ pub enum Version {
 
 impl Version {
     /// From the packed form.
+    #[inline]
     #[must_use]
     pub fn from_raw(raw: u64) -> Version {
         match TxnId::from_raw(raw) {

@@ -66,6 +66,14 @@ struct Stored {
     chain: OverflowRef,
 }
 
+/// Which row is to be changed, and how.
+struct Wanted<'a> {
+    txn: &'a Transaction,
+    tree: &'a Tree,
+    key: &'a [u8],
+    how: How,
+}
+
 /// What earlier looks at the row have brought.
 #[derive(Default)]
 struct Known {
@@ -111,7 +119,7 @@ impl Txns {
         decide: &mut dyn FnMut(Option<&[u8]>) -> Decision,
     ) -> Result<Outcome, TxnError> {
         let mut stored = None;
-        let result = self.change_row(txn, tree, key, how, decide, &mut stored).await;
+        let result = self.change_row(&Wanted { txn, tree, key, how }, decide, &mut stored).await;
         if let Some(Stored { chain, .. }) = stored {
             // It was written for nothing. If it can't be freed, its blocks are lost until the partition is dropped.
             if let Err(error) = tree.free_overflow(chain).await {
@@ -123,20 +131,18 @@ impl Txns {
 
     async fn change_row(
         &self,
-        txn: &Transaction,
-        tree: &Tree,
-        key: &[u8],
-        how: How,
+        wanted: &Wanted<'_>,
         decide: &mut dyn FnMut(Option<&[u8]>) -> Decision,
         stored: &mut Option<Stored>,
     ) -> Result<Outcome, TxnError> {
+        let &Wanted { txn, tree, key, how } = wanted;
         let mut known = Known::default();
         let mut need = if how.expect_bytes > 0 { value_bytes(key.len(), how.expect_bytes) } else { 0 };
         loop {
             txn.cancel().check()?;
             let id = self.ensure_id(txn).await?;
             self.0.undo.prepare().await?;
-            match self.look(txn, id, tree, key, how, need, decide, &known, stored).await? {
+            match self.look(wanted, id, need, decide, &known, stored).await? {
                 Step::Done(outcome) => return Ok(outcome),
                 Step::Again(again) => match again {
                     Again::Room(bytes) => need = bytes,
@@ -181,19 +187,16 @@ impl Txns {
     }
 
     /// One look at the row with its leaf held.
-    #[allow(clippy::too_many_arguments)] // the whole context of a loop's body, used once
     async fn look(
         &self,
-        txn: &Transaction,
+        wanted: &Wanted<'_>,
         id: TxnId,
-        tree: &Tree,
-        key: &[u8],
-        how: How,
         need: usize,
         decide: &mut dyn FnMut(Option<&[u8]>) -> Decision,
         known: &Known,
         stored: &mut Option<Stored>,
     ) -> Result<Step, TxnError> {
+        let &Wanted { txn, tree, key, how } = wanted;
         let again = |again| Ok(Step::Again(again));
         let dead = |_: &[u8], value: &[u8]| self.is_dead(value);
         let room = NeedRoom { value_len: need, redo_bytes: ROW_REDO_MAX, urgency: Urgency::Normal, dead: &dead };

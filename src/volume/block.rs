@@ -208,6 +208,7 @@ pub fn set_scn(block: &mut [u8], scn: Scn) {
 }
 
 /// The block's kind; `None` when this version does not know it.
+#[inline]
 #[must_use]
 pub fn kind(block: &[u8]) -> Option<BlockKind> {
     BlockKind::from_u8(block[KIND])

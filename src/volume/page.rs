@@ -103,6 +103,7 @@ pub struct Page<'a>(&'a [u8; BLOCK_SIZE]);
 /// A page to edit.
 pub struct PageMut<'a>(&'a mut [u8; BLOCK_SIZE]);
 
+#[inline]
 fn get(block: &[u8; BLOCK_SIZE], at: usize) -> usize {
     usize::from(u16::from_le_bytes([block[at], block[at + 1]]))
 }
@@ -119,22 +120,26 @@ impl<'a> Page<'a> {
     /// # Panics
     /// When `block` is not exactly one block long.
     #[must_use]
+    #[inline]
     pub fn new(block: &'a [u8]) -> Page<'a> {
         Page(block.try_into().expect("a page is one whole block"))
     }
 
     /// How many cells there are.
     #[must_use]
+    #[inline]
     pub fn count(self) -> u16 {
         get(self.0, COUNT) as u16
     }
 
     /// The user header.
     #[must_use]
+    #[inline]
     pub fn user_header(self) -> &'a [u8] {
         &self.0[USER_HEADER..USER_HEADER + get(self.0, USER_LEN)]
     }
 
+    #[inline]
     fn slots_start(self) -> usize {
         USER_HEADER + get(self.0, USER_LEN)
     }
@@ -143,6 +148,7 @@ impl<'a> Page<'a> {
         self.slots_start() + SLOT * get(self.0, COUNT)
     }
 
+    #[inline]
     fn cell_offset(self, slot: u16) -> usize {
         assert!(slot < self.count(), "slot {slot} of a page with {} slots", self.count());
         get(self.0, self.slots_start() + SLOT * usize::from(slot))
@@ -157,6 +163,7 @@ impl<'a> Page<'a> {
     /// # Panics
     /// When there is no such slot.
     #[must_use]
+    #[inline]
     pub fn key(self, slot: u16) -> &'a [u8] {
         self.key_at(self.cell_offset(slot))
     }
@@ -172,6 +179,7 @@ impl<'a> Page<'a> {
     /// # Panics
     /// When there is no such slot.
     #[must_use]
+    #[inline]
     pub fn value(self, slot: u16) -> &'a [u8] {
         let range = self.value_range(slot);
         &self.0[range]
@@ -182,6 +190,7 @@ impl<'a> Page<'a> {
     /// # Panics
     /// When there is no such slot.
     #[must_use]
+    #[inline]
     pub fn value_range(self, slot: u16) -> std::ops::Range<usize> {
         let offset = self.cell_offset(slot);
         let start = offset + CELL_HEADER + get(self.0, offset);
@@ -332,16 +341,17 @@ impl<'a> Page<'a> {
     }
 }
 
-/// Compares as `memcmp` does, the first eight bytes at once.
+/// Compares as `memcmp` does, the first eight bytes at once: most keys differ there, or have no more.
 #[inline]
-fn compare_keys(a: &[u8], b: &[u8]) -> Ordering {
-    if let (Some(a8), Some(b8)) = (a.first_chunk::<8>(), b.first_chunk::<8>()) {
-        let order = u64::from_be_bytes(*a8).cmp(&u64::from_be_bytes(*b8));
-        if order.is_ne() {
-            return order;
-        }
+pub fn compare_keys(a: &[u8], b: &[u8]) -> Ordering {
+    match (a.split_first_chunk::<8>(), b.split_first_chunk::<8>()) {
+        (Some((a8, a_rest)), Some((b8, b_rest))) => match u64::from_be_bytes(*a8).cmp(&u64::from_be_bytes(*b8)) {
+            Ordering::Equal if a_rest.is_empty() || b_rest.is_empty() => a_rest.len().cmp(&b_rest.len()),
+            Ordering::Equal => a_rest.cmp(b_rest),
+            order => order,
+        },
+        _ => a.cmp(b),
     }
-    a.cmp(b)
 }
 
 impl<'a> PageMut<'a> {

@@ -16,7 +16,7 @@ pub(super) const fn mix(value: u64) -> u64 {
 /// A table of a shard, keyed by block.
 pub type BlockMap<V> = HashMap<BlockId, V, BuildHasherDefault<BlockHasher>>;
 
-/// Hashes block ids for [`BlockMap`]: one multiplication a word. The keys come from our own volume, not from clients, so
+/// Hashes ids of blocks, for [`BlockMap`], and of partitions: one multiplication a word. The keys come from our own volume, not from clients, so
 /// nobody can craft collisions.
 #[derive(Clone, Copy, Default)]
 pub struct BlockHasher(u64);

@@ -80,8 +80,7 @@ fn money_survives_crashes_in_the_middle_of_everything() {
             for _ in 0..node.below(20) {
                 node.reactor.yield_now().await;
             }
-            let acknowledged = *acknowledged.borrow();
-            acknowledged
+            *acknowledged.borrow()
         });
     }
 }

@@ -127,6 +127,16 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn keys_are_in_the_order_of_their_bytes(a in prop::collection::vec(0u8..3, 0..12), b in prop::collection::vec(0u8..3, 0..12), common in 0usize..12) {
+        let with_prefix = |tail: &[u8]| [&[1; 12][..common], tail].concat();
+        for (a, b) in [(a.clone(), b.clone()), (with_prefix(&a), with_prefix(&b)), (a.clone(), with_prefix(&a))] {
+            prop_assert_eq!(compare_keys(&a, &b), a.cmp(&b));
+        }
+    }
+}
+
 #[test]
 fn a_patch_changes_user_bytes_and_nothing_else() {
     let mut block = vec![0u8; BLOCK_SIZE];
