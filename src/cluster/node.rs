@@ -233,6 +233,40 @@ async fn open_volume(reactor: &Reactor, context: &NodeContext) -> Result<Volume,
     Ok(volume)
 }
 
+/// Where the locks lie that say that a shard of a node may still write: beyond any volume's end.
+const LIFE_LOCKS: u64 = 1 << 50;
+/// How long an earlier life's last writes are waited for.
+const FORMER_LIFE_PATIENCE: Duration = Duration::from_secs(30);
+
+fn life_lock(node: NodeId, shard: u8) -> u64 {
+    LIFE_LOCKS + u64::from(node.0) * 256 + u64::from(shard)
+}
+
+/// A process that was killed is gone before its last writes are: io_uring and the block layer still carry them out. One
+/// of them landing after recovery would put an old version over a new one. Each shard of a life holds a lock on its open
+/// volume, which the kernel keeps until its last operation has ended; so wait for the locks of the life before.
+async fn wait_for_former_life(reactor: &Reactor, context: &NodeContext, volume: &Volume) -> Result<(), End> {
+    let until = reactor.now() + FORMER_LIFE_PATIENCE;
+    for shard in 0..context.shards {
+        let byte = life_lock(context.node, shard);
+        while !reactor.try_lock(volume.file(), byte, true)? {
+            context.status.detail("waits for the last writes of this node's former life");
+            if reactor.now() > until {
+                return Err(End::Failed(format!(
+                    "a former life of {} still holds the volume {}: end its process, or see why its last writes hang",
+                    context.node,
+                    context.volume.display()
+                )));
+            }
+            reactor.sleep(Duration::from_millis(5)).await;
+        }
+        if shard > 0 {
+            reactor.try_lock(volume.file(), byte, false)?;
+        }
+    }
+    Ok(())
+}
+
 /// The first shard.
 async fn lead(reactor: Reactor, context: Arc<NodeContext>, followers: Vec<Follower>, stopped: CrossReceiver<()>) {
     let end = lead_until_end(&reactor, &context, followers, stopped).await;
@@ -246,6 +280,7 @@ async fn lead_until_end(
     stopped: CrossReceiver<()>,
 ) -> Result<(), End> {
     let volume = open_volume(reactor, context).await?;
+    wait_for_former_life(reactor, context, &volume).await?;
     let mut slot = volume.read_node_slot(context.node).await?;
     slot.incarnation = Incarnation(slot.incarnation.0 + 1);
     slot.state = NodeState::Running;
@@ -370,6 +405,9 @@ async fn follow_until_end(
     let leader_ended = || End::Failed("the first shard has ended".into());
     let volume = open_volume(reactor, context).await?;
     let identity = orders.identity.await.map_err(|_| leader_ended())?;
+    if !reactor.try_lock(volume.file(), life_lock(context.node, shard.0), true)? {
+        return Err(End::Failed(format!("{} {shard} runs twice on the volume {}", context.node, context.volume.display())));
+    }
     let doors = connect(reactor, context, shard, identity);
     let watch = Rc::new(super::shard::WatchPeers::new(context.status.clone()));
     doors.interconnect.register(Service::Cluster, watch.clone());

@@ -152,6 +152,15 @@ impl Reactor {
         self.0.driver.borrow_mut().file_bytes(file.0)
     }
 
+    /// Takes (or gives up) an advisory lock on one byte of a file. It belongs to the open file and so outlives a process that
+    /// is killed until its last read or write has ended. `false`: somebody else has it. Nothing in the simulation.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn try_lock(&self, file: FileId, byte: u64, exclusive: bool) -> io::Result<bool> {
+        self.0.driver.borrow_mut().try_lock(file.0, byte, exclusive)
+    }
+
     /// Reserves space so that the file has at least `bytes` bytes. Use [`write_zeros`](Self::write_zeros) where later
     /// durable writes must not change metadata.
     ///

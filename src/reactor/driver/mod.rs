@@ -194,6 +194,17 @@ pub trait Driver {
     /// The operating system's.
     fn file_bytes(&mut self, file: Handle) -> io::Result<u64>;
 
+    /// Takes (or gives up) an advisory lock on one byte of a file, for this open file: it is held until the file is closed
+    /// and every operation on it has ended, also those of a process that was killed. `false`: somebody else has it.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn try_lock(&mut self, file: Handle, byte: u64, exclusive: bool) -> io::Result<bool> {
+        // A driver without other processes has nobody to keep out.
+        let _ = (file, byte, exclusive);
+        Ok(true)
+    }
+
     /// Reserves space, so that the file has at least `bytes` and later writes within do not fail for want of it. The
     /// reserved bytes read as zero.
     ///

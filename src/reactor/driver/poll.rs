@@ -296,6 +296,10 @@ impl Driver for PollDriver {
         system::file_bytes(self.descriptors.get(file).fd.as_raw_fd())
     }
 
+    fn try_lock(&mut self, file: Handle, byte: u64, exclusive: bool) -> io::Result<bool> {
+        system::try_lock(self.descriptors.get(file).fd.as_raw_fd(), byte, exclusive)
+    }
+
     fn allocate(&mut self, file: Handle, bytes: u64) -> io::Result<()> {
         system::allocate(self.descriptors.get(file).fd.as_raw_fd(), bytes)
     }

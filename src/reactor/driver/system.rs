@@ -174,6 +174,19 @@ pub(super) fn file_bytes(fd: RawFd) -> io::Result<u64> {
     u64::try_from(end).map_err(|_| io::Error::last_os_error())
 }
 
+/// Locks or unlocks one byte of a file for this open file (not for the process: operations in flight keep it open).
+pub(super) fn try_lock(fd: RawFd, byte: u64, exclusive: bool) -> io::Result<bool> {
+    let start = libc::off_t::try_from(byte).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let kind = if exclusive { libc::F_WRLCK } else { libc::F_UNLCK };
+    let lock = libc::flock { l_type: kind as libc::c_short, l_whence: libc::SEEK_SET as libc::c_short, l_start: start, l_len: 1, l_pid: 0 };
+    // SAFETY: the structure outlives the call, which only reads it.
+    match check(unsafe { libc::fcntl(fd, libc::F_OFD_SETLK, &lock) }) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Reserves space for `bytes` bytes.
 pub(super) fn allocate(fd: RawFd, bytes: u64) -> io::Result<()> {
     let length = libc::off_t::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;

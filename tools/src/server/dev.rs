@@ -27,6 +27,7 @@ const STABLE_AFTER: Duration = Duration::from_secs(60);
 const START_WITHIN: Duration = Duration::from_secs(120);
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+const PORTS_FREE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Signals to stop received so far; the handler may only count.
 static STOPS: AtomicU32 = AtomicU32::new(0);
@@ -87,9 +88,15 @@ fn check_ports(options: &DevOptions) -> Result<(), Failure> {
         let interconnect = (0..options.shards).map(|shard| (options.interconnect_port + u16::from(shard), "--interconnect-port"));
         for (port, flag) in [(options.pg_port, "--pg-port"), (options.http_port, "--http-port")].into_iter().chain(interconnect) {
             let address = address(number, port);
-            TcpListener::bind(address).map_err(|error| {
-                Failure::input(format!("node{number} can't listen on {address}: {error}; free the port or choose another with {flag}"))
-            })?;
+            // Nodes that were just killed keep their ports for a moment.
+            let until = Instant::now() + PORTS_FREE_WITHIN;
+            while let Err(error) = TcpListener::bind(address) {
+                if Instant::now() > until {
+                    let what = format!("node{number} can't listen on {address}: {error}");
+                    return Err(Failure::input(format!("{what}; free the port or choose another with {flag}")));
+                }
+                std::thread::sleep(LOOK_EVERY);
+            }
         }
     }
     Ok(())
