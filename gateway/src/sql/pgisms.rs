@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     self, BinaryOperator, CaseWhen, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName,
-    ObjectNamePart, Query, Select, SelectItem, SetExpr, TableFactor, Value, VisitMut, VisitorMut,
+    ObjectNamePart, Query, Select, SelectItem, SetExpr, TableFactor, Value, Visit, VisitMut, Visitor, VisitorMut,
 };
 
 use super::parse::{fold, split_name};
@@ -96,18 +96,68 @@ fn relation_names(select: &Select) -> Vec<(String, String, bool)> {
     out
 }
 
+/// Looks for aggregates outside of subqueries.
+struct Aggregates {
+    depth: usize,
+    found: bool,
+}
+
+impl Visitor for Aggregates {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _query: &Query) -> ControlFlow<()> {
+        self.depth += 1;
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, _query: &Query) -> ControlFlow<()> {
+        self.depth -= 1;
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        self.found |= self.depth == 0 && matches!(expr, Expr::Function(f) if AGGREGATES.contains(&name_of(f).as_str()));
+        ControlFlow::Continue(())
+    }
+}
+
 fn has_aggregate(items: &[SelectItem]) -> bool {
-    items.iter().any(|item| match item {
-        SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => {
-            let mut found = false;
-            let _ = ast::visit_expressions(expr, |e| {
-                found |= matches!(e, Expr::Function(f) if AGGREGATES.contains(&name_of(f).as_str()));
-                ControlFlow::<()>::Continue(())
-            });
-            found
+    let mut search = Aggregates { depth: 0, found: false };
+    for item in items {
+        if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
+            let _ = Visit::visit(expr, &mut search);
         }
-        _ => false,
-    })
+    }
+    search.found
+}
+
+/// EXISTS in a select list counts instead: DataFusion plans it in conditions only.
+fn count_exists(select: &mut Select) {
+    for item in &mut select.projection {
+        let (SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) = item else { continue };
+        if !expr.to_string().contains("EXISTS") {
+            continue;
+        }
+        let alias = Ident::with_quote('"', super::rewrite::output_name(expr));
+        let _ = ast::visit_expressions_mut(expr, |e| {
+            if let Expr::Exists { subquery, negated } = e {
+                let mut query = subquery.clone();
+                if let SetExpr::Select(inner) = &mut *query.body
+                    && !has_aggregate(&inner.projection)
+                {
+                    let count = parse("count(*)");
+                    inner.projection = vec![SelectItem::ExprWithAlias { expr: count, alias: Ident::new("n") }];
+                    let op = if *negated { BinaryOperator::Eq } else { BinaryOperator::Gt };
+                    let zero = Expr::Value(Value::Number("0".to_owned(), false).into());
+                    *e = Expr::BinaryOp { left: Box::new(Expr::Subquery(query)), op, right: Box::new(zero) };
+                }
+            }
+            ControlFlow::<()>::Continue(())
+        });
+        if let SelectItem::UnnamedExpr(expr) = item {
+            *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias };
+        }
+    }
 }
 
 /// Whether a query can have no rows because it reads a table that never has any.
@@ -321,6 +371,7 @@ impl VisitorMut for Isms {
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<()> {
         inline_lateral(select);
+        count_exists(select);
         ControlFlow::Continue(())
     }
 
