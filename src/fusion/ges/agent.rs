@@ -190,7 +190,13 @@ impl Ges {
     ///
     /// # Errors
     /// See [`LockError`]; the owner then has what it had before.
-    pub async fn lock(&self, resource: Resource, owner: LockOwner, mode: LockMode, policy: WaitPolicy) -> Result<LockHandle, LockError> {
+    pub async fn lock(
+        &self,
+        resource: Resource,
+        owner: LockOwner,
+        mode: LockMode,
+        policy: WaitPolicy,
+    ) -> Result<LockHandle, LockError> {
         let handle = LockHandle { resource, owner };
         if resource.class == ResourceClass::TRANSACTION {
             let holder = TxnId::from_raw(resource.id1).expect("the name of a transaction's resource is its id");
@@ -204,13 +210,7 @@ impl Ges {
         let mut effects = Vec::new();
         self.0.local.borrow_mut().lock(resource, owner, mode, wait, policy == WaitPolicy::NoWait, &mut effects);
         self.run(effects);
-        self.wait(wait, ended, policy).await?;
-        let mut held = self.0.held.borrow_mut();
-        let resources = held.entry(owner).or_default();
-        if !resources.contains(&resource) {
-            resources.push(resource);
-        }
-        Ok(handle)
+        self.wait(wait, ended, policy).await.map(|()| handle)
     }
 
     /// Changes the mode of a lock: a stronger one may have to be waited for, a weaker one not.
@@ -344,6 +344,14 @@ impl Ges {
         if let LockOwner::Transaction(txn) = ended.owner {
             self.0.waiting_txns.borrow_mut().remove(&txn);
         }
+        if outcome.is_ok() && ended.resource.class != ResourceClass::TRANSACTION {
+            // Noted here and not by the task that waits: it may be gone, and its transaction must find the lock at its end.
+            let mut held = self.0.held.borrow_mut();
+            let resources = held.entry(ended.owner).or_default();
+            if !resources.contains(&ended.resource) {
+                resources.push(ended.resource);
+            }
+        }
         // A receiver that is gone has canceled the wait itself.
         let _ = ended.ended.send(outcome);
     }
@@ -383,7 +391,7 @@ impl Ges {
     fn search(&self, wait: WaitId) {
         let owner = self.0.waits.borrow().get(&wait).map(|wait| wait.owner);
         if let Some(LockOwner::Transaction(txn)) = owner {
-            self.follow(Probe { target: Target::Transaction(txn), path: Vec::new() }, false);
+            self.follow(Probe { target: Target::Transaction(txn), path: Vec::new() }, true);
         }
     }
 
@@ -398,13 +406,12 @@ impl Ges {
                     // A node that is gone is in nobody's way for long: its locks go with it.
                     let _ = self.send(node, &Wire::Probe(probe));
                 }
-                Next::OtherShards(probe) if tell_other_shards || probe.path.len() > 0 => {
+                Next::OtherShards(probe) => {
                     let forward = self.0.other_shards.borrow().clone();
                     if let (Some(forward), true) = (forward, tell_other_shards) {
                         forward(probe);
                     }
                 }
-                Next::OtherShards(_) => {}
                 Next::Victim(node, txn, wait) if node == self.0.node => self.victim(txn, wait),
                 Next::Victim(node, txn, wait) => {
                     let _ = self.send(node, &Wire::Victim(txn, wait));
@@ -477,11 +484,14 @@ impl Ges {
                 }
                 Work::Effect(Effect::Ended(wait, outcome)) => {
                     let master = self.0.waits.borrow().get(&wait).map_or(self.0.node, |wait| self.0.master(&wait.resource));
-                    self.end(wait, outcome.map_err(|failure| match failure {
-                        Failure::WouldBlock => LockError::WouldBlock,
-                        Failure::TooMany => LockError::TooManyLocks,
-                        Failure::MasterLost => LockError::NodeLost(master),
-                    }));
+                    self.end(
+                        wait,
+                        outcome.map_err(|failure| match failure {
+                            Failure::WouldBlock => LockError::WouldBlock,
+                            Failure::TooMany => LockError::TooManyLocks,
+                            Failure::MasterLost => LockError::NodeLost(master),
+                        }),
+                    );
                 }
                 Work::Output(output) => {
                     let (Output::Granted { key, .. } | Output::Refused { key, .. } | Output::Blocking { key, .. }) = output;

@@ -144,7 +144,15 @@ impl LocalCore {
 
     /// A user wants a lock in `mode`, or, when it has one already, one that covers both. Its wait ends with
     /// [`Effect::Ended`], at the latest when [`LocalCore::cancel`] ends it. A user waits for one thing at a time.
-    pub fn lock(&mut self, resource: Resource, owner: LockOwner, mode: LockMode, wait: WaitId, no_wait: bool, out: &mut Vec<Effect>) {
+    pub fn lock(
+        &mut self,
+        resource: Resource,
+        owner: LockOwner,
+        mode: LockMode,
+        wait: WaitId,
+        no_wait: bool,
+        out: &mut Vec<Effect>,
+    ) {
         assert!(mode != LockMode::Null, "{owner} asks for no lock on {resource}");
         let entry = self.resources.entry(resource).or_default();
         let at = entry.users.iter().position(|user| user.owner == owner);
@@ -162,7 +170,8 @@ impl LocalCore {
             out.push(Effect::Ended(wait, Err(Failure::WouldBlock)));
         } else {
             let conversion = at.is_some();
-            let place = if conversion { entry.queue.iter().take_while(|queued| queued.conversion).count() } else { entry.queue.len() };
+            let place =
+                if conversion { entry.queue.iter().take_while(|queued| queued.conversion).count() } else { entry.queue.len() };
             entry.queue.insert(place, Queued { owner, mode, wait, conversion });
         }
         self.advance(resource, out);
@@ -384,11 +393,12 @@ impl LocalCore {
             }
             // Old users may ask for more although somebody else waits: he waits for them anyhow. New ones wait with him.
             let asking = entry.users.iter().filter(|user| user.wait.is_some() && (!is_blocked || user.held != LockMode::Null));
-            let (mut mode, mut asked, mut no_wait) = (entry.mode.join(entry.needed()), false, true);
+            let (mut mode, mut asked, mut no_wait) = (entry.mode.join(entry.needed()), false, false);
             for user in asking {
                 mode = mode.join(user.wanted);
                 asked = true;
-                no_wait &= user.wait.is_some_and(|(_, no_wait)| no_wait);
+                // One who doesn't want to wait is enough: when it comes to waiting he leaves, and the others ask again.
+                no_wait |= user.wait.is_some_and(|(_, no_wait)| no_wait);
             }
             if asked {
                 entry.pending = Some(Pending { up: true, no_wait, canceled: false });

@@ -10,6 +10,10 @@ pub mod deadlock;
 #[cfg(test)]
 mod explore;
 pub mod local;
+#[cfg(test)]
+mod random;
+#[cfg(test)]
+mod tests;
 pub mod types;
 mod wire;
 
