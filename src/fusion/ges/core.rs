@@ -3,7 +3,8 @@
 //! A state machine without I/O, owned by one shard: inputs in, outputs out. It follows the VMS lock manager (and so the Linux DLM):
 //! per resource a list of granted locks, a queue of conversions and a queue of new requests. Promises: granted modes are
 //! compatible; conversions go before new requests; each queue is served in order of arrival, and nobody overtakes; whatever
-//! can be granted is granted before [`GesCore::on`] returns. Holders in the way of the first in a queue are told once.
+//! can be granted is granted before [`GesCore::on`] returns. Holders in the way of whoever is served next are told so once, and
+//! again when it is somebody else's turn.
 //! Bounds: [`LOCKS_MAX`] locks and requests together; beyond it new requests are refused.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -86,6 +87,8 @@ pub enum Input {
         resource: Resource,
         /// Which.
         key: LockKey,
+        /// The mode that it was told is wanted.
+        wanted: LockMode,
     },
     /// A node is gone, and all its locks and requests with it.
     NodeLost(NodeId),
@@ -128,7 +131,8 @@ pub enum Output {
         /// Why.
         reason: Refusal,
     },
-    /// Tells a holder that it is in the way of somebody who wants this mode.
+    /// Tells a holder that it is in the way of the one who is served next, who wants this mode; with Null, that it is in
+    /// nobody's way any more. Only the latest counts, and a grant of a new mode takes all earlier ones back.
     Blocking {
         /// Of what.
         resource: Resource,
@@ -154,7 +158,7 @@ pub struct Blocker {
 struct Lock {
     key: LockKey,
     mode: LockMode,
-    /// The strongest mode that it was told it is in the way of since its mode last changed.
+    /// The mode that it was last told it is in the way of since its mode changed; Null: of none.
     told: LockMode,
     /// It answered that it needs the lock.
     busy: bool,
@@ -235,7 +239,7 @@ impl GesCore {
             }
             Input::Unlock { resource, key, value } => self.unlock(resource, key, value, out),
             Input::Cancel { resource, key } => self.cancel(resource, key, out),
-            Input::Busy { resource, key } => self.busy(resource, key, out),
+            Input::Busy { resource, key, wanted } => self.busy(resource, key, wanted, out),
             Input::NodeLost(node) => self.node_lost(node, out),
         }
     }
@@ -332,11 +336,11 @@ impl GesCore {
         self.count_grants(&out[before..], false);
     }
 
-    fn busy(&mut self, resource: Resource, key: LockKey, out: &mut Vec<Output>) {
+    fn busy(&mut self, resource: Resource, key: LockKey, wanted: LockMode, out: &mut Vec<Output>) {
         let lock = self.resources.get_mut(&resource).and_then(|entry| entry.granted.iter_mut().find(|lock| lock.key == key));
         match lock {
-            // A mode that has changed since it was told makes the answer one to an older question.
-            Some(lock) if lock.told != LockMode::Null => lock.busy = true,
+            // An answer to an older question says nothing about the present one.
+            Some(lock) if lock.told == wanted && wanted != LockMode::Null => lock.busy = true,
             _ => {
                 self.stats.stale += 1;
                 return;
@@ -406,14 +410,16 @@ impl GesCore {
             self.stats.refused += 1;
             out.push(Output::Refused { resource, key, reason: Refusal::WouldBlock });
         }
-        let firsts = [entry.converting.front().cloned(), entry.waiting.front().cloned()];
-        for first in firsts.into_iter().flatten() {
-            for lock in &mut entry.granted {
-                if lock.key != first.key && !lock.mode.compatible(first.mode) && lock.told < first.mode {
-                    lock.told = first.mode;
-                    self.stats.told += 1;
-                    out.push(Output::Blocking { resource, key: lock.key, wanted: first.mode });
-                }
+        let first = entry.converting.front().or(entry.waiting.front()).map(|first| (first.key, first.mode));
+        for lock in &mut entry.granted {
+            let wanted = match first {
+                Some((key, mode)) if lock.key != key && !lock.mode.compatible(mode) => mode,
+                _ => LockMode::Null,
+            };
+            if lock.told != wanted {
+                (lock.told, lock.busy) = (wanted, false);
+                self.stats.told += 1;
+                out.push(Output::Blocking { resource, key: lock.key, wanted });
             }
         }
         if entry.is_empty() {
@@ -426,9 +432,7 @@ impl GesCore {
         let conversions = entry.converting.iter().map(|waiting| (waiting, true));
         let requests = entry.waiting.iter().map(|waiting| (waiting, false));
         conversions.chain(requests).enumerate().find_map(|(ahead, (waiting, conversion))| {
-            let in_use = entry.granted.iter().any(|lock| {
-                lock.key != waiting.key && lock.busy && lock.told >= waiting.mode && !lock.mode.compatible(waiting.mode)
-            });
+            let in_use = entry.granted.iter().any(|lock| lock.key != waiting.key && lock.busy && lock.told == waiting.mode);
             (waiting.no_wait && (ahead > 0 || in_use)).then_some((waiting.key, conversion))
         })
     }
@@ -509,7 +513,7 @@ impl GesCore {
                 (Some(first), _) | (None, Some(first)) => {
                     assert!(!entry.fits(first.key, first.mode), "{resource}: {first:?} could be granted and isn't");
                     for lock in entry.granted.iter().filter(|lock| lock.key != first.key && !lock.mode.compatible(first.mode)) {
-                        assert!(lock.told >= first.mode, "{resource}: {lock:?} was not told of {first:?}");
+                        assert_eq!(lock.told, first.mode, "{resource}: {lock:?} was not told of {first:?}");
                     }
                 }
                 (None, None) => {}

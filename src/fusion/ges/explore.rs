@@ -181,8 +181,8 @@ impl World {
             (Output::Refused { reason: Refusal::Canceled, .. }, Client::Converting { from, canceled: true, .. }) => {
                 *client = Client::Held(from);
             }
-            (Output::Blocking { .. }, Client::Held(_)) => {
-                self.to_master[node].push_back(Input::Busy { resource: TABLE, key: key(node) });
+            (Output::Blocking { wanted, .. }, Client::Held(_)) if wanted != LockMode::Null => {
+                self.to_master[node].push_back(Input::Busy { resource: TABLE, key: key(node), wanted });
             }
             // It is changing its mode already, or has given the lock up: the answer is on its way.
             (Output::Blocking { .. }, _) => {}

@@ -237,8 +237,8 @@ impl LocalCore {
                     }
                 }
             }
-            Output::Blocking { wanted, .. } if entry.known && !entry.mode.compatible(wanted) => {
-                entry.give_up = Some(entry.give_up.map_or(wanted, |before| before.join(wanted)));
+            Output::Blocking { wanted, .. } if entry.known => {
+                entry.give_up = (!entry.mode.compatible(wanted)).then_some(wanted);
                 entry.told_busy = false;
             }
             // It is about a lock that we have given up meanwhile.
@@ -358,8 +358,9 @@ impl LocalCore {
             let is_blocked = entry.give_up.is_some_and(|wanted| !entry.mode.compatible(wanted));
             if is_blocked && !can_give && !entry.told_busy {
                 entry.told_busy = true;
-                out.push(Effect::ToMaster(resource, Input::Busy { resource, key }));
-                out.push(Effect::InTheWay(resource, entry.give_up.unwrap_or_default()));
+                let wanted = entry.give_up.unwrap_or_default();
+                out.push(Effect::ToMaster(resource, Input::Busy { resource, key, wanted }));
+                out.push(Effect::InTheWay(resource, wanted));
             }
             // Whoever doesn't want to wait leaves before it comes to waiting for users of this node, or with others for a
             // request that waits.

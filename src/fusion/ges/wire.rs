@@ -93,7 +93,7 @@ fn encode_input(input: &Input) -> (Message, Body) {
         }
         Input::Unlock { resource, key, value } => with_value(message(UNLOCK, resource, key.id, LockMode::Null), 0, value),
         Input::Cancel { resource, key } => (message(CANCEL, resource, key.id, LockMode::Null), Body::Empty),
-        Input::Busy { resource, key } => (message(BUSY, resource, key.id, LockMode::Null), Body::Empty),
+        Input::Busy { resource, key, wanted } => (message(BUSY, resource, key.id, wanted), Body::Empty),
         Input::NodeLost(node) => unreachable!("the loss of {node} is nobody's message"),
     }
 }
@@ -146,7 +146,7 @@ pub(super) fn decode(from: NodeId, us: NodeId, header: &Header, body: &Body) -> 
         CONVERT => Wire::ToMaster(Input::Convert { resource, key: theirs, mode: mode()?, no_wait, value: value()? }),
         UNLOCK => Wire::ToMaster(Input::Unlock { resource, key: theirs, value: value()? }),
         CANCEL => Wire::ToMaster(Input::Cancel { resource, key: theirs }),
-        BUSY => Wire::ToMaster(Input::Busy { resource, key: theirs }),
+        BUSY => Wire::ToMaster(Input::Busy { resource, key: theirs, wanted: mode()? }),
         GRANTED => {
             let bytes: [u8; VALUE_BYTES] = bytes.try_into().ok()?;
             let value = ValueBlock { bytes, valid: header.flags & FLAG_IN_DOUBT == 0 };
@@ -236,7 +236,7 @@ mod tests {
             Wire::ToMaster(Input::Convert { resource, key, mode, no_wait: true, value: ValueChange::Keep }),
             Wire::ToMaster(Input::Unlock { resource, key, value: ValueChange::Invalidate }),
             Wire::ToMaster(Input::Cancel { resource, key }),
-            Wire::ToMaster(Input::Busy { resource, key }),
+            Wire::ToMaster(Input::Busy { resource, key, wanted: mode }),
             Wire::FromMaster(Output::Granted {
                 resource,
                 key: LockKey { node: them, id: 4 },
