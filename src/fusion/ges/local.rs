@@ -76,6 +76,9 @@ struct Pending {
     up: bool,
     no_wait: bool,
     canceled: bool,
+    /// Canceled in order to give up what the node has; then it does so, whatever it hears meanwhile. Taking it back at
+    /// every change of mind of the master's could go on for ever.
+    gives_up: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
@@ -88,6 +91,8 @@ struct Entry {
     /// The mode that the master said somebody wants.
     give_up: Option<LockMode>,
     told_busy: bool,
+    /// Lower the lock to what is used, now.
+    lower: bool,
     value: ValueBlock,
     changed: bool,
     users: Vec<User>,
@@ -226,9 +231,9 @@ impl LocalCore {
                 entry.told_busy = false;
             }
             Output::Refused { reason, .. } => {
-                entry.pending = None;
+                let gives_up = entry.pending.take().is_some_and(|pending| pending.gives_up);
                 match reason {
-                    Refusal::Canceled => {}
+                    Refusal::Canceled => entry.lower = gives_up,
                     Refusal::WouldBlock => fail(entry, Failure::WouldBlock, true, out),
                     Refusal::Full => fail(entry, Failure::TooMany, false, out),
                     Refusal::Unknown => {
@@ -338,14 +343,14 @@ impl LocalCore {
         let key = self.key();
         let crowded = self.resources.len() > CACHED_MAX;
         let Some(entry) = self.resources.get_mut(&resource) else { return };
-        while let Some(first) = entry.queue.front() {
-            if !entry.fits(first.owner, first.mode) {
-                break;
-            }
-            let first = entry.queue.pop_front().expect("there is a first one");
-            admit(entry, first.owner, first.mode, first.wait, false);
-        }
         loop {
+            while let Some(first) = entry.queue.front() {
+                if !entry.fits(first.owner, first.mode) {
+                    break;
+                }
+                let first = entry.queue.pop_front().expect("there is a first one");
+                admit(entry, first.owner, first.mode, first.wait, false);
+            }
             for i in 0..entry.users.len() {
                 if entry.users[i].wait.is_some() && entry.covers(&entry.users[i]) {
                     let user = &mut entry.users[i];
@@ -365,18 +370,24 @@ impl LocalCore {
             // Whoever doesn't want to wait leaves before it comes to waiting for users of this node, or with others for a
             // request that waits.
             if is_blocked && !can_give || entry.pending.is_some_and(|pending| pending.up && !pending.no_wait) {
+                let ended = out.len();
                 fail(entry, Failure::WouldBlock, true, out);
+                if out.len() > ended {
+                    continue;
+                }
             }
             if let Some(pending) = &mut entry.pending {
                 let wanted = entry.users.iter().any(|user| user.wait.is_some());
                 if pending.up && !pending.canceled && (!wanted || is_blocked && can_give) {
                     pending.canceled = true;
+                    pending.gives_up = is_blocked && can_give;
                     out.push(Effect::ToMaster(resource, Input::Cancel { resource, key }));
                 }
                 return;
             }
             let unused = crowded && entry.is_idle() && entry.known;
-            if is_blocked && can_give || unused {
+            let lower = std::mem::take(&mut entry.lower) && entry.known && entry.needed() != entry.mode;
+            if is_blocked && can_give || unused || lower {
                 let mode = entry.needed();
                 let value = entry.value_change();
                 (entry.give_up, entry.told_busy, entry.mode) = (None, false, mode);
@@ -384,7 +395,7 @@ impl LocalCore {
                     entry.known = false;
                     out.push(Effect::ToMaster(resource, Input::Unlock { resource, key, value }));
                 } else {
-                    entry.pending = Some(Pending { up: false, no_wait: false, canceled: false });
+                    entry.pending = Some(Pending { up: false, no_wait: false, canceled: false, gives_up: false });
                     out.push(Effect::ToMaster(resource, Input::Convert { resource, key, mode, no_wait: false, value }));
                 }
                 continue;
@@ -402,7 +413,7 @@ impl LocalCore {
                 no_wait |= user.wait.is_some_and(|(_, no_wait)| no_wait);
             }
             if asked {
-                entry.pending = Some(Pending { up: true, no_wait, canceled: false });
+                entry.pending = Some(Pending { up: true, no_wait, canceled: false, gives_up: false });
                 let input = if entry.known {
                     Input::Convert { resource, key, mode, no_wait, value: ValueChange::Keep }
                 } else {
