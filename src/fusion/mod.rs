@@ -5,6 +5,7 @@
 //! blocks. The protocol is drawn in `docs/cache-fusion.md`.
 
 pub mod gcs;
+pub mod ges;
 pub mod grd;
 mod node_set;
 

@@ -179,6 +179,8 @@ pub fn register(state: &mut SessionState) -> Result<(), SqlError> {
     for function in functions {
         state.register_udf(Arc::new(function)).map_err(from_datafusion)?;
     }
+    let round = state.udf("round").map_err(from_datafusion)?;
+    state.add_analyzer_rule(Arc::new(super::casts::RoundingCasts { round }));
     let operators = Operators {
         get: state.udf("json_get").map_err(from_datafusion)?,
         get_text: state.udf("json_get_text").map_err(from_datafusion)?,

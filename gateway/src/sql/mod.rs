@@ -5,6 +5,7 @@
 
 mod access;
 pub mod api;
+mod casts;
 pub mod catalog;
 mod context;
 pub mod copy;
@@ -22,6 +23,7 @@ mod fastpath;
 mod functions;
 pub mod key_codec;
 pub mod parse;
+mod pgisms;
 mod plan;
 mod rewrite;
 pub mod row_codec;

@@ -129,6 +129,7 @@ impl<'a> Planner<'a> {
     /// Everything that is wrong with the query.
     pub fn plan(&self, query: &ast::Query, parameters: &[Parameter], with_values: bool) -> Result<LogicalPlan, SqlError> {
         let mut query = query.clone();
+        super::pgisms::rewrite(&mut query);
         rewrite::query(&mut query, self.env, self.catalog, if with_values { parameters } else { &[] })?;
         let types: Vec<Option<FieldRef>> = parameters
             .iter()

@@ -128,7 +128,13 @@ impl Settings {
         let defaults: BTreeMap<String, String> = KNOWN.iter().map(|(n, v, _)| ((*n).to_owned(), (*v).to_owned())).collect();
         let mut settings = Settings { values: Arc::new(defaults.clone()), defaults };
         for (name, value) in startup {
-            settings.set(name, Some(value))?;
+            if name == "options" {
+                for (name, value) in command_line(value) {
+                    settings.set(&name, Some(&value))?;
+                }
+            } else {
+                settings.set(name, Some(value))?;
+            }
         }
         settings.put("session_authorization", user);
         settings.defaults = (*settings.values).clone();
@@ -216,6 +222,22 @@ impl Settings {
     pub fn milliseconds(&self, name: &str) -> u64 {
         duration_ms(self.get(name)).unwrap_or(0)
     }
+}
+
+/// `-c name=value --other-name=value`, as a client's `options` has it.
+fn command_line(text: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut words = text.split_whitespace();
+    while let Some(word) = words.next() {
+        let setting = match word {
+            "-c" => words.next(),
+            _ => word.strip_prefix("--").or_else(|| word.strip_prefix("-c")),
+        };
+        if let Some((name, value)) = setting.and_then(|s| s.split_once('=')) {
+            found.push((name.replace('-', "_"), value.to_owned()));
+        }
+    }
+    found
 }
 
 fn duration_ms(text: &str) -> Option<u64> {

@@ -87,7 +87,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             self.input.reserve(READ_BYTES);
             if self.stream.read_buf(&mut self.input).await? == 0 {
-                return Err(if self.input.is_empty() { FramingError::Closed } else { FramingError::Io(std::io::ErrorKind::UnexpectedEof.into()) });
+                return Err(if self.input.is_empty() {
+                    FramingError::Closed
+                } else {
+                    FramingError::Io(std::io::ErrorKind::UnexpectedEof.into())
+                });
             }
         }
     }
@@ -101,7 +105,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         let length = (&self.input[1..5]).get_u32() as usize;
         if !(4..=MESSAGE_BYTES_MAX).contains(&length) {
-            return Err(FramingError::Violation(format!("invalid message length {length} of message type 0x{:02x}", self.input[0])));
+            return Err(FramingError::Violation(format!(
+                "invalid message length {length} of message type 0x{:02x}",
+                self.input[0]
+            )));
         }
         if self.input.len() < length + 1 {
             self.input.reserve((length + 1 - self.input.len()).min(1 << 20));

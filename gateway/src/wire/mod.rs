@@ -119,9 +119,8 @@ impl Server {
 }
 
 fn startup_of(mut parameters: BTreeMap<String, String>, key: CancelKey) -> Result<Startup, SqlError> {
-    let user = parameters
-        .remove("user")
-        .ok_or_else(|| SqlError::new("28000", "no PostgreSQL user name specified in startup packet"))?;
+    let user =
+        parameters.remove("user").ok_or_else(|| SqlError::new("28000", "no PostgreSQL user name specified in startup packet"))?;
     let database = parameters.remove("database").filter(|name| !name.is_empty()).unwrap_or_else(|| user.clone());
     parameters.retain(|name, _| name != "replication" && !name.starts_with("_pq_."));
     Ok(Startup { user, database, settings: parameters.into_iter().collect(), backend_pid: key.pid })

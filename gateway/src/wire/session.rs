@@ -274,7 +274,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
         }
         if self.statements.len() >= STATEMENTS_MAX {
             let message = format!("more than {STATEMENTS_MAX} prepared statements");
-            return Err(SqlError::new(code::PROGRAM_LIMIT_EXCEEDED, message).with_hint("Close statements that are no longer used.").into());
+            return Err(SqlError::new(code::PROGRAM_LIMIT_EXCEEDED, message)
+                .with_hint("Close statements that are no longer used.")
+                .into());
         }
         let statements = self.sql.parse(&parse.query)?;
         if statements.len() > 1 {
@@ -294,8 +296,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
         let statement = self.statement(&bind.statement_name.unwrap_or_default())?.clone();
         let kinds = statement.as_ref().map_or(&[][..], Prepared::parameters);
         if bind.parameters.len() != kinds.len() {
-            let message =
-                format!("bind message supplies {} parameters, but prepared statement requires {}", bind.parameters.len(), kinds.len());
+            let message = format!(
+                "bind message supplies {} parameters, but prepared statement requires {}",
+                bind.parameters.len(),
+                kinds.len()
+            );
             return Err(SqlError::new(code::PROTOCOL_VIOLATION, message).into());
         }
         let mut parameters = Vec::with_capacity(kinds.len());
@@ -319,7 +324,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
         if self.portals.len() >= PORTALS_MAX {
             return Err(SqlError::new(code::PROGRAM_LIMIT_EXCEEDED, format!("more than {PORTALS_MAX} open portals")).into());
         }
-        let portal = Portal { statement: statement.clone(), parameters, result_formats: bind.result_column_format_codes, state: PortalState::Bound };
+        let portal = Portal {
+            statement: statement.clone(),
+            parameters,
+            result_formats: bind.result_column_format_codes,
+            state: PortalState::Bound,
+        };
         self.portals.insert(name, portal);
         self.connection.put(&BindComplete::new());
         Ok(())

@@ -3,6 +3,7 @@
 //!
 //! Pure functions. Bounded by [`STATEMENT_BYTES_MAX`] and sqlparser's recursion limit.
 
+mod copy;
 mod front;
 
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
-pub use front::{CopyDirection, CopyFormat, CopyOptions, CopySource, CopyStatement, FetchHow, SequenceChange};
+pub use copy::{CopyDirection, CopyFormat, CopyOptions, CopySource, CopyStatement};
+pub use front::{FetchHow, SequenceChange};
 
 use super::error::{SqlError, code};
 

@@ -50,7 +50,9 @@ pub async fn outcome(session: &mut SqlSession, sql: &str) -> String {
 }
 
 /// A script: statements, each followed by `-- ` lines with its outcome.
-async fn check(script: &str) {
+async fn check(name: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/sql/tests/{name}.sql"));
+    let script = std::fs::read_to_string(path).unwrap();
     let mut session = session();
     let mut wrong = Vec::new();
     for block in script.split("\n\n") {
@@ -75,30 +77,30 @@ async fn check(script: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_go_in_and_come_out() {
-    check(include_str!("basics.sql")).await;
+    check("basics").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_keep_and_give_up() {
-    check(include_str!("transactions.sql")).await;
+    check("transactions").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn constraints_hold() {
-    check(include_str!("constraints.sql")).await;
+    check("constraints").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn definitions_change() {
-    check(include_str!("ddl.sql")).await;
+    check("ddl").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn values_print_as_postgresql_prints_them() {
-    check(include_str!("types.sql")).await;
+    check("types").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queries_answer() {
-    check(include_str!("queries.sql")).await;
+    check("queries").await;
 }

@@ -3,24 +3,26 @@
 //! Owned by one connection's task. A statement's rows are drained before the next statement begins; what a portal keeps
 //! beyond that, the wire layer has drained into memory.
 
+mod control;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use rustydb::store::{Isolation, LockMode, LockName, LockSpace, Savepoint, WaitPolicy};
 
-use super::api::{ColumnDesc, Execution, RowStream, Tag, TransactionStatus};
-use super::catalog::{Catalog, Oid};
-use super::context::{Context, SequenceMemory};
-use super::core::{Canceler, SessionCore};
-use super::cursor::Cursor;
-use super::database::Database;
-use super::error::{SqlError, code};
-use super::fastpath::FastPlan;
-use super::parse::{self, ParsedStatement, Statement, TransactionModes};
-use super::plan::Parameter;
-use super::rewrite::Env;
-use super::settings::{REPORTED, Settings};
-use super::types::{Datum, PgType};
+use crate::sql::api::{ColumnDesc, Execution, RowStream, Tag, TransactionStatus};
+use crate::sql::catalog::{Catalog, Oid};
+use crate::sql::context::{Context, SequenceMemory};
+use crate::sql::core::{Canceler, SessionCore};
+use crate::sql::cursor::Cursor;
+use crate::sql::database::Database;
+use crate::sql::error::{SqlError, code};
+use crate::sql::fastpath::FastPlan;
+use crate::sql::parse::{self, ParsedStatement, Statement, TransactionModes};
+use crate::sql::plan::Parameter;
+use crate::sql::rewrite::Env;
+use crate::sql::settings::{REPORTED, Settings};
+use crate::sql::types::{Datum, PgType};
 
 /// What a client says when it connects.
 #[derive(Clone, Debug, Default)]
@@ -37,14 +39,14 @@ pub struct Startup {
 
 /// A statement made ready: its parameters and columns are known.
 #[derive(Clone)]
-pub struct Prepared(pub(super) Arc<PreparedInner>);
+pub struct Prepared(pub(in crate::sql) Arc<PreparedInner>);
 
-pub(super) struct PreparedInner {
-    pub(super) parsed: Arc<ParsedStatement>,
-    pub(super) parameters: Vec<PgType>,
-    pub(super) columns: Option<Arc<[ColumnDesc]>>,
-    pub(super) fast: Option<Arc<FastPlan>>,
-    pub(super) generation: u64,
+pub(in crate::sql) struct PreparedInner {
+    pub(in crate::sql) parsed: Arc<ParsedStatement>,
+    pub(in crate::sql) parameters: Vec<PgType>,
+    pub(in crate::sql) columns: Option<Arc<[ColumnDesc]>>,
+    pub(in crate::sql) fast: Option<Arc<FastPlan>>,
+    pub(in crate::sql) generation: u64,
 }
 
 impl Prepared {
@@ -68,7 +70,7 @@ impl Prepared {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(in crate::sql) enum State {
     /// No transaction.
     Idle,
     /// One statement's own.
@@ -81,7 +83,7 @@ pub(super) enum State {
     Failed,
 }
 
-pub(super) struct SavepointEntry {
+pub(in crate::sql) struct SavepointEntry {
     name: String,
     savepoint: Savepoint,
     catalog: Option<Arc<Catalog>>,
@@ -89,19 +91,19 @@ pub(super) struct SavepointEntry {
     dropped: usize,
 }
 
-pub(super) struct Transaction {
-    pub(super) state: State,
-    pub(super) isolation: Isolation,
-    pub(super) read_only: bool,
-    pub(super) started_micros: i64,
+pub(in crate::sql) struct Transaction {
+    pub(in crate::sql) state: State,
+    pub(in crate::sql) isolation: Isolation,
+    pub(in crate::sql) read_only: bool,
+    pub(in crate::sql) started_micros: i64,
     /// The catalog with this transaction's own changes.
-    pub(super) catalog: Option<Arc<Catalog>>,
-    pub(super) savepoints: Vec<SavepointEntry>,
+    pub(in crate::sql) catalog: Option<Arc<Catalog>>,
+    pub(in crate::sql) savepoints: Vec<SavepointEntry>,
     /// Partitions to drop if it rolls back.
-    pub(super) created: Vec<rustydb::ids::PartitionId>,
+    pub(in crate::sql) created: Vec<rustydb::ids::PartitionId>,
     /// Partitions to drop when it has committed.
-    pub(super) dropped: Vec<rustydb::ids::PartitionId>,
-    pub(super) locks: HashMap<Oid, LockMode>,
+    pub(in crate::sql) dropped: Vec<rustydb::ids::PartitionId>,
+    pub(in crate::sql) locks: HashMap<Oid, LockMode>,
     /// Settings as they were at BEGIN.
     settings_before: Option<Arc<std::collections::BTreeMap<String, String>>>,
     /// SET LOCAL: names and what they were.
@@ -112,18 +114,18 @@ pub(super) struct Transaction {
 
 /// See the module.
 pub struct SqlSession {
-    pub(super) db: Arc<Database>,
-    pub(super) core: Arc<SessionCore>,
-    pub(super) settings: Settings,
-    pub(super) user: String,
-    pub(super) database: String,
+    pub(in crate::sql) db: Arc<Database>,
+    pub(in crate::sql) core: Arc<SessionCore>,
+    pub(in crate::sql) settings: Settings,
+    pub(in crate::sql) user: String,
+    pub(in crate::sql) database: String,
     backend_pid: i32,
-    pub(super) transaction: Transaction,
+    pub(in crate::sql) transaction: Transaction,
     prepared: HashMap<String, Prepared>,
-    pub(super) cursors: HashMap<String, Cursor>,
-    pub(super) notices: Vec<SqlError>,
+    pub(in crate::sql) cursors: HashMap<String, Cursor>,
+    pub(in crate::sql) notices: Vec<SqlError>,
     changed: Vec<(String, String)>,
-    pub(super) sequences: Arc<Mutex<SequenceMemory>>,
+    pub(in crate::sql) sequences: Arc<Mutex<SequenceMemory>>,
     implicit_block: bool,
 }
 
@@ -276,14 +278,14 @@ impl SqlSession {
     }
 
     /// The catalog that a statement sees now.
-    pub(super) async fn catalog(&self) -> Result<Arc<Catalog>, SqlError> {
+    pub(in crate::sql) async fn catalog(&self) -> Result<Arc<Catalog>, SqlError> {
         match &self.transaction.catalog {
             Some(catalog) => Ok(Arc::clone(catalog)),
             None => self.db.current_catalog().await,
         }
     }
 
-    pub(super) fn env(&self) -> Env {
+    pub(in crate::sql) fn env(&self) -> Env {
         Env {
             database: self.database.clone(),
             user: self.user.clone(),
@@ -295,7 +297,7 @@ impl SqlSession {
         }
     }
 
-    pub(super) fn context(&self, catalog: Arc<Catalog>, parameters: Vec<Parameter>) -> Context {
+    pub(in crate::sql) fn context(&self, catalog: Arc<Catalog>, parameters: Vec<Parameter>) -> Context {
         Context {
             db: Arc::clone(&self.db),
             core: Arc::clone(&self.core),
@@ -338,7 +340,7 @@ impl SqlSession {
         let (parameters, columns) = match &parsed.statement {
             Statement::Fetch { name, only_move: false, .. } => (declared, self.cursors.get(name).map(|c| c.columns())),
             Statement::Execute { name, .. } => (declared, self.prepared.get(name).and_then(|p| p.columns().cloned())),
-            _ => super::describe::describe(&context, &parsed.statement, declared)?,
+            _ => crate::sql::describe::describe(&context, &parsed.statement, declared)?,
         };
         let fast = FastPlan::compile(&parsed.statement, &parameters, &catalog, &context.env.search_path).map(Arc::new);
         let inner = PreparedInner { parsed, parameters, columns, fast, generation: catalog.generation };
@@ -479,7 +481,7 @@ impl SqlSession {
     }
 
     /// Runs a statement that works on data or the catalog, in its transaction.
-    pub(super) async fn execute_statement(
+    pub(in crate::sql) async fn execute_statement(
         &mut self,
         parsed: &ParsedStatement,
         parameters: Vec<Parameter>,
@@ -487,7 +489,7 @@ impl SqlSession {
         self.ensure_transaction().await?;
         self.transaction.touched = true;
         self.core.store.lock().await.new_statement();
-        let result = Box::pin(super::execute::statement(self, parsed, parameters)).await?;
+        let result = Box::pin(crate::sql::execute::statement(self, parsed, parameters)).await?;
         if self.transaction.state != State::Single {
             return Ok(result);
         }
@@ -515,7 +517,7 @@ impl SqlSession {
         }
     }
 
-    pub(super) async fn run_fast(
+    pub(in crate::sql) async fn run_fast(
         &mut self,
         plan: &Arc<FastPlan>,
         parameters: &[Option<Datum>],
@@ -523,27 +525,27 @@ impl SqlSession {
     ) -> Result<Option<Execution>, SqlError> {
         self.core.finish(false).await?;
         self.core.begin_statement();
-        super::fastpath::run(self, plan, parameters, catalog).await
+        crate::sql::fastpath::run(self, plan, parameters, catalog).await
     }
 
     /// Start of the running transaction, or now.
-    pub(super) fn statement_clock(&self) -> i64 {
+    pub(in crate::sql) fn statement_clock(&self) -> i64 {
         if self.transaction.state == State::Idle { now_micros() } else { self.transaction.started_micros }
     }
 
     /// A query has run in the transaction.
-    pub(super) fn touch(&mut self) {
+    pub(in crate::sql) fn touch(&mut self) {
         self.transaction.touched = true;
     }
 
     /// The store has committed the statement's own transaction.
-    pub(super) async fn committed(&mut self) {
+    pub(in crate::sql) async fn committed(&mut self) {
         self.end_transaction(true).await;
         self.forget_transaction_settings();
     }
 
     /// Begins a transaction if there is none.
-    pub(super) async fn ensure_transaction(&mut self) -> Result<(), SqlError> {
+    pub(in crate::sql) async fn ensure_transaction(&mut self) -> Result<(), SqlError> {
         if self.transaction.state != State::Idle {
             return Ok(());
         }
@@ -608,14 +610,14 @@ impl SqlSession {
         }
     }
 
-    pub(super) async fn commit(&mut self) -> Result<(), SqlError> {
+    pub(in crate::sql) async fn commit(&mut self) -> Result<(), SqlError> {
         let result = self.core.store.lock().await.commit().await;
         self.end_transaction(result.is_ok()).await;
         self.forget_transaction_settings();
         result.map(|_| ()).map_err(SqlError::from)
     }
 
-    pub(super) async fn rollback(&mut self) -> Result<(), SqlError> {
+    pub(in crate::sql) async fn rollback(&mut self) -> Result<(), SqlError> {
         let result = self.core.store.lock().await.rollback().await;
         self.end_transaction(false).await;
         self.forget_transaction_settings();
@@ -641,7 +643,7 @@ impl SqlSession {
     }
 
     /// Takes a relation's lock for the rest of the transaction, unless it has as strong a one.
-    pub(super) async fn lock_relation(&mut self, relation: Oid, mode: LockMode) -> Result<(), SqlError> {
+    pub(in crate::sql) async fn lock_relation(&mut self, relation: Oid, mode: LockMode) -> Result<(), SqlError> {
         if self.transaction.locks.get(&relation).is_some_and(|held| *held >= mode) {
             return Ok(());
         }
@@ -651,297 +653,5 @@ impl SqlSession {
         core.unless_canceled(lock).await?;
         self.transaction.locks.insert(relation, mode);
         Ok(())
-    }
-
-    /// Transaction control, settings, prepared statements. `None`: not one of these.
-    async fn control(&mut self, statement: &Statement) -> Result<Option<Execution>, SqlError> {
-        let tag = match statement {
-            Statement::Empty => return Ok(Some(Execution::Empty)),
-            Statement::Begin(modes) => {
-                match self.transaction.state {
-                    State::Idle => self.begin(State::Block, *modes).await?,
-                    State::Implicit => self.transaction.state = State::Block,
-                    _ => self
-                        .notices
-                        .push(SqlError::warning(code::ACTIVE_SQL_TRANSACTION, "there is already a transaction in progress")),
-                }
-                "BEGIN"
-            }
-            Statement::Commit { chain } => {
-                let modes = self.modes();
-                let tag = match self.transaction.state {
-                    State::Failed => {
-                        self.rollback().await?;
-                        "ROLLBACK"
-                    }
-                    State::Idle => {
-                        self.warn_no_transaction();
-                        "COMMIT"
-                    }
-                    _ => {
-                        self.commit().await?;
-                        "COMMIT"
-                    }
-                };
-                if *chain {
-                    self.begin(State::Block, modes).await?;
-                }
-                tag
-            }
-            Statement::Rollback { chain } => {
-                let modes = self.modes();
-                match self.transaction.state {
-                    State::Idle => self.warn_no_transaction(),
-                    _ => self.rollback().await?,
-                }
-                if *chain {
-                    self.begin(State::Block, modes).await?;
-                }
-                "ROLLBACK"
-            }
-            Statement::Savepoint(name) => {
-                self.require_block("SAVEPOINT")?;
-                let savepoint = self.core.store.lock().await.savepoint();
-                self.transaction.savepoints.push(SavepointEntry {
-                    name: name.clone(),
-                    savepoint,
-                    catalog: self.transaction.catalog.clone(),
-                    created: self.transaction.created.len(),
-                    dropped: self.transaction.dropped.len(),
-                });
-                "SAVEPOINT"
-            }
-            Statement::Release(name) => {
-                self.require_block("RELEASE SAVEPOINT")?;
-                let at = self.find_savepoint(name)?;
-                self.transaction.savepoints.truncate(at);
-                "RELEASE"
-            }
-            Statement::RollbackTo(name) => {
-                self.require_block("ROLLBACK TO SAVEPOINT")?;
-                let at = self.find_savepoint(name)?;
-                self.transaction.savepoints.truncate(at + 1);
-                let entry = &self.transaction.savepoints[at];
-                self.core.store.lock().await.rollback_to(&entry.savepoint).await?;
-                self.transaction.catalog.clone_from(&entry.catalog);
-                self.transaction.dropped.truncate(entry.dropped);
-                let lost: Vec<_> = self.transaction.created.drain(entry.created..).collect();
-                for partition in lost {
-                    if let Err(fault) = self.db.store.drop_partition(partition).await {
-                        tracing::warn!(%partition, %fault, "space of a table rolled back could not be given back; it stays in use");
-                    }
-                }
-                self.transaction.state = State::Block;
-                "ROLLBACK"
-            }
-            Statement::SetTransaction { modes, session } => {
-                self.set_transaction(*modes, *session).await?;
-                "SET"
-            }
-            Statement::Set { local, name, value } => {
-                if *local && self.transaction.state == State::Idle {
-                    let message = "SET LOCAL can only be used in transaction blocks";
-                    self.notices.push(SqlError::warning(code::NO_ACTIVE_SQL_TRANSACTION, message));
-                    return Ok(Some(Execution::Command { tag: "SET".to_owned() }));
-                }
-                if name == "transaction_isolation" || name == "transaction_read_only" {
-                    let mut modes = TransactionModes::default();
-                    match (name.as_str(), value.as_deref()) {
-                        ("transaction_read_only", Some(value)) => modes.read_only = Some(matches!(value, "on" | "true" | "1")),
-                        (_, Some(value)) => modes.repeatable_read = Some(!value.starts_with("read")),
-                        _ => {}
-                    }
-                    self.set_transaction(modes, false).await?;
-                    return Ok(Some(Execution::Command { tag: "SET".to_owned() }));
-                }
-                let old = self.settings.get(name).to_owned();
-                if self.settings.set(name, value.as_deref())? {
-                    self.report(name);
-                }
-                if *local {
-                    self.transaction.local_settings.push((name.clone(), old));
-                }
-                "SET"
-            }
-            Statement::Reset(name) => {
-                if name == "all" {
-                    self.settings.reset();
-                } else {
-                    self.settings.set(name, None)?;
-                    self.report(name);
-                }
-                "RESET"
-            }
-            Statement::Show(name) => return self.show(name).map(Some),
-            Statement::Prepare { name, types, statement } => {
-                if self.prepared.contains_key(name) {
-                    return Err(SqlError::new(
-                        code::DUPLICATE_PREPARED_STATEMENT,
-                        format!("prepared statement \"{name}\" already exists"),
-                    ));
-                }
-                if self.prepared.len() >= PREPARED_MAX {
-                    return Err(SqlError::new("53000", format!("a session may have {PREPARED_MAX} prepared statements"))
-                        .with_hint("DEALLOCATE those that are no longer needed."));
-                }
-                let types = types.iter().map(|t| super::sqltypes::sql_type(t).map(|t| Some(t.kind)));
-                let types: Vec<_> = types.collect::<Result<_, _>>()?;
-                let prepared = Box::pin(self.prepare_inner(Arc::clone(statement), &types)).await?;
-                self.prepared.insert(name.clone(), prepared);
-                "PREPARE"
-            }
-            Statement::Execute { name, parameters } => {
-                let prepared = self.prepared.get(name).cloned();
-                let prepared = prepared.ok_or_else(|| {
-                    SqlError::new(code::INVALID_SQL_STATEMENT_NAME, format!("prepared statement \"{name}\" does not exist"))
-                })?;
-                if parameters.len() != prepared.0.parameters.len() {
-                    return Err(SqlError::syntax(format!("wrong number of parameters for prepared statement \"{name}\""))
-                        .with_detail(format!(
-                            "Expected {} parameters but got {}.",
-                            prepared.0.parameters.len(),
-                            parameters.len()
-                        )));
-                }
-                let mut values = Vec::with_capacity(parameters.len());
-                let context = if parameters.is_empty() { None } else { Some(self.context(self.catalog().await?, Vec::new())) };
-                for (expr, kind) in parameters.iter().zip(&prepared.0.parameters) {
-                    let Some(context) = &context else { break };
-                    let value = match super::expr::compile(expr, &[], &[], *kind) {
-                        Some(fast) => fast.evaluate(&super::expr::Inputs::constant(&[], &context.env))?,
-                        None => context.evaluate(expr).await?,
-                    };
-                    values.push(value.map(|v| v.cast(*kind, -1)).transpose()?);
-                }
-                return Box::pin(self.execute_inner(&prepared, values)).await.map(Some);
-            }
-            Statement::Deallocate(name) => match name {
-                None => {
-                    self.prepared.clear();
-                    "DEALLOCATE ALL"
-                }
-                Some(name) => {
-                    if self.prepared.remove(name).is_none() {
-                        return Err(SqlError::new(
-                            code::INVALID_SQL_STATEMENT_NAME,
-                            format!("prepared statement \"{name}\" does not exist"),
-                        ));
-                    }
-                    "DEALLOCATE"
-                }
-            },
-            Statement::Discard(what) => match what.as_str() {
-                "ALL" => {
-                    self.prepared.clear();
-                    self.cursors.clear();
-                    self.settings.reset();
-                    self.sequences = Arc::default();
-                    "DISCARD ALL"
-                }
-                "PLANS" => "DISCARD PLANS",
-                "SEQUENCES" => {
-                    self.sequences = Arc::default();
-                    "DISCARD SEQUENCES"
-                }
-                _ => "DISCARD TEMP",
-            },
-            Statement::Close(name) => {
-                self.close_cursor(name.as_deref())?;
-                if name.is_some() { "CLOSE CURSOR" } else { "CLOSE CURSOR ALL" }
-            }
-            Statement::Fetch { name, how, only_move } => return self.fetch(name, *how, *only_move).map(Some),
-            Statement::Accepted(tag) => tag,
-            _ => return Ok(None),
-        };
-        Ok(Some(Execution::Command { tag: tag.to_owned() }))
-    }
-
-    fn modes(&self) -> TransactionModes {
-        TransactionModes {
-            repeatable_read: Some(self.transaction.isolation == Isolation::RepeatableRead),
-            read_only: Some(self.transaction.read_only),
-            serializable: false,
-        }
-    }
-
-    fn warn_no_transaction(&mut self) {
-        self.notices.push(SqlError::warning(code::NO_ACTIVE_SQL_TRANSACTION, "there is no transaction in progress"));
-    }
-
-    fn require_block(&self, what: &str) -> Result<(), SqlError> {
-        if matches!(self.transaction.state, State::Block | State::Failed | State::Implicit) {
-            Ok(())
-        } else {
-            Err(SqlError::new(code::NO_ACTIVE_SQL_TRANSACTION, format!("{what} can only be used in transaction blocks")))
-        }
-    }
-
-    fn find_savepoint(&self, name: &str) -> Result<usize, SqlError> {
-        self.transaction
-            .savepoints
-            .iter()
-            .rposition(|s| s.name == name)
-            .ok_or_else(|| SqlError::new(code::INVALID_SAVEPOINT_SPECIFICATION, format!("savepoint \"{name}\" does not exist")))
-    }
-
-    async fn set_transaction(&mut self, modes: TransactionModes, session: bool) -> Result<(), SqlError> {
-        let level = modes.repeatable_read.map(|repeatable| match (modes.serializable, repeatable) {
-            (true, _) => "serializable",
-            (_, true) => "repeatable read",
-            _ => "read committed",
-        });
-        if session {
-            if let Some(level) = level {
-                self.settings.set("default_transaction_isolation", Some(level))?;
-            }
-            if let Some(read_only) = modes.read_only {
-                self.settings.set("default_transaction_read_only", Some(if read_only { "on" } else { "off" }))?;
-            }
-            return Ok(());
-        }
-        if self.transaction.state == State::Idle {
-            let message = "SET TRANSACTION can only be used in transaction blocks";
-            self.notices.push(SqlError::warning(code::NO_ACTIVE_SQL_TRANSACTION, message));
-            return Ok(());
-        }
-        if self.transaction.touched {
-            if level.is_some() {
-                let message = "SET TRANSACTION ISOLATION LEVEL must be called before any query";
-                return Err(SqlError::new(code::ACTIVE_SQL_TRANSACTION, message));
-            }
-            if modes.read_only == Some(false) && self.transaction.read_only {
-                let message = "transaction read-write mode must be set before any query";
-                return Err(SqlError::new(code::ACTIVE_SQL_TRANSACTION, message));
-            }
-        }
-        if let Some(repeatable) = modes.repeatable_read {
-            self.transaction.isolation = if repeatable { Isolation::RepeatableRead } else { Isolation::ReadCommitted };
-        }
-        if let Some(read_only) = modes.read_only {
-            self.transaction.read_only = read_only;
-        }
-        if !self.transaction.touched {
-            let mut session = self.core.store.lock().await;
-            session.rollback().await?;
-            session.begin(self.transaction.isolation, self.transaction.read_only)?;
-            drop(session);
-        }
-        self.show_transaction_settings(modes.serializable);
-        Ok(())
-    }
-
-    fn show(&self, name: &str) -> Result<Execution, SqlError> {
-        let text = |value: &str| Some(Datum::Text(value.to_owned()));
-        if name == "all" {
-            let columns = ["name", "setting", "description"].map(|n| ColumnDesc::new(n, PgType::Text));
-            let rows = self.settings.all().iter().map(|(n, v)| vec![text(n), text(v), text("")]).collect();
-            return Ok(Execution::Rows(RowStream::ready(columns.into(), Tag::Fixed("SHOW".to_owned()), rows)));
-        }
-        let Some(value) = self.settings.all().get(name) else {
-            return Err(SqlError::new(code::UNDEFINED_OBJECT, format!("unrecognized configuration parameter \"{name}\"")));
-        };
-        let shown = REPORTED.iter().find(|(n, _)| *n == name).map_or(name, |(_, shown)| shown);
-        let columns = [ColumnDesc::new(shown, PgType::Text)].into();
-        Ok(Execution::Rows(RowStream::ready(columns, Tag::Fixed("SHOW".to_owned()), vec![vec![text(value)]])))
     }
 }

@@ -1,0 +1,635 @@
+//! The lock service of one shard: performs what the state machines decide, and lets tasks wait.
+//!
+//! Owned by the shard's thread. Talks to the same shard of other nodes over [`Service::Ges`]; what is mastered here is
+//! served without a message. Bounds: those of the state machines; one wait per user.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::core::{CoreStats, GesCore, Input, LockKey, Output};
+use super::deadlock::{Next, Probe, Target, Waiter, Waits, WaitsOn, follow};
+use super::local::{Effect, Failure, LocalCore, WaitId, WaitsFor};
+use super::types::{LockMode, LockOwner, Resource, ResourceClass, VALUE_BYTES, ValueBlock};
+use super::wire::{self, Wire};
+use crate::ids::{NodeId, Scn, TxnId};
+use crate::interconnect::{Body, Handler, Header, Interconnect, Service};
+use crate::reactor::Reactor;
+use crate::reactor::sync::{OneshotReceiver, OneshotSender, oneshot};
+
+/// How long to wait for a lock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WaitPolicy {
+    /// Until it is granted, or the wait turns out to be part of a deadlock.
+    Wait,
+    /// Not for anybody who uses it. (Messages, and nodes that only kept the lock, are waited for.)
+    NoWait,
+    /// At most so long.
+    Timeout(Duration),
+}
+
+/// Why a lock was not granted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LockError {
+    /// Somebody uses it, and the caller didn't want to wait.
+    WouldBlock,
+    /// The wait was part of a circle, and this transaction is its youngest.
+    Deadlock,
+    /// The time given is over.
+    Timeout,
+    /// The node that masters it (or on which the awaited transaction runs) is not connected.
+    NodeLost(NodeId),
+    /// The master has as many locks as it can have.
+    TooManyLocks,
+}
+
+impl fmt::Display for LockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LockError::WouldBlock => write!(f, "somebody else has the lock"),
+            LockError::Deadlock => write!(f, "the wait was part of a deadlock, and this transaction is the youngest in it"),
+            LockError::Timeout => write!(f, "the lock was not granted within the time allowed"),
+            LockError::NodeLost(node) => write!(f, "the lock's master {node} is not connected: look at that node"),
+            LockError::TooManyLocks => write!(f, "the lock's master has no room for more locks: end some transactions"),
+        }
+    }
+}
+
+impl std::error::Error for LockError {}
+
+/// What the lock service asks of the transactions of this node and shard.
+pub trait Transactions {
+    /// Whether a transaction whose home is here is still active (neither committed nor rolled back).
+    fn is_active(&self, txn: TxnId) -> bool;
+    /// When a transaction of this node began; the latest is the youngest, which dies in a deadlock.
+    fn began(&self, txn: TxnId) -> Scn;
+}
+
+/// A lock that was granted: the receipt for [`Ges::unlock`]. Dropping it does nothing; a transaction gives up all its locks
+/// at its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LockHandle {
+    /// What is locked.
+    pub resource: Resource,
+    /// For whom.
+    pub owner: LockOwner,
+}
+
+/// What the lock service counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct GesStats {
+    /// Locks granted without waiting for anything.
+    pub granted_at_once: u64,
+    /// Locks granted after a wait.
+    pub granted_later: u64,
+    /// Waits ended as victims of a deadlock.
+    pub deadlocks: u64,
+    /// Waits that ran out of time.
+    pub timeouts: u64,
+    /// Probes started or sent on.
+    pub probes: u64,
+    /// Messages that no lock service of this version sends, or for somebody else.
+    pub misplaced: u64,
+    /// Resources with a lock of this node, used or kept.
+    pub resources_held: u64,
+    /// Locks and requests mastered here.
+    pub locks_mastered: u64,
+    /// The master's own counters.
+    pub master: CoreStats,
+}
+
+type Outcome = Result<(), LockError>;
+
+struct Wait {
+    ended: OneshotSender<Outcome>,
+    owner: LockOwner,
+    resource: Resource,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum EndWaiter {
+    Here(WaitId),
+    There(NodeId, u64),
+}
+
+struct Inner {
+    reactor: Reactor,
+    net: Interconnect,
+    node: NodeId,
+    members: RefCell<Vec<NodeId>>,
+    deadlock_timeout: Duration,
+    transactions: Rc<dyn Transactions>,
+    core: RefCell<GesCore>,
+    local: RefCell<LocalCore>,
+    waits: RefCell<BTreeMap<WaitId, Wait>>,
+    waiting_txns: RefCell<BTreeMap<TxnId, WaitId>>,
+    end_waiters: RefCell<BTreeMap<TxnId, Vec<EndWaiter>>>,
+    held: RefCell<BTreeMap<LockOwner, Vec<Resource>>>,
+    next_wait: Cell<u64>,
+    stats: Cell<GesStats>,
+    in_the_way: RefCell<Option<Rc<dyn Fn(Resource, LockMode)>>>,
+    other_shards: RefCell<Option<Rc<dyn Fn(Probe)>>>,
+}
+
+/// The lock service of one shard. Cheap to clone; clones are the same.
+#[derive(Clone)]
+pub struct Ges(Rc<Inner>);
+
+enum Work {
+    Effect(Effect),
+    Output(Output),
+}
+
+impl Ges {
+    /// Makes the service and registers it with the interconnect, which must not have started. The members are this node
+    /// and the interconnect's peers.
+    #[must_use]
+    pub fn new(net: &Interconnect, transactions: Rc<dyn Transactions>, deadlock_timeout: Duration) -> Ges {
+        let node = net.node();
+        let mut members: Vec<NodeId> = net.peers().chain([node]).collect();
+        members.sort_unstable();
+        let ges = Ges(Rc::new(Inner {
+            reactor: net.reactor().clone(),
+            net: net.clone(),
+            node,
+            members: RefCell::new(members),
+            deadlock_timeout,
+            transactions,
+            core: RefCell::default(),
+            local: RefCell::new(LocalCore::new(node)),
+            waits: RefCell::default(),
+            waiting_txns: RefCell::default(),
+            end_waiters: RefCell::default(),
+            held: RefCell::default(),
+            next_wait: Cell::new(1),
+            stats: Cell::default(),
+            in_the_way: RefCell::default(),
+            other_shards: RefCell::default(),
+        }));
+        net.register(Service::Ges, Rc::new(ges.clone()));
+        ges
+    }
+
+    /// Calls `tell` whenever users of this node are in the way of somebody on another node: an owner that is the node itself can
+    /// then finish early. It must not call back into the service.
+    pub fn on_in_the_way(&self, tell: Rc<dyn Fn(Resource, LockMode)>) {
+        *self.0.in_the_way.borrow_mut() = Some(tell);
+    }
+
+    /// Calls `forward` with each probe whose transaction doesn't wait in this shard, to be given to
+    /// [`Ges::probe_from_shard`] of the node's other shards. Needed with more than one shard only.
+    pub fn on_probe_for_other_shards(&self, forward: Rc<dyn Fn(Probe)>) {
+        *self.0.other_shards.borrow_mut() = Some(forward);
+    }
+
+    /// Locks a resource for `owner` in `mode`, or in the weakest mode that covers this and what the owner has already. A
+    /// transaction's own resource is not locked but awaited: see [`Ges::wait_for_end`]. When the future is dropped, the
+    /// wait is over and the owner has what it had before.
+    ///
+    /// # Errors
+    /// See [`LockError`]; the owner then has what it had before.
+    pub async fn lock(
+        &self,
+        resource: Resource,
+        owner: LockOwner,
+        mode: LockMode,
+        policy: WaitPolicy,
+    ) -> Result<LockHandle, LockError> {
+        let handle = LockHandle { resource, owner };
+        if resource.class == ResourceClass::TRANSACTION {
+            let holder = TxnId::from_raw(resource.id1).expect("the name of a transaction's resource is its id");
+            return self.wait_for_end(owner, holder, policy).await.map(|()| handle);
+        }
+        // The common case: this very owner or its node has it already.
+        if self.0.local.borrow().held(resource, owner).covers(mode) {
+            return Ok(handle);
+        }
+        let (wait, ended) = self.begin_wait(owner, resource);
+        let mut effects = Vec::new();
+        self.0.local.borrow_mut().lock(resource, owner, mode, wait, policy == WaitPolicy::NoWait, &mut effects);
+        self.run(effects);
+        self.wait(wait, ended, policy).await.map(|()| handle)
+    }
+
+    /// Changes the mode of a lock: a stronger one may have to be waited for, a weaker one not.
+    ///
+    /// # Errors
+    /// See [`LockError`]; the mode stays.
+    pub async fn convert(&self, handle: LockHandle, mode: LockMode, policy: WaitPolicy) -> Result<(), LockError> {
+        if self.0.local.borrow().held(handle.resource, handle.owner).covers(mode) {
+            let mut effects = Vec::new();
+            self.0.local.borrow_mut().lower(handle.resource, handle.owner, mode, &mut effects);
+            self.run(effects);
+            return Ok(());
+        }
+        self.lock(handle.resource, handle.owner, mode, policy).await.map(|_| ())
+    }
+
+    /// Gives a lock up.
+    pub fn unlock(&self, handle: LockHandle) {
+        if let Some(resources) = self.0.held.borrow_mut().get_mut(&handle.owner) {
+            resources.retain(|resource| *resource != handle.resource);
+        }
+        let mut effects = Vec::new();
+        self.0.local.borrow_mut().unlock(handle.resource, handle.owner, &mut effects);
+        self.run(effects);
+    }
+
+    /// Gives up all locks of an owner.
+    pub fn unlock_all(&self, owner: LockOwner) {
+        let resources = self.0.held.borrow_mut().remove(&owner).unwrap_or_default();
+        let mut effects = Vec::new();
+        for resource in resources {
+            self.0.local.borrow_mut().unlock(resource, owner, &mut effects);
+        }
+        self.run(effects);
+    }
+
+    /// The mode that an owner has.
+    #[must_use]
+    pub fn held(&self, resource: Resource, owner: LockOwner) -> LockMode {
+        self.0.local.borrow().held(resource, owner)
+    }
+
+    /// The value that a resource had when this node was last granted its lock. `None` without a lock.
+    #[must_use]
+    pub fn value(&self, handle: LockHandle) -> Option<ValueBlock> {
+        self.0.local.borrow().value(handle.resource, handle.owner)
+    }
+
+    /// Writes the value; false without a lock in PW or EX.
+    #[must_use]
+    pub fn set_value(&self, handle: LockHandle, bytes: [u8; VALUE_BYTES]) -> bool {
+        self.0.local.borrow_mut().set_value(handle.resource, handle.owner, bytes)
+    }
+
+    /// Resolves when `holder` has committed or rolled back. Its home shard must be this shard (of whichever node).
+    ///
+    /// # Errors
+    /// See [`LockError`].
+    pub async fn wait_for_end(&self, waiter: LockOwner, holder: TxnId, policy: WaitPolicy) -> Result<(), LockError> {
+        assert_eq!(holder.shard(), self.0.net.shard(), "{holder} is awaited in the shard that is its home");
+        let resource = Resource::transaction(holder);
+        let here = holder.node() == self.0.node;
+        if here && !self.0.transactions.is_active(holder) {
+            return Ok(());
+        }
+        if policy == WaitPolicy::NoWait {
+            return Err(LockError::WouldBlock);
+        }
+        let (wait, ended) = self.begin_wait(waiter, resource);
+        if here {
+            self.0.end_waiters.borrow_mut().entry(holder).or_default().push(EndWaiter::Here(wait));
+        } else if !self.send(holder.node(), &Wire::AwaitEnd(holder, wait.0)) {
+            self.end(wait, Err(LockError::NodeLost(holder.node())));
+        }
+        self.wait(wait, ended, policy).await
+    }
+
+    /// A transaction of this shard has ended: whoever awaits it goes on, and its locks are given up.
+    pub fn transaction_ended(&self, txn: TxnId) {
+        let waiters = self.0.end_waiters.borrow_mut().remove(&txn).unwrap_or_default();
+        for waiter in waiters {
+            match waiter {
+                EndWaiter::Here(wait) => self.end(wait, Ok(())),
+                EndWaiter::There(node, id) => {
+                    // A node that is gone waits for nothing.
+                    let _ = self.send(node, &Wire::Ended(txn, id));
+                }
+            }
+        }
+        self.unlock_all(LockOwner::Transaction(txn));
+    }
+
+    /// Takes up a probe that another shard of this node could not follow.
+    pub fn probe_from_shard(&self, probe: Probe) {
+        self.follow(probe, false);
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn stats(&self) -> GesStats {
+        let core = self.0.core.borrow();
+        GesStats {
+            resources_held: self.0.local.borrow().resources() as u64,
+            locks_mastered: core.locks() as u64,
+            master: core.stats(),
+            ..self.0.stats.get()
+        }
+    }
+
+    /// Panics when anything is as it must never be: for tests and for the simulator.
+    pub fn invariants(&self) {
+        self.0.core.borrow().invariants();
+        self.0.local.borrow().invariants();
+    }
+
+    fn begin_wait(&self, owner: LockOwner, resource: Resource) -> (WaitId, OneshotReceiver<Outcome>) {
+        let wait = WaitId(self.0.next_wait.get());
+        self.0.next_wait.set(wait.0 + 1);
+        let (ended, receiver) = oneshot();
+        self.0.waits.borrow_mut().insert(wait, Wait { ended, owner, resource });
+        if let LockOwner::Transaction(txn) = owner {
+            let before = self.0.waiting_txns.borrow_mut().insert(txn, wait);
+            assert!(before.is_none(), "{txn} waits for one thing at a time");
+        }
+        (wait, receiver)
+    }
+
+    /// Ends a wait, if it hasn't ended yet.
+    fn end(&self, wait: WaitId, outcome: Outcome) {
+        let Some(ended) = self.0.waits.borrow_mut().remove(&wait) else { return };
+        if let LockOwner::Transaction(txn) = ended.owner {
+            self.0.waiting_txns.borrow_mut().remove(&txn);
+        }
+        if outcome.is_ok() && ended.resource.class != ResourceClass::TRANSACTION {
+            // Noted here and not by the task that waits: it may be gone, and its transaction must find the lock at its end.
+            let mut held = self.0.held.borrow_mut();
+            let resources = held.entry(ended.owner).or_default();
+            if !resources.contains(&ended.resource) {
+                resources.push(ended.resource);
+            }
+        }
+        // A receiver that is gone has canceled the wait itself.
+        let _ = ended.ended.send(outcome);
+    }
+
+    async fn wait(&self, wait: WaitId, mut ended: OneshotReceiver<Outcome>, policy: WaitPolicy) -> Outcome {
+        let guard = CancelOnDrop { ges: self, wait };
+        let start = self.0.reactor.now();
+        if !self.0.waits.borrow().contains_key(&wait) {
+            self.count(|stats| &mut stats.granted_at_once);
+            return ended.await.expect("a wait is ended with an outcome");
+        }
+        loop {
+            let mut pause = self.0.deadlock_timeout;
+            if let WaitPolicy::Timeout(limit) = policy {
+                let left = limit.saturating_sub(self.0.reactor.now().since(start));
+                if left.is_zero() {
+                    drop(guard);
+                    self.count(|stats| &mut stats.timeouts);
+                    return Err(LockError::Timeout);
+                }
+                pause = pause.min(left);
+            }
+            match self.0.reactor.timeout(pause, &mut ended).await {
+                Ok(outcome) => {
+                    let outcome = outcome.expect("a wait is ended with an outcome");
+                    if outcome.is_ok() {
+                        self.count(|stats| &mut stats.granted_later);
+                    }
+                    return outcome;
+                }
+                Err(_) => self.search(wait),
+            }
+        }
+    }
+
+    /// Looks for a circle that a wait is part of.
+    fn search(&self, wait: WaitId) {
+        let owner = self.0.waits.borrow().get(&wait).map(|wait| wait.owner);
+        if let Some(LockOwner::Transaction(txn)) = owner {
+            self.follow(Probe { target: Target::Transaction(txn), path: Vec::new() }, true);
+        }
+    }
+
+    fn follow(&self, probe: Probe, tell_other_shards: bool) {
+        self.count(|stats| &mut stats.probes);
+        let mut nexts = Vec::new();
+        follow(self.0.node, probe, &*self.0, &mut nexts);
+        for next in nexts {
+            match next {
+                Next::Send(node, probe) => {
+                    self.count(|stats| &mut stats.probes);
+                    // A node that is gone is in nobody's way for long: its locks go with it.
+                    let _ = self.send(node, &Wire::Probe(probe));
+                }
+                Next::OtherShards(probe) => {
+                    let forward = self.0.other_shards.borrow().clone();
+                    if let (Some(forward), true) = (forward, tell_other_shards) {
+                        forward(probe);
+                    }
+                }
+                Next::Victim(node, txn, wait) if node == self.0.node => self.victim(txn, wait),
+                Next::Victim(node, txn, wait) => {
+                    let _ = self.send(node, &Wire::Victim(txn, wait));
+                }
+            }
+        }
+    }
+
+    fn victim(&self, txn: TxnId, wait: WaitId) {
+        // Only the wait that was found in the circle; if it has ended meanwhile, so has the circle.
+        if self.0.waiting_txns.borrow().get(&txn) != Some(&wait) {
+            return;
+        }
+        tracing::info!(%txn, "deadlock: the youngest transaction of the circle gives up");
+        self.count(|stats| &mut stats.deadlocks);
+        self.cancel(wait);
+        self.end(wait, Err(LockError::Deadlock));
+    }
+
+    /// Takes a wait back where it was registered; whoever waits is not told.
+    fn cancel(&self, wait: WaitId) {
+        let Some(resource) = self.0.waits.borrow().get(&wait).map(|wait| wait.resource) else { return };
+        if resource.class != ResourceClass::TRANSACTION {
+            let mut effects = Vec::new();
+            self.0.local.borrow_mut().cancel(resource, wait, &mut effects);
+            self.run(effects);
+            return;
+        }
+        let holder = TxnId::from_raw(resource.id1).expect("the name of a transaction's resource is its id");
+        if holder.node() == self.0.node {
+            self.forget_end_waiter(holder, EndWaiter::Here(wait));
+        } else {
+            // If it can't be sent, the home forgets all waits of this node by itself.
+            let _ = self.send(holder.node(), &Wire::ForgetEnd(holder, wait.0));
+        }
+    }
+
+    fn forget_end_waiter(&self, holder: TxnId, waiter: EndWaiter) {
+        let mut all = self.0.end_waiters.borrow_mut();
+        if let Some(waiters) = all.get_mut(&holder) {
+            waiters.retain(|other| *other != waiter);
+            if waiters.is_empty() {
+                all.remove(&holder);
+            }
+        }
+    }
+
+    /// Performs effects, and what follows from them, until nothing follows.
+    fn run(&self, effects: Vec<Effect>) {
+        let mut work: VecDeque<Work> = effects.into_iter().map(Work::Effect).collect();
+        while let Some(next) = work.pop_front() {
+            match next {
+                Work::Effect(Effect::ToMaster(resource, input)) => {
+                    let master = self.0.master(&resource);
+                    if master == self.0.node {
+                        let mut outputs = Vec::new();
+                        self.0.core.borrow_mut().on(input, &mut outputs);
+                        work.extend(outputs.into_iter().map(Work::Output));
+                    } else if !self.send(master, &Wire::ToMaster(input)) {
+                        let mut effects = Vec::new();
+                        self.0.local.borrow_mut().master_lost(|lost| *lost == resource, &mut effects);
+                        work.extend(effects.into_iter().map(Work::Effect));
+                    }
+                }
+                Work::Effect(Effect::InTheWay(resource, wanted)) => {
+                    let tell = self.0.in_the_way.borrow().clone();
+                    if let Some(tell) = tell {
+                        tell(resource, wanted);
+                    }
+                }
+                Work::Effect(Effect::Ended(wait, outcome)) => {
+                    let master = self.0.waits.borrow().get(&wait).map_or(self.0.node, |wait| self.0.master(&wait.resource));
+                    self.end(
+                        wait,
+                        outcome.map_err(|failure| match failure {
+                            Failure::WouldBlock => LockError::WouldBlock,
+                            Failure::TooMany => LockError::TooManyLocks,
+                            Failure::MasterLost => LockError::NodeLost(master),
+                        }),
+                    );
+                }
+                Work::Output(output) => {
+                    let (Output::Granted { key, .. } | Output::Refused { key, .. } | Output::Blocking { key, .. }) = output;
+                    if key.node == self.0.node {
+                        let mut effects = Vec::new();
+                        self.0.local.borrow_mut().on_master(output, &mut effects);
+                        work.extend(effects.into_iter().map(Work::Effect));
+                    } else {
+                        // A node that is gone loses its locks when its loss is worked off.
+                        let _ = self.send(key.node, &Wire::FromMaster(output));
+                    }
+                }
+            }
+        }
+    }
+
+    fn send(&self, to: NodeId, wire: &Wire) -> bool {
+        let (message, body) = wire::encode(wire);
+        self.0.net.send(to, message, body).is_ok()
+    }
+
+    fn count(&self, pick: impl FnOnce(&mut GesStats) -> &mut u64) {
+        let mut stats = self.0.stats.get();
+        *pick(&mut stats) += 1;
+        self.0.stats.set(stats);
+    }
+}
+
+/// Takes a wait back when its future is dropped before it has ended.
+struct CancelOnDrop<'a> {
+    ges: &'a Ges,
+    wait: WaitId,
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if self.ges.0.waits.borrow().contains_key(&self.wait) {
+            self.ges.cancel(self.wait);
+            self.ges.end(self.wait, Err(LockError::Timeout));
+        }
+    }
+}
+
+impl Waits for Inner {
+    fn wait_of(&self, txn: TxnId) -> Option<(Waiter, WaitsOn)> {
+        let wait = *self.waiting_txns.borrow().get(&txn)?;
+        let resource = self.waits.borrow().get(&wait)?.resource;
+        let on = match TxnId::from_raw(resource.id1) {
+            Some(holder) if resource.class == ResourceClass::TRANSACTION => WaitsOn::Transaction(holder),
+            _ => match self.local.borrow().waits_for(resource, wait)? {
+                WaitsFor::Users(users) => WaitsOn::Users(users),
+                WaitsFor::Master(resource, key) => WaitsOn::Master(resource, key),
+            },
+        };
+        Some((Waiter { txn, began: self.transactions.began(txn).0, wait }, on))
+    }
+
+    fn blockers(&self, resource: Resource, key: LockKey) -> Option<(LockMode, Vec<super::core::Blocker>)> {
+        let core = self.core.borrow();
+        Some((core.wanted(resource, key)?, core.blockers(resource, key)))
+    }
+
+    fn users_in_the_way(&self, resource: Resource, wanted: LockMode, holds: bool, ahead: bool) -> Vec<LockOwner> {
+        self.local.borrow().users_in_the_way(resource, wanted, holds, ahead)
+    }
+
+    fn master(&self, resource: &Resource) -> NodeId {
+        resource.master(self.members.borrow().iter().copied()).unwrap_or(self.node)
+    }
+}
+
+impl Handler for Ges {
+    fn on_message(&self, from: NodeId, header: &Header, body: Body) {
+        let Some(wire) = wire::decode(from, self.0.node, header, &body) else {
+            self.count(|stats| &mut stats.misplaced);
+            return;
+        };
+        match wire {
+            Wire::ToMaster(input) => {
+                let (Input::Request { resource, .. }
+                | Input::Convert { resource, .. }
+                | Input::Unlock { resource, .. }
+                | Input::Cancel { resource, .. }
+                | Input::Busy { resource, .. }) = input
+                else {
+                    return;
+                };
+                if self.0.master(&resource) != self.0.node {
+                    self.count(|stats| &mut stats.misplaced);
+                    return;
+                }
+                self.run(vec![Effect::ToMaster(resource, input)]);
+            }
+            Wire::FromMaster(output) => {
+                let mut effects = Vec::new();
+                self.0.local.borrow_mut().on_master(output, &mut effects);
+                self.run(effects);
+            }
+            Wire::Probe(probe) => self.follow(probe, true),
+            Wire::Victim(txn, wait) => self.victim(txn, wait),
+            Wire::AwaitEnd(txn, id) => {
+                if txn.node() != self.0.node {
+                    self.count(|stats| &mut stats.misplaced);
+                } else if self.0.transactions.is_active(txn) {
+                    self.0.end_waiters.borrow_mut().entry(txn).or_default().push(EndWaiter::There(from, id));
+                } else {
+                    let _ = self.send(from, &Wire::Ended(txn, id));
+                }
+            }
+            Wire::ForgetEnd(txn, id) => self.forget_end_waiter(txn, EndWaiter::There(from, id)),
+            Wire::Ended(_, id) => self.end(WaitId(id), Ok(())),
+        }
+    }
+
+    fn on_peer_down(&self, node: NodeId) {
+        let mut outputs = Vec::new();
+        self.0.core.borrow_mut().on(Input::NodeLost(node), &mut outputs);
+        let mut effects = Vec::new();
+        self.0.local.borrow_mut().master_lost(|resource| self.0.master(resource) == node, &mut effects);
+        for output in outputs {
+            let (Output::Granted { key, .. } | Output::Refused { key, .. } | Output::Blocking { key, .. }) = output;
+            if key.node == self.0.node {
+                self.0.local.borrow_mut().on_master(output, &mut effects);
+            } else {
+                let _ = self.send(key.node, &Wire::FromMaster(output));
+            }
+        }
+        self.run(effects);
+        self.0.end_waiters.borrow_mut().retain(|_, waiters| {
+            waiters.retain(|waiter| !matches!(waiter, EndWaiter::There(from, _) if *from == node));
+            !waiters.is_empty()
+        });
+        let awaited = |wait: &Wait| {
+            wait.resource.class == ResourceClass::TRANSACTION && TxnId::from_raw(wait.resource.id1).map(TxnId::node) == Some(node)
+        };
+        let lost: Vec<WaitId> = self.0.waits.borrow().iter().filter(|(_, wait)| awaited(wait)).map(|(id, _)| *id).collect();
+        for wait in lost {
+            self.end(wait, Err(LockError::NodeLost(node)));
+        }
+    }
+}

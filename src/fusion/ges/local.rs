@@ -1,0 +1,474 @@
+//! A node's side of the lock service: the locks that the node holds at their masters, and its own users of them.
+//!
+//! A state machine without I/O, owned by one shard. Per resource the node holds ONE lock at the master, in a mode that
+//! covers what its users need, and keeps it when they are done until the master says that somebody else wants it: so the
+//! usual lock of a table by a transaction costs no message. Users of one node queue among themselves first, in order of
+//! arrival, conversions before new ones; whoever passes that queue waits, if the node's lock doesn't cover him, for a
+//! request to the master. At most one request per resource is under way.
+//!
+//! Fairness: once the master has said that somebody wants the lock, no new user gets in on the strength of the old one.
+//! Bounds: [`CACHED_MAX`] locks kept without users; users are bounded by transactions.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::core::{Input, LockKey, Output, Refusal, ValueChange};
+use super::types::{LockMode, LockOwner, Resource, VALUE_BYTES, ValueBlock};
+use crate::ids::NodeId;
+
+/// Most resources whose lock a node keeps although nobody uses it.
+pub const CACHED_MAX: usize = 100_000;
+
+/// A user's wait, by number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct WaitId(pub u64);
+
+/// Why a user doesn't get a lock.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Failure {
+    /// It did not want to wait.
+    WouldBlock,
+    /// The master has too many locks.
+    TooMany,
+    /// The master is gone.
+    MasterLost,
+}
+
+/// What follows from an event.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Effect {
+    /// Tell the resource's master.
+    ToMaster(Resource, Input),
+    /// Users of this node are in the way of somebody elsewhere who wants this mode.
+    InTheWay(Resource, LockMode),
+    /// A user's wait is over.
+    Ended(WaitId, Result<(), Failure>),
+}
+
+/// Whom a waiting user waits for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum WaitsFor {
+    /// Users of this node.
+    Users(Vec<LockOwner>),
+    /// Whoever is in the way of this node's request at the master.
+    Master(Resource, LockKey),
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct User {
+    owner: LockOwner,
+    /// What it may rely on.
+    held: LockMode,
+    /// What it has or waits for the node's lock to cover.
+    wanted: LockMode,
+    wait: Option<(WaitId, bool)>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Queued {
+    owner: LockOwner,
+    mode: LockMode,
+    wait: WaitId,
+    conversion: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Pending {
+    up: bool,
+    no_wait: bool,
+    canceled: bool,
+    /// Canceled in order to give up what the node has; then it does so, whatever it hears meanwhile. Taking it back at
+    /// every change of mind of the master's could go on for ever.
+    gives_up: bool,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+struct Entry {
+    /// The master knows a lock of ours.
+    known: bool,
+    /// Its mode.
+    mode: LockMode,
+    pending: Option<Pending>,
+    /// The mode that the master said somebody wants.
+    give_up: Option<LockMode>,
+    told_busy: bool,
+    /// Lower the lock to what is used, now.
+    lower: bool,
+    value: ValueBlock,
+    changed: bool,
+    users: Vec<User>,
+    queue: VecDeque<Queued>,
+}
+
+/// The node's side of the locks of one shard.
+#[derive(Clone, Debug)]
+pub struct LocalCore {
+    node: NodeId,
+    resources: BTreeMap<Resource, Entry>,
+}
+
+impl Entry {
+    fn needed(&self) -> LockMode {
+        self.users.iter().fold(LockMode::Null, |mode, user| mode.join(user.held))
+    }
+
+    fn fits(&self, owner: LockOwner, mode: LockMode) -> bool {
+        self.users.iter().all(|user| user.owner == owner || user.wanted.compatible(mode))
+    }
+
+    /// Whether a user may rely on the node's lock as it is now.
+    fn covers(&self, user: &User) -> bool {
+        let welcome = match self.give_up {
+            None => true,
+            Some(wanted) => user.held != LockMode::Null || user.wanted.compatible(wanted),
+        };
+        // A weaker mode is under way to the master: what we have now is what we will have then.
+        let mode = self.mode;
+        welcome && self.known && mode.covers(user.wanted)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.users.is_empty() && self.queue.is_empty() && self.pending.is_none()
+    }
+
+    fn value_change(&mut self) -> ValueChange {
+        if std::mem::take(&mut self.changed) { ValueChange::Write(self.value.bytes) } else { ValueChange::Keep }
+    }
+}
+
+impl LocalCore {
+    /// The node holds nothing.
+    #[must_use]
+    pub fn new(node: NodeId) -> LocalCore {
+        LocalCore { node, resources: BTreeMap::new() }
+    }
+
+    fn key(&self) -> LockKey {
+        // One lock per resource and node: its name needs no number of its own.
+        LockKey { node: self.node, id: 0 }
+    }
+
+    /// A user wants a lock in `mode`, or, when it has one already, one that covers both. Its wait ends with
+    /// [`Effect::Ended`], at the latest when [`LocalCore::cancel`] ends it. A user waits for one thing at a time.
+    pub fn lock(
+        &mut self,
+        resource: Resource,
+        owner: LockOwner,
+        mode: LockMode,
+        wait: WaitId,
+        no_wait: bool,
+        out: &mut Vec<Effect>,
+    ) {
+        assert!(mode != LockMode::Null, "{owner} asks for no lock on {resource}");
+        let entry = self.resources.entry(resource).or_default();
+        let at = entry.users.iter().position(|user| user.owner == owner);
+        let mode = match at {
+            Some(at) => {
+                assert!(entry.users[at].wait.is_none(), "{owner} waits for {resource} already");
+                entry.users[at].held.join(mode)
+            }
+            None => mode,
+        };
+        let first = entry.queue.iter().all(|queued| at.is_some() && !queued.conversion);
+        if first && entry.fits(owner, mode) {
+            admit(entry, owner, mode, wait, no_wait);
+        } else if no_wait {
+            out.push(Effect::Ended(wait, Err(Failure::WouldBlock)));
+        } else {
+            let conversion = at.is_some();
+            let place =
+                if conversion { entry.queue.iter().take_while(|queued| queued.conversion).count() } else { entry.queue.len() };
+            entry.queue.insert(place, Queued { owner, mode, wait, conversion });
+        }
+        self.advance(resource, out);
+    }
+
+    /// A user gives up all that it has on the resource.
+    pub fn unlock(&mut self, resource: Resource, owner: LockOwner, out: &mut Vec<Effect>) {
+        let Some(entry) = self.resources.get_mut(&resource) else { return };
+        entry.users.retain(|user| user.owner != owner);
+        entry.queue.retain(|queued| queued.owner != owner);
+        self.advance(resource, out);
+    }
+
+    /// A user goes on with a weaker mode than it has.
+    pub fn lower(&mut self, resource: Resource, owner: LockOwner, mode: LockMode, out: &mut Vec<Effect>) {
+        let Some(entry) = self.resources.get_mut(&resource) else { return };
+        if let Some(user) = entry.users.iter_mut().find(|user| user.owner == owner && user.wait.is_none()) {
+            assert!(user.held.covers(mode) && mode != LockMode::Null, "{owner} lowers {resource} from {} to {mode}", user.held);
+            (user.held, user.wanted) = (mode, mode);
+        }
+        self.advance(resource, out);
+    }
+
+    /// A user waits no longer; it keeps what it had before.
+    pub fn cancel(&mut self, resource: Resource, wait: WaitId, out: &mut Vec<Effect>) {
+        let Some(entry) = self.resources.get_mut(&resource) else { return };
+        entry.queue.retain(|queued| queued.wait != wait);
+        for user in &mut entry.users {
+            if user.wait.is_some_and(|(id, _)| id == wait) {
+                user.wait = None;
+                user.wanted = user.held;
+            }
+        }
+        entry.users.retain(|user| user.wait.is_some() || user.held != LockMode::Null);
+        self.advance(resource, out);
+    }
+
+    /// The master answers or asks.
+    pub fn on_master(&mut self, output: Output, out: &mut Vec<Effect>) {
+        let (Output::Granted { resource, .. } | Output::Refused { resource, .. } | Output::Blocking { resource, .. }) = output;
+        let Some(entry) = self.resources.get_mut(&resource) else { return };
+        match output {
+            Output::Granted { mode, value, .. } => {
+                entry.known = true;
+                entry.mode = mode;
+                if !entry.changed {
+                    entry.value = value;
+                }
+                entry.pending = None;
+                // What was said about the former mode is over; the master says it again where it still holds.
+                entry.give_up = None;
+                entry.told_busy = false;
+            }
+            Output::Refused { reason, .. } => {
+                let gives_up = entry.pending.take().is_some_and(|pending| pending.gives_up);
+                match reason {
+                    Refusal::Canceled => entry.lower = gives_up,
+                    Refusal::WouldBlock => fail(entry, Failure::WouldBlock, true, out),
+                    Refusal::Full => fail(entry, Failure::TooMany, false, out),
+                    Refusal::Unknown => {
+                        (entry.known, entry.mode) = (false, LockMode::Null);
+                        fail(entry, Failure::MasterLost, false, out);
+                    }
+                }
+            }
+            Output::Blocking { wanted, .. } if entry.known => {
+                entry.give_up = (!entry.mode.compatible(wanted)).then_some(wanted);
+                entry.told_busy = false;
+            }
+            // It is about a lock that we have given up meanwhile.
+            Output::Blocking { .. } => {}
+        }
+        self.advance(resource, out);
+    }
+
+    /// The master of these resources is gone. Whoever waits is told; what users hold they hold, until the recovery of the
+    /// master's locks says otherwise.
+    pub fn master_lost(&mut self, mastered_there: impl Fn(&Resource) -> bool, out: &mut Vec<Effect>) {
+        let lost: Vec<Resource> = self.resources.keys().filter(|resource| mastered_there(resource)).copied().collect();
+        for resource in lost {
+            let entry = self.resources.get_mut(&resource).expect("its key was just read");
+            (entry.known, entry.mode, entry.pending) = (false, LockMode::Null, None);
+            (entry.give_up, entry.told_busy) = (None, false);
+            entry.value.valid = false;
+            fail(entry, Failure::MasterLost, false, out);
+            for queued in std::mem::take(&mut entry.queue) {
+                out.push(Effect::Ended(queued.wait, Err(Failure::MasterLost)));
+            }
+            if entry.is_idle() {
+                self.resources.remove(&resource);
+            }
+        }
+    }
+
+    /// The value of a resource on which `owner` has a lock.
+    #[must_use]
+    pub fn value(&self, resource: Resource, owner: LockOwner) -> Option<ValueBlock> {
+        let entry = self.resources.get(&resource)?;
+        entry.users.iter().any(|user| user.owner == owner && user.held != LockMode::Null).then_some(entry.value)
+    }
+
+    /// Writes the value; false when `owner` has no mode that may. Others see it when they are granted a lock after this
+    /// node's has been lowered.
+    pub fn set_value(&mut self, resource: Resource, owner: LockOwner, bytes: [u8; VALUE_BYTES]) -> bool {
+        let Some(entry) = self.resources.get_mut(&resource) else { return false };
+        let may = entry.users.iter().any(|user| user.owner == owner && user.held.writes_value());
+        if may {
+            entry.value = ValueBlock { bytes, valid: true };
+            entry.changed = true;
+        }
+        may
+    }
+
+    /// What `owner` may rely on.
+    #[must_use]
+    pub fn held(&self, resource: Resource, owner: LockOwner) -> LockMode {
+        let user = self.resources.get(&resource).and_then(|entry| entry.users.iter().find(|user| user.owner == owner));
+        user.map_or(LockMode::Null, |user| user.held)
+    }
+
+    /// The mode that the node has at the master, and whether the master knows of one.
+    #[must_use]
+    pub fn cached(&self, resource: Resource) -> Option<LockMode> {
+        self.resources.get(&resource).filter(|entry| entry.known).map(|entry| entry.mode)
+    }
+
+    /// Whom a waiting user waits for; `None` when it doesn't wait.
+    #[must_use]
+    pub fn waits_for(&self, resource: Resource, wait: WaitId) -> Option<WaitsFor> {
+        let entry = self.resources.get(&resource)?;
+        if let Some(at) = entry.queue.iter().position(|queued| queued.wait == wait) {
+            let queued = &entry.queue[at];
+            let users = entry.users.iter().filter(|user| user.owner != queued.owner && !user.wanted.compatible(queued.mode));
+            let ahead = entry.queue.iter().take(at).map(|queued| queued.owner);
+            return Some(WaitsFor::Users(users.map(|user| user.owner).chain(ahead).collect()));
+        }
+        let waiting = entry.users.iter().find(|user| user.wait.is_some_and(|(id, _)| id == wait))?;
+        if entry.pending.is_some() {
+            return Some(WaitsFor::Master(resource, self.key()));
+        }
+        let wanted = entry.give_up.unwrap_or_default();
+        let users = entry.users.iter().filter(|user| user.owner != waiting.owner && !user.held.compatible(wanted));
+        Some(WaitsFor::Users(users.map(|user| user.owner).collect()))
+    }
+
+    /// The users that keep this node from letting somebody else have `wanted` (`holds`), and those whose request stands
+    /// before the other's (`ahead`).
+    #[must_use]
+    pub fn users_in_the_way(&self, resource: Resource, wanted: LockMode, holds: bool, ahead: bool) -> Vec<LockOwner> {
+        let Some(entry) = self.resources.get(&resource) else { return Vec::new() };
+        let in_the_way =
+            |user: &&User| (holds && !user.held.compatible(wanted)) || (ahead && user.wait.is_some() && entry.pending.is_some());
+        entry.users.iter().filter(in_the_way).map(|user| user.owner).collect()
+    }
+
+    /// Resources with a lock of this node, used or kept.
+    #[must_use]
+    pub fn resources(&self) -> usize {
+        self.resources.len()
+    }
+
+    /// Does what can be done now: lets users in, lowers, raises or cancels the node's lock.
+    fn advance(&mut self, resource: Resource, out: &mut Vec<Effect>) {
+        let key = self.key();
+        let crowded = self.resources.len() > CACHED_MAX;
+        let Some(entry) = self.resources.get_mut(&resource) else { return };
+        loop {
+            while let Some(first) = entry.queue.front() {
+                if !entry.fits(first.owner, first.mode) {
+                    break;
+                }
+                let first = entry.queue.pop_front().expect("there is a first one");
+                admit(entry, first.owner, first.mode, first.wait, false);
+            }
+            for i in 0..entry.users.len() {
+                if entry.users[i].wait.is_some() && entry.covers(&entry.users[i]) {
+                    let user = &mut entry.users[i];
+                    user.held = user.wanted;
+                    let (wait, _) = user.wait.take().expect("it waits");
+                    out.push(Effect::Ended(wait, Ok(())));
+                }
+            }
+            let can_give = entry.give_up.is_some_and(|wanted| entry.needed().compatible(wanted));
+            let is_blocked = entry.give_up.is_some_and(|wanted| !entry.mode.compatible(wanted));
+            if is_blocked && !can_give && !entry.told_busy {
+                entry.told_busy = true;
+                let wanted = entry.give_up.unwrap_or_default();
+                out.push(Effect::ToMaster(resource, Input::Busy { resource, key, wanted }));
+                out.push(Effect::InTheWay(resource, wanted));
+            }
+            // Whoever doesn't want to wait leaves before it comes to waiting for users of this node, or with others for a
+            // request that waits.
+            if is_blocked && !can_give || entry.pending.is_some_and(|pending| pending.up && !pending.no_wait) {
+                let ended = out.len();
+                fail(entry, Failure::WouldBlock, true, out);
+                if out.len() > ended {
+                    continue;
+                }
+            }
+            if let Some(pending) = &mut entry.pending {
+                let wanted = entry.users.iter().any(|user| user.wait.is_some());
+                if pending.up && !pending.canceled && (!wanted || is_blocked && can_give) {
+                    pending.canceled = true;
+                    pending.gives_up = is_blocked && can_give;
+                    out.push(Effect::ToMaster(resource, Input::Cancel { resource, key }));
+                }
+                return;
+            }
+            let unused = crowded && entry.is_idle() && entry.known;
+            let lower = std::mem::take(&mut entry.lower) && entry.known && entry.needed() != entry.mode;
+            if is_blocked && can_give || unused || lower {
+                let mode = entry.needed();
+                let value = entry.value_change();
+                (entry.give_up, entry.told_busy, entry.mode) = (None, false, mode);
+                if mode == LockMode::Null {
+                    entry.known = false;
+                    out.push(Effect::ToMaster(resource, Input::Unlock { resource, key, value }));
+                } else {
+                    entry.pending = Some(Pending { up: false, no_wait: false, canceled: false, gives_up: false });
+                    out.push(Effect::ToMaster(resource, Input::Convert { resource, key, mode, no_wait: false, value }));
+                }
+                continue;
+            }
+            if !is_blocked {
+                entry.give_up = None;
+            }
+            // Old users may ask for more although somebody else waits: he waits for them anyhow. New ones wait with him.
+            let asking = entry.users.iter().filter(|user| user.wait.is_some() && (!is_blocked || user.held != LockMode::Null));
+            let (mut mode, mut asked, mut no_wait) = (entry.mode.join(entry.needed()), false, false);
+            for user in asking {
+                mode = mode.join(user.wanted);
+                asked = true;
+                // One who doesn't want to wait is enough: when it comes to waiting he leaves, and the others ask again.
+                no_wait |= user.wait.is_some_and(|(_, no_wait)| no_wait);
+            }
+            if asked {
+                entry.pending = Some(Pending { up: true, no_wait, canceled: false, gives_up: false });
+                let input = if entry.known {
+                    Input::Convert { resource, key, mode, no_wait, value: ValueChange::Keep }
+                } else {
+                    Input::Request { resource, key, mode, no_wait }
+                };
+                out.push(Effect::ToMaster(resource, input));
+            }
+            if entry.is_idle() && !entry.known {
+                self.resources.remove(&resource);
+            }
+            return;
+        }
+    }
+
+    /// Panics when anything is as it must never be: for tests and for the simulator.
+    pub fn invariants(&self) {
+        for (resource, entry) in &self.resources {
+            for (i, user) in entry.users.iter().enumerate() {
+                for other in &entry.users[i + 1..] {
+                    assert!(user.wanted.compatible(other.wanted), "{resource}: {user:?} beside {other:?}");
+                    assert_ne!(user.owner, other.owner);
+                }
+                assert!(user.held == user.wanted || user.wait.is_some(), "{resource}: {user:?} waits for nothing");
+                assert!(!entry.known || entry.mode.covers(user.held), "{resource}: {} does not cover {user:?}", entry.mode);
+                let moving = entry.pending.is_some() || entry.give_up.is_some();
+                assert!(user.wait.is_none() || moving, "{resource}: {user:?} waits and nothing is under way");
+            }
+            if let Some(first) = entry.queue.front() {
+                assert!(!entry.fits(first.owner, first.mode), "{resource}: {first:?} could go on");
+            }
+            assert!(entry.known || !entry.is_idle(), "{resource} is remembered for nothing");
+        }
+    }
+}
+
+fn admit(entry: &mut Entry, owner: LockOwner, mode: LockMode, wait: WaitId, no_wait: bool) {
+    match entry.users.iter_mut().find(|user| user.owner == owner) {
+        Some(user) => {
+            user.wanted = user.held.join(mode);
+            user.wait = Some((wait, no_wait));
+        }
+        None => entry.users.push(User { owner, held: LockMode::Null, wanted: mode, wait: Some((wait, no_wait)) }),
+    }
+}
+
+/// Ends the waits of users for the node's lock: all, or only of those who don't want to wait.
+fn fail(entry: &mut Entry, failure: Failure, no_wait_only: bool, out: &mut Vec<Effect>) {
+    for user in &mut entry.users {
+        if let Some((wait, no_wait)) = user.wait
+            && (no_wait || !no_wait_only)
+        {
+            user.wait = None;
+            user.wanted = user.held;
+            out.push(Effect::Ended(wait, Err(failure)));
+        }
+    }
+    entry.users.retain(|user| user.wait.is_some() || user.held != LockMode::Null);
+}
