@@ -56,7 +56,11 @@ impl Handler for LateHandler {
             return;
         }
         let mut waiting = self.waiting.borrow_mut();
-        assert!(waiting.len() < WAITING_MAX, "{from} sent {WAITING_MAX} messages of kind {:#04x} before the cluster was open", header.kind);
+        assert!(
+            waiting.len() < WAITING_MAX,
+            "{from} sent {WAITING_MAX} messages of kind {:#04x} before the cluster was open",
+            header.kind
+        );
         waiting.push_back((from, *header, body));
     }
 

@@ -95,7 +95,8 @@ impl Membership {
             Message::Ready(epoch) => (READY, epoch, Scn::ZERO),
             Message::Open(epoch) => (OPEN, epoch, Scn::ZERO),
         };
-        let wire = WireMessage { kind, flags: 0, mode: 0, block: BlockId::default(), request: RequestId(epoch.0), argument: scn.0 };
+        let wire =
+            WireMessage { kind, flags: 0, mode: 0, block: BlockId::default(), request: RequestId(epoch.0), argument: scn.0 };
         let interconnect = self.interconnect.borrow();
         let interconnect = interconnect.as_ref().expect("started before anything is decided");
         if let Err(error) = interconnect.send(to, wire, Body::Empty) {

@@ -122,7 +122,8 @@ impl Node {
                 let context = context.clone();
                 spawn_shard_thread(core, &name, options, move |reactor| follow(reactor, context, shard, orders, stopped))
             };
-            let (remote, thread) = spawned.map_err(|error| ConfigError::Unreadable { path: PathBuf::from("engine.io_driver"), error })?;
+            let (remote, thread) =
+                spawned.map_err(|error| ConfigError::Unreadable { path: PathBuf::from("engine.io_driver"), error })?;
             remotes.push(remote);
             threads.push(thread);
         }
@@ -326,9 +327,14 @@ async fn lead_until_end(
                 slot.epoch = epoch;
                 slot.scn = scn;
                 volume.write_node_slot(&mut slot).await?;
-                services = Some(Services::prepare(reactor, context, &volume, ShardId(0), identity.incarnation, epoch, &doors).await?);
+                services =
+                    Some(Services::prepare(reactor, context, &volume, ShardId(0), identity.incarnation, epoch, &doors).await?);
                 for (_, prepared, ..) in &mut others {
-                    prepared.take().expect("asked once").await.map_err(|_| End::Failed("a shard has ended while it prepared".into()))?;
+                    prepared
+                        .take()
+                        .expect("asked once")
+                        .await
+                        .map_err(|_| End::Failed("a shard has ended while it prepared".into()))?;
                 }
                 membership.done(Input::Prepared);
             }
@@ -337,7 +343,11 @@ async fn lead_until_end(
                 opened = Some(services.open(context).await?);
                 for (.., open, opened) in &mut others {
                     open.take().expect("asked once").send(());
-                    opened.take().expect("asked once").await.map_err(|_| End::Failed("a shard has ended while it opened".into()))?;
+                    opened
+                        .take()
+                        .expect("asked once")
+                        .await
+                        .map_err(|_| End::Failed("a shard has ended while it opened".into()))?;
                 }
                 create_system_partitions(reactor, context).await?;
                 context.status.epoch(epoch);

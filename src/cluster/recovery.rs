@@ -74,7 +74,9 @@ impl fmt::Display for RecoveryError {
             RecoveryError::Volume(error) => write!(f, "{error}"),
             RecoveryError::Replay(error) => write!(f, "{error}"),
             RecoveryError::Block { block, doing, error } => write!(f, "can't {doing} {block}: {error}"),
-            RecoveryError::Record { node, shard, lsn, message } => write!(f, "record at {lsn} of the log of {node} {shard}: {message}"),
+            RecoveryError::Record { node, shard, lsn, message } => {
+                write!(f, "record at {lsn} of the log of {node} {shard}: {message}")
+            }
         }?;
         write!(f, ". Nothing was lost by trying; repair or restore what is named and start again")
     }
@@ -216,7 +218,11 @@ impl Work {
         let file = self.volume.file();
         let whole = |result: std::io::Result<usize>, doing: &'static str| {
             let result = result.and_then(|bytes| {
-                if bytes == BLOCK_SIZE { Ok(()) } else { Err(std::io::Error::other(format!("only {bytes} bytes of {BLOCK_SIZE}"))) }
+                if bytes == BLOCK_SIZE {
+                    Ok(())
+                } else {
+                    Err(std::io::Error::other(format!("only {bytes} bytes of {BLOCK_SIZE}")))
+                }
             });
             result.map_err(|error| RecoveryError::Block { block, doing, error })
         };

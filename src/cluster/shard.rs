@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::node::{Doors, End, NodeContext};
 use super::status::{Phase, Status};
-use crate::btree::space::{BlockAllocator, SpaceManager, SpaceReply, SpaceRequest, SpaceService};
 use crate::btree::SpaceError;
+use crate::btree::space::{BlockAllocator, SpaceManager, SpaceReply, SpaceRequest, SpaceService};
 use crate::cache::{Cache, CacheConfig, CacheParts, FRAMES_MIN, LocalFuture};
 use crate::fusion::gcs::{Gcs, GcsConfig, GcsParts};
 use crate::fusion::grd::MastershipMap;
@@ -140,9 +140,7 @@ impl SpaceService for SpaceByMail {
                 None => Err(SpaceError::Closed),
             }
         });
-        Box::pin(async move {
-            called.map_err(|_| SpaceError::Closed)?.await.map_err(|_| SpaceError::Closed)?
-        })
+        Box::pin(async move { called.map_err(|_| SpaceError::Closed)?.await.map_err(|_| SpaceError::Closed)? })
     }
 }
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use crate::ids::{NodeId, PartitionId, Scn};
 
-use super::types::*;
 use super::StoreError;
+use super::types::*;
 
 /// A future that may be awaited on any thread.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -335,7 +335,11 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::write`].
-    pub async fn modify_many(&mut self, rows: Vec<(PartitionId, Vec<u8>)>, modifier: Modifier) -> Result<Vec<Modified>, StoreError> {
+    pub async fn modify_many(
+        &mut self,
+        rows: Vec<(PartitionId, Vec<u8>)>,
+        modifier: Modifier,
+    ) -> Result<Vec<Modified>, StoreError> {
         self.backend.modify_many(rows, modifier).await
     }
 

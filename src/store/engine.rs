@@ -63,8 +63,11 @@ impl NodeStore {
         for shard in (0..self.shards()).map(ShardId) {
             let unsettled = self.in_shard(shard, async move |engine: Rc<ShardEngine>| Ok(engine.txns().unsettled())).await?;
             for (branch, home) in unsettled {
-                let state = self.in_shard(home.shard(), async move |engine: Rc<ShardEngine>| Ok(engine.txns().home_outcome(home).await?)).await?;
-                self.in_shard(shard, async move |engine: Rc<ShardEngine>| Ok(engine.txns().settle_branch(branch, state).await?)).await?;
+                let state = self
+                    .in_shard(home.shard(), async move |engine: Rc<ShardEngine>| Ok(engine.txns().home_outcome(home).await?))
+                    .await?;
+                self.in_shard(shard, async move |engine: Rc<ShardEngine>| Ok(engine.txns().settle_branch(branch, state).await?))
+                    .await?;
             }
         }
         Ok(())
@@ -182,7 +185,8 @@ impl Backend for NodeStore {
             };
             // As many numbers as there are shards: one of them falls to the shard that is wanted.
             let first = self.allocate_range(PARTITION_COUNTER, u64::from(shards)).await?;
-            let number = |offset| u32::try_from(first + offset).ok().and_then(|number| PartitionId::FIRST_USER.0.checked_add(number));
+            let number =
+                |offset| u32::try_from(first + offset).ok().and_then(|number| PartitionId::FIRST_USER.0.checked_add(number));
             let partition = (0..u64::from(shards))
                 .filter_map(number)
                 .map(PartitionId)
@@ -338,7 +342,9 @@ impl EngineSession {
             let context = self.context();
             self.touch(shard);
             let work = async move |engine: Rc<ShardEngine>| {
-                let batch = engine.in_branch(context, async move |engine: &ShardEngine, txn: &_| engine.write_batch(txn, &operations).await).await?;
+                let batch = engine
+                    .in_branch(context, async move |engine: &ShardEngine, txn: &_| engine.write_batch(txn, &operations).await)
+                    .await?;
                 if !batch.undone {
                     return Ok((batch.results, Some(engine.commit(context.session).await)));
                 }
@@ -371,7 +377,8 @@ impl EngineSession {
             while let Some(next) = operations.next_if(|next| self.shard_of(next.partition()) == shard) {
                 group.push(next);
             }
-            let done = self.in_branch(shard, async move |engine: &ShardEngine, txn: &_| engine.write_batch(txn, &group).await).await;
+            let done =
+                self.in_branch(shard, async move |engine: &ShardEngine, txn: &_| engine.write_batch(txn, &group).await).await;
             match done {
                 Ok(Batch { results: more, undone }) => {
                     results.extend(more);
@@ -389,7 +396,11 @@ impl EngineSession {
         Ok((results, false))
     }
 
-    async fn modify_groups(&mut self, rows: Vec<(PartitionId, Vec<u8>)>, modifier: Modifier) -> Result<(Vec<Modified>, bool), StoreError> {
+    async fn modify_groups(
+        &mut self,
+        rows: Vec<(PartitionId, Vec<u8>)>,
+        modifier: Modifier,
+    ) -> Result<(Vec<Modified>, bool), StoreError> {
         let start = SessionBackend::savepoint(self);
         let mut results = Vec::with_capacity(rows.len());
         let mut rows = rows.into_iter().peekable();
@@ -430,7 +441,8 @@ impl EngineSession {
         let home_txn: TxnId = store.in_shard(home, async move |engine| engine.home_id(session).await).await?;
         let mut promises = Vec::with_capacity(others.len());
         for &shard in &others {
-            promises.push((shard, store.start(shard, async move |engine: Rc<ShardEngine>| engine.prepare(session, home_txn).await)));
+            promises
+                .push((shard, store.start(shard, async move |engine: Rc<ShardEngine>| engine.prepare(session, home_txn).await)));
         }
         let (mut prepared, mut failed) = (Vec::new(), None);
         for (shard, promise) in promises {
@@ -462,7 +474,10 @@ impl EngineSession {
         let scn = store.in_shard(home, async move |engine| engine.commit_home(session).await).await?;
         let mut followers = Vec::with_capacity(prepared.len());
         for shard in prepared {
-            followers.push((shard, store.start(shard, async move |engine: Rc<ShardEngine>| engine.commit_prepared(session, scn).await)?));
+            followers.push((
+                shard,
+                store.start(shard, async move |engine: Rc<ShardEngine>| engine.commit_prepared(session, scn).await)?,
+            ));
         }
         for (shard, follower) in followers {
             follower.await.unwrap_or(Err(StoreError::ShardGone(shard)))?;
@@ -530,7 +545,11 @@ impl SessionBackend for EngineSession {
         })
     }
 
-    fn get_many(&mut self, partition: PartitionId, keys: Vec<Vec<u8>>) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, StoreError>> {
+    fn get_many(
+        &mut self,
+        partition: PartitionId,
+        keys: Vec<Vec<u8>>,
+    ) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, StoreError>> {
         Box::pin(async move {
             let (context, shard) = (self.context(), self.shard_of(partition));
             let rows = self.store.in_shard(shard, async move |engine| engine.get_many(context, partition, &keys).await).await;
@@ -552,11 +571,17 @@ impl SessionBackend for EngineSession {
                 return Err(StoreError::NoTransaction);
             }
             let (shard, key) = (self.shard_of(partition), key.to_vec());
-            self.in_branch(shard, async move |engine: &ShardEngine, txn: &_| engine.lock_row(txn, partition, &key, wait).await).await
+            self.in_branch(shard, async move |engine: &ShardEngine, txn: &_| engine.lock_row(txn, partition, &key, wait).await)
+                .await
         })
     }
 
-    fn scan(&mut self, partition: PartitionId, range: ScanRange, limit: ScanLimit) -> BoxFuture<'_, Result<ScanChunk, StoreError>> {
+    fn scan(
+        &mut self,
+        partition: PartitionId,
+        range: ScanRange,
+        limit: ScanLimit,
+    ) -> BoxFuture<'_, Result<ScanChunk, StoreError>> {
         Box::pin(async move {
             let (context, shard) = (self.context(), self.shard_of(partition));
             let chunk = self.store.in_shard(shard, async move |engine| engine.scan(context, partition, range, limit).await).await;
@@ -568,7 +593,8 @@ impl SessionBackend for EngineSession {
     fn write(&mut self, operations: Vec<WriteOp>) -> BoxFuture<'_, Result<Vec<WriteResult>, StoreError>> {
         Box::pin(async move {
             let alone = self.transaction.is_none();
-            let one_shard = operations.windows(2).all(|pair| self.shard_of(pair[0].partition()) == self.shard_of(pair[1].partition()));
+            let one_shard =
+                operations.windows(2).all(|pair| self.shard_of(pair[0].partition()) == self.shard_of(pair[1].partition()));
             if alone && !one_shard {
                 SessionBackend::begin(self, Isolation::ReadCommitted, false)?;
             }
@@ -595,7 +621,11 @@ impl SessionBackend for EngineSession {
         })
     }
 
-    fn modify_many(&mut self, rows: Vec<(PartitionId, Vec<u8>)>, modifier: Modifier) -> BoxFuture<'_, Result<Vec<Modified>, StoreError>> {
+    fn modify_many(
+        &mut self,
+        rows: Vec<(PartitionId, Vec<u8>)>,
+        modifier: Modifier,
+    ) -> BoxFuture<'_, Result<Vec<Modified>, StoreError>> {
         Box::pin(async move {
             self.may_write()?;
             let Some(first) = rows.first() else { return Ok(Vec::new()) };
@@ -645,7 +675,8 @@ impl SessionBackend for EngineSession {
         Box::pin(async move {
             for shard in self.touched() {
                 let position = savepoint.positions().get(usize::from(shard.0)).copied().unwrap_or(0);
-                self.in_branch(shard, async move |engine: &ShardEngine, txn: &_| engine.roll_back_to(txn, position).await).await?;
+                self.in_branch(shard, async move |engine: &ShardEngine, txn: &_| engine.roll_back_to(txn, position).await)
+                    .await?;
             }
             Ok(())
         })

@@ -110,7 +110,10 @@ impl fmt::Display for StoreError {
                 write!(f, "the shared volume has no free extent left: delete or drop data, or grow the volume")
             }
             StoreError::SnapshotTooOld => {
-                write!(f, "snapshot too old: the row versions it needs have been reused; raise undo_retention or run a shorter transaction")
+                write!(
+                    f,
+                    "snapshot too old: the row versions it needs have been reused; raise undo_retention or run a shorter transaction"
+                )
             }
             StoreError::ReadOnly => write!(f, "cannot write in a read-only transaction"),
             StoreError::NoTransaction => write!(f, "there is no transaction in progress"),
@@ -120,14 +123,22 @@ impl fmt::Display for StoreError {
             StoreError::Corrupt { detail } => {
                 write!(f, "corrupt data: {detail}; restore the partition from a backup or from a standby")
             }
-            StoreError::Io { detail } => write!(f, "input/output failed: {detail}; check the shared storage's paths and the kernel log"),
+            StoreError::Io { detail } => {
+                write!(f, "input/output failed: {detail}; check the shared storage's paths and the kernel log")
+            }
             StoreError::CommitUnknown { detail } => {
                 write!(f, "the commit's outcome is unknown: {detail}; check after the node's restart whether it took place")
             }
-            StoreError::NoSuchPartition(partition) => write!(f, "{partition} does not exist: it was dropped or truncated meanwhile"),
+            StoreError::NoSuchPartition(partition) => {
+                write!(f, "{partition} does not exist: it was dropped or truncated meanwhile")
+            }
             StoreError::KeyTooLong { bytes, bytes_max } => write!(f, "a key of {bytes} bytes exceeds the maximum of {bytes_max}"),
-            StoreError::ValueTooLong { bytes, bytes_max } => write!(f, "a row of {bytes} bytes exceeds the maximum of {bytes_max}"),
-            StoreError::ShardGone(shard) => write!(f, "{shard} of this node has stopped: the server is ending, connect to another node"),
+            StoreError::ValueTooLong { bytes, bytes_max } => {
+                write!(f, "a row of {bytes} bytes exceeds the maximum of {bytes_max}")
+            }
+            StoreError::ShardGone(shard) => {
+                write!(f, "{shard} of this node has stopped: the server is ending, connect to another node")
+            }
         }
     }
 }

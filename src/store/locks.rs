@@ -170,8 +170,13 @@ impl LockService for LocalLocks {
         let waiting = Waiting { owner, mode: wanted, number, granted: sender };
         let place = if held.is_some() { 0 } else { lock.queue.len() };
         lock.queue.insert(place, waiting);
-        let before: Vec<TxnId> =
-            lock.holders.keys().copied().chain(lock.queue.iter().take(place).map(|ahead| ahead.owner)).filter(|&other| other != owner).collect();
+        let before: Vec<TxnId> = lock
+            .holders
+            .keys()
+            .copied()
+            .chain(lock.queue.iter().take(place).map(|ahead| ahead.owner))
+            .filter(|&other| other != owner)
+            .collect();
         inner.names.entry(owner).or_default().insert(name);
         if before.into_iter().any(|other| inner.waits_for(other, owner)) {
             let granted = inner.leave(name, number);
@@ -238,7 +243,10 @@ mod tests {
         assert!(poll(&mut alter).is_pending());
         let mut late = lock(4, ConcurrentRead);
         assert!(poll(&mut late).is_pending(), "nobody overtakes: the alteration would starve");
-        assert_eq!(poll(&mut locks.lock(txn(5), name(1), ConcurrentRead, WaitPolicy::NoWait)), Poll::Ready(Err(StoreError::LockNotAvailable)));
+        assert_eq!(
+            poll(&mut locks.lock(txn(5), name(1), ConcurrentRead, WaitPolicy::NoWait)),
+            Poll::Ready(Err(StoreError::LockNotAvailable))
+        );
         locks.release_all(txn(1));
         assert!(poll(&mut alter).is_pending());
         locks.release_all(txn(2));
@@ -268,7 +276,10 @@ mod tests {
         }
         let mut first = locks.lock(txn(1), name(1), ConcurrentWrite, WaitPolicy::Wait);
         assert!(poll(&mut first).is_pending());
-        assert_eq!(poll(&mut locks.lock(txn(2), name(1), ConcurrentWrite, WaitPolicy::Wait)), Poll::Ready(Err(StoreError::DeadlockDetected)));
+        assert_eq!(
+            poll(&mut locks.lock(txn(2), name(1), ConcurrentWrite, WaitPolicy::Wait)),
+            Poll::Ready(Err(StoreError::DeadlockDetected))
+        );
         drop(first);
         locks.release_all(txn(2));
         assert_eq!(poll(&mut locks.lock(txn(1), name(1), Exclusive, WaitPolicy::NoWait)), Poll::Ready(Ok(())));

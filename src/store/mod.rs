@@ -12,7 +12,7 @@ mod locks;
 mod shard;
 mod types;
 
-pub use backend::{Backend, BoxFuture, CancelHandle, SessionBackend, Session, Store};
+pub use backend::{Backend, BoxFuture, CancelHandle, Session, SessionBackend, Store};
 pub use engine::{COUNTERS, NodeStore};
 pub use error::StoreError;
 pub use locks::{LocalLocks, LockService};

@@ -102,7 +102,12 @@ impl ShardEngine {
     ///
     /// # Errors
     /// When a block or the row is damaged.
-    pub fn get_with<R>(&self, partition: PartitionId, key: &[u8], look: impl FnOnce(Option<&[u8]>) -> R) -> Result<Option<R>, StoreError> {
+    pub fn get_with<R>(
+        &self,
+        partition: PartitionId,
+        key: &[u8],
+        look: impl FnOnce(Option<&[u8]>) -> R,
+    ) -> Result<Option<R>, StoreError> {
         let Some(tree) = self.txns.known_tree(partition) else { return Ok(None) };
         // A look that doesn't wait needs no registered snapshot: nothing is recycled while it runs.
         let view = View { snapshot: self.txns.shared().clock.latest(), own: None };
@@ -135,7 +140,12 @@ impl ShardEngine {
     }
 
     /// The row, if that takes no waiting.
-    pub(super) fn try_get(&self, context: Context, partition: PartitionId, key: &[u8]) -> Result<Option<Option<Vec<u8>>>, StoreError> {
+    pub(super) fn try_get(
+        &self,
+        context: Context,
+        partition: PartitionId,
+        key: &[u8],
+    ) -> Result<Option<Option<Vec<u8>>>, StoreError> {
         let Some(tree) = self.txns.known_tree(partition) else { return Ok(None) };
         match self.txns.glance(&tree, key, self.view(context), |row| row.map(<[u8]>::to_vec))? {
             Glance::Seen(row) => Ok(Some(row)),
@@ -143,7 +153,12 @@ impl ShardEngine {
         }
     }
 
-    pub(super) async fn get_many(&self, context: Context, partition: PartitionId, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+    pub(super) async fn get_many(
+        &self,
+        context: Context,
+        partition: PartitionId,
+        keys: &[Vec<u8>],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         let tree = self.txns.tree(partition).await?;
         let cancel = Cancel::new();
         let _running = self.running(context.session, &cancel);
@@ -155,7 +170,13 @@ impl ShardEngine {
         Ok(rows)
     }
 
-    pub(super) async fn scan(&self, context: Context, partition: PartitionId, range: ScanRange, limit: ScanLimit) -> Result<ScanChunk, StoreError> {
+    pub(super) async fn scan(
+        &self,
+        context: Context,
+        partition: PartitionId,
+        range: ScanRange,
+        limit: ScanLimit,
+    ) -> Result<ScanChunk, StoreError> {
         let tree = self.txns.tree(partition).await?;
         let cancel = Cancel::new();
         let _running = self.running(context.session, &cancel);
@@ -344,7 +365,13 @@ impl ShardEngine {
         Ok(done)
     }
 
-    pub(super) async fn lock_row(&self, txn: &Transaction, partition: PartitionId, key: &[u8], wait: WaitPolicy) -> Result<LockedRow, StoreError> {
+    pub(super) async fn lock_row(
+        &self,
+        txn: &Transaction,
+        partition: PartitionId,
+        key: &[u8],
+        wait: WaitPolicy,
+    ) -> Result<LockedRow, StoreError> {
         let tree = self.txns.tree(partition).await?;
         let mut found = None;
         let how = How { wait, check_snapshot: true, expect_bytes: 0 };
@@ -362,7 +389,13 @@ impl ShardEngine {
         })
     }
 
-    pub(super) async fn lock_name(&self, txn: &Transaction, name: LockName, mode: LockMode, wait: WaitPolicy) -> Result<(), StoreError> {
+    pub(super) async fn lock_name(
+        &self,
+        txn: &Transaction,
+        name: LockName,
+        mode: LockMode,
+        wait: WaitPolicy,
+    ) -> Result<(), StoreError> {
         let owner = self.txns.identify(txn).await?;
         let lock = self.locks.lock(owner, name, mode, wait);
         txn.cancel().race(lock).await?

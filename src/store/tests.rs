@@ -26,18 +26,24 @@ fn single_operations_are_transactions_of_their_own() {
     run(|node| async move {
         let table = node.table().await;
         let mut session = node.store.session();
-        let results = session.write(vec![insert(table, "a", "1"), put(table, "b", "2"), update(table, "a", "3"), update(table, "c", "4")]).await;
+        let results = session
+            .write(vec![insert(table, "a", "1"), put(table, "b", "2"), update(table, "a", "3"), update(table, "c", "4")])
+            .await;
         assert_eq!(results.unwrap(), [done(None), done(None), done(Some("1")), WriteResult::NotFound]);
         let results = session.write(vec![delete(table, "b"), insert(table, "a", "9"), put(table, "z", "0")]).await.unwrap();
         assert_eq!(results[1..], [WriteResult::Duplicate { existing: b"3".to_vec() }], "the batch ends at the duplicate");
         assert_eq!(keys(&mut session, table).await, ["a", "b"], "and nothing of it remains");
-        let nothing = WriteOp::Insert { partition: table, key: b"a".to_vec(), value: b"9".to_vec(), on_conflict: OnConflict::Nothing };
+        let nothing =
+            WriteOp::Insert { partition: table, key: b"a".to_vec(), value: b"9".to_vec(), on_conflict: OnConflict::Nothing };
         let results = session.write(vec![delete(table, "b"), nothing, delete(table, "b")]).await.unwrap();
         assert_eq!(results, [done(Some("2")), WriteResult::Duplicate { existing: b"3".to_vec() }, WriteResult::NotFound]);
         assert_eq!(session.write(vec![insert(table, "b", "5")]).await.unwrap(), [done(None)], "over a tombstone");
         assert!(matches!(session.modify(table, b"b", append("!")).await.unwrap(), Modified::Put { value, .. } if value == b"5!"));
         assert_eq!(node.read(table, "b").await.as_deref(), Some("5!"));
-        assert!(session.get_for_update(table, b"b", LockStrength::Update, WaitPolicy::Wait).await.is_err(), "a lock needs a transaction");
+        assert!(
+            session.get_for_update(table, b"b", LockStrength::Update, WaitPolicy::Wait).await.is_err(),
+            "a lock needs a transaction"
+        );
     });
 }
 
@@ -108,7 +114,8 @@ fn the_first_updater_wins_in_repeatable_read() {
         get(&mut first, table, "a").await;
         get(&mut second, table, "a").await;
         first.modify(table, b"a", append("+first")).await.unwrap();
-        let waiting = node.spawn_blocked(async move { (second.modify(table, b"a", append("+second")).await.err(), second) }).await;
+        let waiting =
+            node.spawn_blocked(async move { (second.modify(table, b"a", append("+second")).await.err(), second) }).await;
         first.commit().await.unwrap();
         let (error, mut second) = waiting.join().await;
         assert_eq!(error.map(|error| error.sqlstate()), Some("40001"), "no lost update");
@@ -151,7 +158,8 @@ fn read_committed_goes_on_with_the_newest_version() {
         let (mut first, mut second) = (node.begin(ReadCommitted), node.begin(ReadCommitted));
         get(&mut second, table, "a").await;
         first.modify(table, b"a", append("+first")).await.unwrap();
-        let waiting = node.spawn_blocked(async move { (second.modify(table, b"a", append("+second")).await.is_ok(), second) }).await;
+        let waiting =
+            node.spawn_blocked(async move { (second.modify(table, b"a", append("+second")).await.is_ok(), second) }).await;
         first.commit().await.unwrap();
         let (modified, mut second) = waiting.join().await;
         assert!(modified);
@@ -161,7 +169,11 @@ fn read_committed_goes_on_with_the_newest_version() {
         // Who waited for a transaction that gives up goes on with what was there before it; who waited for a deletion finds none.
         let (mut first, mut second) = (node.begin(ReadCommitted), node.begin(ReadCommitted));
         first.write(vec![put(table, "a", "never"), insert(table, "b", "never")]).await.unwrap();
-        let waiting = node.spawn_blocked(async move { second.write(vec![insert(table, "b", "2"), delete(table, "a")]).await.map(|results| (results, second)) }).await;
+        let waiting = node
+            .spawn_blocked(async move {
+                second.write(vec![insert(table, "b", "2"), delete(table, "a")]).await.map(|results| (results, second))
+            })
+            .await;
         first.rollback().await.unwrap();
         let (results, mut second) = waiting.join().await.unwrap();
         assert_eq!(results, [done(None), done(Some("1+first+second"))]);
@@ -265,7 +277,10 @@ fn rows_of_many_blocks_come_back_whole_and_their_space_too() {
         session.write(vec![write("a", big(1, 300_000)), write("edge", big(2, 1978)), write("over", big(3, 1990))]).await.unwrap();
         let mut reader = node.begin(RepeatableRead);
         assert_eq!(reader.get(table, b"a").await.unwrap(), Some(big(1, 300_000)));
-        session.write(vec![write("a", big(4, 500_000)), write("edge", big(5, 100_000)), write("over", big(6, 10))]).await.unwrap();
+        session
+            .write(vec![write("a", big(4, 500_000)), write("edge", big(5, 100_000)), write("over", big(6, 10))])
+            .await
+            .unwrap();
         let mut loser = node.begin(ReadCommitted);
         loser.write(vec![write("a", big(7, 200_000)), write("edge", big(8, 5))]).await.unwrap();
         loser.get_for_update(table, b"over", LockStrength::Update, WaitPolicy::Wait).await.unwrap();
@@ -277,8 +292,11 @@ fn rows_of_many_blocks_come_back_whole_and_their_space_too() {
         reader.commit().await.unwrap();
         let rows = session.get_many(table, vec![b"a".to_vec(), b"edge".to_vec(), b"over".to_vec()]).await.unwrap();
         assert_eq!(rows, [Some(big(4, 500_000)), Some(big(5, 100_000)), Some(big(6, 10))]);
-        let grown = session.modify(table, b"a", |row| Modify::Put(row.map_or(Vec::new(), |row| row[..250_000].to_vec()))).await.unwrap();
-        assert!(matches!(grown, Modified::Put { previous: Some(row), value } if row == big(4, 500_000) && value == big(4, 250_000)));
+        let grown =
+            session.modify(table, b"a", |row| Modify::Put(row.map_or(Vec::new(), |row| row[..250_000].to_vec()))).await.unwrap();
+        assert!(
+            matches!(grown, Modified::Put { previous: Some(row), value } if row == big(4, 500_000) && value == big(4, 250_000))
+        );
 
         // Replacing a large row for ever does not fill the volume, once no snapshot needs the old ones.
         for round in 0..40 {
@@ -331,7 +349,10 @@ fn a_full_volume_refuses_rows_and_goes_on_with_reads_and_deletes() {
         let mut session = node.store.session();
         let (mut rows, row) = (0, "x".repeat(1500));
         let error = loop {
-            match session.write((0..20).map(|row_number| insert(table, &format!("{:06}", rows + row_number), &row)).collect()).await {
+            match session
+                .write((0..20).map(|row_number| insert(table, &format!("{:06}", rows + row_number), &row)).collect())
+                .await
+            {
                 Ok(_) => rows += 20,
                 Err(error) => break error,
             }
@@ -343,7 +364,10 @@ fn a_full_volume_refuses_rows_and_goes_on_with_reads_and_deletes() {
         assert_eq!(session.write(vec![large]).await.unwrap_err().sqlstate(), "53100");
         assert_eq!(session.write(vec![update(table, "000000", &"y".repeat(1500))]).await.unwrap(), [done(Some(&row))]);
         for first in (0..rows).step_by(20) {
-            session.write((first..first + 20).map(|row_number| delete(table, &format!("{row_number:06}"))).collect()).await.unwrap();
+            session
+                .write((first..first + 20).map(|row_number| delete(table, &format!("{row_number:06}"))).collect())
+                .await
+                .unwrap();
         }
         session.write(vec![put(COUNTERS, "12345678", "tick")]).await.unwrap();
         node.engine.txns().housekeep(false).await;
@@ -381,7 +405,10 @@ fn a_transaction_is_a_map_with_undo() {
                         model.insert(key, value);
                     }
                     4 => match existing {
-                        Some(_) => assert!(matches!(session.write(vec![put(table, "0", "lost"), insert(table, &key, &value)]).await.unwrap()[1], WriteResult::Duplicate { .. })),
+                        Some(_) => assert!(matches!(
+                            session.write(vec![put(table, "0", "lost"), insert(table, &key, &value)]).await.unwrap()[1],
+                            WriteResult::Duplicate { .. }
+                        )),
                         None => {
                             session.write(vec![insert(table, &key, &value)]).await.unwrap();
                             model.insert(key, value);
@@ -391,7 +418,9 @@ fn a_transaction_is_a_map_with_undo() {
                         session.write(vec![delete(table, &key)]).await.unwrap();
                         model.remove(&key);
                     }
-                    7 => drop(session.get_for_update(table, key.as_bytes(), LockStrength::Share, WaitPolicy::Wait).await.unwrap()),
+                    7 => {
+                        drop(session.get_for_update(table, key.as_bytes(), LockStrength::Share, WaitPolicy::Wait).await.unwrap())
+                    }
                     _ => assert_eq!(get(&mut session, table, &key).await, existing),
                 }
             }

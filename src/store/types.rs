@@ -124,7 +124,10 @@ impl WriteOp {
     #[must_use]
     pub fn key(&self) -> &[u8] {
         match self {
-            WriteOp::Insert { key, .. } | WriteOp::Put { key, .. } | WriteOp::Update { key, .. } | WriteOp::Delete { key, .. } => key,
+            WriteOp::Insert { key, .. }
+            | WriteOp::Put { key, .. }
+            | WriteOp::Update { key, .. }
+            | WriteOp::Delete { key, .. } => key,
         }
     }
 }

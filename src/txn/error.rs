@@ -46,17 +46,22 @@ impl TxnError {
 impl fmt::Display for TxnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            TxnError::Serialization(partition) => write!(f, "a row of {partition} was changed by another transaction since the snapshot"),
+            TxnError::Serialization(partition) => {
+                write!(f, "a row of {partition} was changed by another transaction since the snapshot")
+            }
             TxnError::Deadlock => write!(f, "the wait for a row would have closed a circle of waits"),
             TxnError::LockNotAvailable => write!(f, "another transaction holds the lock"),
             TxnError::SnapshotTooOld => write!(f, "the undo that the snapshot needs has been reused"),
             TxnError::Canceled => write!(f, "the operation was canceled"),
-            TxnError::TableFull => write!(f, "the transaction table is full: an old snapshot or a node that is out of reach holds its slots"),
+            TxnError::TableFull => {
+                write!(f, "the transaction table is full: an old snapshot or a node that is out of reach holds its slots")
+            }
             TxnError::VolumeFull => write!(f, "the volume has no free extent"),
             TxnError::NoSuchPartition(partition) => write!(f, "{partition} does not exist"),
-            TxnError::Corrupt(detail) | TxnError::Io(detail) | TxnError::Unavailable(detail) | TxnError::CommitUnknown(detail) => {
-                f.write_str(detail)
-            }
+            TxnError::Corrupt(detail)
+            | TxnError::Io(detail)
+            | TxnError::Unavailable(detail)
+            | TxnError::CommitUnknown(detail) => f.write_str(detail),
         }
     }
 }

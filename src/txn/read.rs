@@ -40,12 +40,19 @@ impl Txns {
     /// # Errors
     /// When a block on the way or the row is damaged.
     #[inline]
-    pub fn glance<R>(&self, tree: &Tree, key: &[u8], view: View, look: impl FnOnce(Option<&[u8]>) -> R) -> Result<Glance<R>, TxnError> {
+    pub fn glance<R>(
+        &self,
+        tree: &Tree,
+        key: &[u8],
+        view: View,
+        look: impl FnOnce(Option<&[u8]>) -> R,
+    ) -> Result<Glance<R>, TxnError> {
         let seen = tree.try_get(key, |value| {
             let Some(value) = value else { return Ok(Glance::Seen(look(None))) };
             let row = Row::parse(value).ok_or_else(|| corrupt_row(tree.partition(), key))?;
             let mut fault = None;
-            let verdict = judge(row.version, view, |txn| self.known_state(txn).unwrap_or_else(|error| (fault = Some(error), None).1));
+            let verdict =
+                judge(row.version, view, |txn| self.known_state(txn).unwrap_or_else(|error| (fault = Some(error), None).1));
             if let Some(fault) = fault {
                 return Err(fault);
             }
@@ -83,7 +90,14 @@ impl Txns {
     }
 
     /// From a row's newest version to the payload of the one that `view` sees.
-    async fn version_for(&self, tree: &Tree, key: &[u8], newest: Vec<u8>, view: View, cancel: &Cancel) -> Result<Option<Vec<u8>>, TxnError> {
+    async fn version_for(
+        &self,
+        tree: &Tree,
+        key: &[u8],
+        newest: Vec<u8>,
+        view: View,
+        cancel: &Cancel,
+    ) -> Result<Option<Vec<u8>>, TxnError> {
         let partition = tree.partition();
         let mut bytes = newest;
         let mut asked: Option<(TxnId, TxnState)> = None;
@@ -157,8 +171,9 @@ impl Txns {
                         fault = Some(corrupt_row(partition, key));
                         return Visit::StopAfter;
                     };
-                    let verdict =
-                        judge(row.version, view, |txn| self.known_state(txn).unwrap_or_else(|error| (fault = Some(error), None).1));
+                    let verdict = judge(row.version, view, |txn| {
+                        self.known_state(txn).unwrap_or_else(|error| (fault = Some(error), None).1)
+                    });
                     match verdict {
                         Verdict::Visible if row.is_deleted() => {}
                         Verdict::Visible if !row.is_overflow() => {

@@ -134,8 +134,14 @@ mod tests {
     fn a_record_in_a_reused_block_is_not_taken_for_the_old_one() {
         let (old, new) = (TxnId::new(NodeId(1), ShardId(0), 3, 1), TxnId::new(NodeId(1), ShardId(0), 3, 2));
         let record = |owner, written| Record {
-            owner, written: Scn(written), previous: UndoPtr::NONE, sequence: 1, kind: RecordKind::Insert,
-            partition: PartitionId(70), key: b"k", before: &[],
+            owner,
+            written: Scn(written),
+            previous: UndoPtr::NONE,
+            sequence: 1,
+            kind: RecordKind::Insert,
+            partition: PartitionId(70),
+            key: b"k",
+            before: &[],
         };
         let row = |version| Row { version, undo: UndoPtr::new(NodeId(1), crate::ids::BlockNo(9), 0), flags: 0, payload: &[] };
         assert!(record(old, 5).is_undo_of(PartitionId(70), b"k", &row(Version::Written(old))));

@@ -35,7 +35,12 @@ pub struct UndoRing {
 impl UndoRing {
     /// A ring of `spare` blocks; `left` are those that an earlier life wrote to, at or below `written`.
     #[must_use]
-    pub fn new(spare: impl IntoIterator<Item = BlockNo>, left: impl IntoIterator<Item = BlockNo>, written: Scn, retention_ms: u64) -> UndoRing {
+    pub fn new(
+        spare: impl IntoIterator<Item = BlockNo>,
+        left: impl IntoIterator<Item = BlockNo>,
+        written: Scn,
+        retention_ms: u64,
+    ) -> UndoRing {
         let full = left.into_iter().map(|block| Full { block, last_written: written, ended: None }).collect();
         UndoRing { current: None, full, spare: spare.into_iter().collect(), retention_ms }
     }
@@ -82,8 +87,9 @@ impl UndoRing {
             full.ended = Some(now);
         }
         while let Some(&Full { block, ended: Some(ended), .. }) = self.full.front() {
-            let kept_for_flashback =
-                self.blocks() < UNDO_BLOCKS_SOFT_MAX && ended.unix_ms() + self.retention_ms > now.unix_ms() && self.retention_ms > 0;
+            let kept_for_flashback = self.blocks() < UNDO_BLOCKS_SOFT_MAX
+                && ended.unix_ms() + self.retention_ms > now.unix_ms()
+                && self.retention_ms > 0;
             if ended >= oldest_snapshot || kept_for_flashback {
                 break;
             }

@@ -126,7 +126,9 @@ impl Txns {
                 .undo
                 .read(head, |record| {
                     let mine = record.owner == id;
-                    mine.then(|| (record.partition, record.previous, record.sequence, record.key.to_vec(), record.before.to_vec()))
+                    mine.then(|| {
+                        (record.partition, record.previous, record.sequence, record.key.to_vec(), record.before.to_vec())
+                    })
                 })
                 .await?
                 .flatten();

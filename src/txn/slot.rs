@@ -113,11 +113,14 @@ pub fn place(slot: u16) -> (usize, usize) {
 
 /// The slots of one block of the table with their numbers; `None` in place of a slot that cannot be read.
 pub fn slots_of(block: usize, user_header: &[u8]) -> impl Iterator<Item = (u16, Option<Slot>)> + '_ {
-    user_header.as_chunks::<SLOT_BYTES>().0.iter().take(SLOTS_PER_BLOCK).enumerate().map(move |(index, bytes)| {
-        ((block * SLOTS_PER_BLOCK + index) as u16, Slot::decode(bytes))
-    })
+    user_header
+        .as_chunks::<SLOT_BYTES>()
+        .0
+        .iter()
+        .take(SLOTS_PER_BLOCK)
+        .enumerate()
+        .map(move |(index, bytes)| ((block * SLOTS_PER_BLOCK + index) as u16, Slot::decode(bytes)))
 }
-
 
 #[cfg(test)]
 mod tests {

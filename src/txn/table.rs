@@ -120,7 +120,10 @@ impl Table {
             _ => self.free.pop()?,
         };
         let entry = &mut self.entries[usize::from(number)];
-        assert!(matches!(entry.state, State::Free | State::Committed(_) | State::RolledBack(_)), "slot {number} is in use: {entry:?}");
+        assert!(
+            matches!(entry.state, State::Free | State::Committed(_) | State::RolledBack(_)),
+            "slot {number} is in use: {entry:?}"
+        );
         let wrap = entry.wrap.checked_add(1).expect("a slot is used at most 2^32 times");
         *entry = Entry { wrap, state: State::Active, begun: now, undo_head: UndoPtr::NONE, sequence: 0 };
         self.unfinished.insert((now, number));
@@ -271,7 +274,12 @@ mod tests {
         let (node, shard) = (NodeId(1), ShardId(0));
         let slot = |wrap, state| Slot { wrap, state, undo_head: UndoPtr::NONE };
         let home = TxnId::new(node, ShardId(1), 3, 3);
-        let slots = [(0, slot(4, SlotState::Active)), (1, slot(2, SlotState::Committed(Scn(50)))), (2, slot(6, SlotState::Prepared { home })), (3, slot(0, SlotState::Free))];
+        let slots = [
+            (0, slot(4, SlotState::Active)),
+            (1, slot(2, SlotState::Committed(Scn(50)))),
+            (2, slot(6, SlotState::Prepared { home })),
+            (3, slot(0, SlotState::Free)),
+        ];
         let (mut table, left) = Table::load(node, shard, slots);
         let (dead, branch) = (TxnId::new(node, shard, 0, 4), TxnId::new(node, shard, 2, 6));
         assert_eq!(left, [Unfinished { txn: dead, home: None }, Unfinished { txn: branch, home: Some(home) }]);

@@ -155,7 +155,9 @@ impl Transaction {
     pub(super) fn conflict_above(&self) -> Option<Scn> {
         match self.isolation {
             Isolation::ReadCommitted => None,
-            Isolation::RepeatableRead => Some(self.snapshot.get().expect("a REPEATABLE READ transaction has its snapshot before it writes")),
+            Isolation::RepeatableRead => {
+                Some(self.snapshot.get().expect("a REPEATABLE READ transaction has its snapshot before it writes"))
+            }
         }
     }
 

@@ -9,8 +9,8 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 
-use crate::btree::space::{BlockAllocator, PartitionHome, SpaceReply, SpaceRequest, SpaceService, Urgency};
 use crate::btree::SpaceError;
+use crate::btree::space::{BlockAllocator, PartitionHome, SpaceReply, SpaceRequest, SpaceService, Urgency};
 use crate::cache::{Cache, CacheError, Mtr, WriteGuard};
 use crate::ids::{BlockId, BlockNo, NodeId, PartitionId, Scn, ShardId};
 use crate::reactor::sync::{Permit, Semaphore};

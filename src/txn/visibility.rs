@@ -56,8 +56,20 @@ pub fn judge(version: Version, view: View, state: impl FnOnce(TxnId) -> Option<T
         None => Verdict::Ask(txn),
         Some(TxnState::Active | TxnState::Aborted) => Verdict::Previous,
         Some(TxnState::Committing(None)) => Verdict::Wait(txn),
-        Some(TxnState::Committing(Some(scn))) => if scn <= view.snapshot { Verdict::Wait(txn) } else { Verdict::Previous },
-        Some(TxnState::Committed(scn)) => if scn <= view.snapshot { Verdict::Visible } else { Verdict::Previous },
+        Some(TxnState::Committing(Some(scn))) => {
+            if scn <= view.snapshot {
+                Verdict::Wait(txn)
+            } else {
+                Verdict::Previous
+            }
+        }
+        Some(TxnState::Committed(scn)) => {
+            if scn <= view.snapshot {
+                Verdict::Visible
+            } else {
+                Verdict::Previous
+            }
+        }
     }
 }
 

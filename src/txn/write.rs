@@ -237,7 +237,9 @@ impl Txns {
             Some(_) => return again(Again::FreeStored),
             None => {
                 let large = match (&live, &known.large) {
-                    (Some(row), Some((fetched_for, value))) if row.is_overflow() && Some(&fetched_for[..]) == seen => Some(&value[..]),
+                    (Some(row), Some((fetched_for, value))) if row.is_overflow() && Some(&fetched_for[..]) == seen => {
+                        Some(&value[..])
+                    }
                     (Some(row), _) if row.is_overflow() => return again(Again::Fetch(seen.expect("there is a row").to_vec())),
                     _ => None,
                 };
@@ -278,7 +280,8 @@ impl Txns {
         };
         let slot = Slot { wrap: id.wrap(), state: SlotState::Active, undo_head: previous };
         let undo = self.0.undo.append(&mut room, &mut mtr, &record, (id.slot(), slot));
-        let replaced = live.filter(|row| row.is_overflow() && flags & FLAG_LOCK_ONLY == 0).and_then(|row| OverflowRef::decode(row.payload));
+        let replaced =
+            live.filter(|row| row.is_overflow() && flags & FLAG_LOCK_ONLY == 0).and_then(|row| OverflowRef::decode(row.payload));
         let mut bytes = self.0.scratch.borrow_mut();
         bytes.clear();
         bytes.extend_from_slice(&Row { version: Version::Written(id), undo, flags, payload: &[] }.header());
@@ -304,7 +307,14 @@ impl Txns {
     }
 
     /// Whether a row that carries a lock stamp was really changed after `snapshot`: the stamps hide who changed it last.
-    async fn changed_after(&self, tree: &Tree, key: &[u8], seen: &[u8], snapshot: Scn, txn: &Transaction) -> Result<bool, TxnError> {
+    async fn changed_after(
+        &self,
+        tree: &Tree,
+        key: &[u8],
+        seen: &[u8],
+        snapshot: Scn,
+        txn: &Transaction,
+    ) -> Result<bool, TxnError> {
         let mut bytes = seen.to_vec();
         loop {
             let row = Row::parse(&bytes).ok_or(TxnError::SnapshotTooOld)?;

@@ -178,7 +178,13 @@ pub(super) fn file_bytes(fd: RawFd) -> io::Result<u64> {
 pub(super) fn try_lock(fd: RawFd, byte: u64, exclusive: bool) -> io::Result<bool> {
     let start = libc::off_t::try_from(byte).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     let kind = if exclusive { libc::F_WRLCK } else { libc::F_UNLCK };
-    let lock = libc::flock { l_type: kind as libc::c_short, l_whence: libc::SEEK_SET as libc::c_short, l_start: start, l_len: 1, l_pid: 0 };
+    let lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start,
+        l_len: 1,
+        l_pid: 0,
+    };
     // SAFETY: the structure outlives the call, which only reads it.
     match check(unsafe { libc::fcntl(fd, libc::F_OFD_SETLK, &lock) }) {
         Ok(_) => Ok(true),

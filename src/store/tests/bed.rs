@@ -34,7 +34,8 @@ impl Disk {
         let reactor = Reactor::new(ReactorOptions::default()).expect("a reactor");
         let inside = reactor.clone();
         reactor.run(async move {
-            let options = FormatOptions { nodes_max: 2, volume_bytes, redo_area_bytes: Some(redo_bytes), ..FormatOptions::new("test") };
+            let options =
+                FormatOptions { nodes_max: 2, volume_bytes, redo_area_bytes: Some(redo_bytes), ..FormatOptions::new("test") };
             Volume::format(&inside, &path, &options, &mut |_| {}).await.expect("the temporary folder has room");
         });
         disk
@@ -92,7 +93,8 @@ impl Node {
         let report = recover(reactor, &volume, Rc::new(|_, _| {})).await.expect("the redo fits the volume");
         let geometry = *volume.geometry();
         let (node, shard) = (NodeId(1), ShardId(0));
-        let log = Log::open(reactor, volume.file(), geometry.redo_area(node, shard), Incarnation(life)).await.expect("the log opens");
+        let log =
+            Log::open(reactor, volume.file(), geometry.redo_area(node, shard), Incarnation(life)).await.expect("the log opens");
         let clock = ScnClock::new();
         clock.start_above(report.scn);
         let config = CacheConfig { frames: 512, ..CacheConfig::default() };
@@ -118,7 +120,13 @@ impl Node {
         let engine = ShardEngine::new(&txns, shard, service, Rc::new(LocalLocks::new()));
         let store = NodeStore::new(node, vec![reactor.remote()], shared);
         store.create_system_partitions().await.expect("system partitions");
-        Node { reactor: reactor.clone(), store: store.store(), engine, dice: Rc::new(Dice(Cell::new(life.wrapping_mul(77) | 1))), _volume: Rc::new(volume) }
+        Node {
+            reactor: reactor.clone(),
+            store: store.store(),
+            engine,
+            dice: Rc::new(Dice(Cell::new(life.wrapping_mul(77) | 1))),
+            _volume: Rc::new(volume),
+        }
     }
 
     pub fn below(&self, bound: u64) -> u64 {

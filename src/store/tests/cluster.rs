@@ -137,8 +137,13 @@ impl Cluster {
         let reactor = world.reactor(HostId(9));
         let inside = reactor.clone();
         world.block_on(&reactor, async move {
-            let options =
-                FormatOptions { nodes_max: NODES, shards, volume_bytes: 96 << 20, redo_area_bytes: Some(8 << 20), ..FormatOptions::new("test") };
+            let options = FormatOptions {
+                nodes_max: NODES,
+                shards,
+                volume_bytes: 96 << 20,
+                redo_area_bytes: Some(8 << 20),
+                ..FormatOptions::new("test")
+            };
             Volume::format(&inside, Path::new(VOLUME), &options, &mut |_| {}).await.unwrap();
         });
         let mut cluster = Cluster { world, shards, members: Vec::new(), life: 0 };
@@ -232,7 +237,10 @@ impl Cluster {
         };
         let end = self.world.now() + Duration::from_secs(600);
         self.world.run_until(|| outputs.iter().all(there) || self.world.now() > end).unwrap();
-        outputs.iter().map(|output| output.take().unwrap_or_else(|| panic!("still waiting (seed {})", self.world.seed()))).collect()
+        outputs
+            .iter()
+            .map(|output| output.take().unwrap_or_else(|| panic!("still waiting (seed {})", self.world.seed())))
+            .collect()
     }
 
     fn begin(&self, node: usize, isolation: Isolation) -> Session {
@@ -301,7 +309,8 @@ fn readers_elsewhere_see_through_open_transactions_and_writers_wait_for_them() {
         reader
     });
     let mut refused = cluster.begin(0, ReadCommitted);
-    let no_wait = cluster.run(0, async move { refused.get_for_update(table, b"a", LockStrength::Update, WaitPolicy::NoWait).await });
+    let no_wait =
+        cluster.run(0, async move { refused.get_for_update(table, b"a", LockStrength::Update, WaitPolicy::NoWait).await });
     assert_eq!(no_wait.unwrap_err().sqlstate(), "55P03");
     let mut second = cluster.members[0].store.session();
     let second = cluster.spawn_blocked(0, async move { second.modify(table, b"a", append("+second")).await.is_ok() });
@@ -397,7 +406,11 @@ fn money_is_neither_made_nor_lost_on_three_nodes_that_lose_their_power() {
             cluster.power_loss();
             cluster.start();
             let mut session = cluster.members[2].store.session();
-            assert_eq!(cluster.run(2, async move { sum(&mut session, table).await }), 100 * ACCOUNTS as i64, "after the crash (seed {seed})");
+            assert_eq!(
+                cluster.run(2, async move { sum(&mut session, table).await }),
+                100 * ACCOUNTS as i64,
+                "after the crash (seed {seed})"
+            );
         }
     }
 }

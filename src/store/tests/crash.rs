@@ -55,7 +55,11 @@ fn money_survives_crashes_in_the_middle_of_everything() {
         acknowledged = disk.run(life, move |node| async move {
             let mut session = node.store.session();
             assert_eq!(sum(&mut session, table).await, 100 * ACCOUNTS as i64, "in life {life}");
-            let counted = session.get(COUNTERS, &1u64.to_be_bytes()).await.unwrap().map_or(0, |row| u64::from_le_bytes(row.try_into().unwrap()));
+            let counted = session
+                .get(COUNTERS, &1u64.to_be_bytes())
+                .await
+                .unwrap()
+                .map_or(0, |row| u64::from_le_bytes(row.try_into().unwrap()));
             assert!(counted >= acknowledged, "{acknowledged} were acknowledged, {counted} are there");
             let acknowledged = Rc::new(RefCell::new(counted));
             for _ in 0..6 {

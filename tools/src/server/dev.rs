@@ -43,7 +43,8 @@ struct Node {
 /// Runs the cluster until it is told to stop.
 pub(super) fn run(options: &DevOptions) -> Result<(), Failure> {
     let folder = &options.data_dir;
-    fs::create_dir_all(folder).map_err(|error| Failure::input(format!("can't make the data folder {}: {error}", folder.display())))?;
+    fs::create_dir_all(folder)
+        .map_err(|error| Failure::input(format!("can't make the data folder {}: {error}", folder.display())))?;
     let _claim = claim(folder)?;
     check_ports(options)?;
     let volume = folder.join(VOLUME_FILE_NAME);
@@ -103,7 +104,8 @@ fn check_ports(options: &DevOptions) -> Result<(), Failure> {
 }
 
 fn write_config(options: &DevOptions, number: u8, path: &Path) -> Result<(), Failure> {
-    let storage = fs::canonicalize(&options.data_dir).map_err(|error| Failure::new(format!("{}: {error}", options.data_dir.display())))?;
+    let storage =
+        fs::canonicalize(&options.data_dir).map_err(|error| Failure::new(format!("{}: {error}", options.data_dir.display())))?;
     let members: String =
         (1..=options.nodes).map(|node| format!("node{node} = \"{}\"\n", address(node, options.interconnect_port))).collect();
     let text = format!(
@@ -150,13 +152,20 @@ fn supervise(options: &DevOptions, nodes: &mut [Node]) -> Result<(), Failure> {
         stop(nodes);
         restarts = if started.elapsed() > STABLE_AFTER { 1 } else { restarts + 1 };
         if restarts > RESTARTS_MAX {
-            return Err(Failure::new(format!("the cluster ended {restarts} times in a row; see the nodes' logs in {}", options.data_dir.display())));
+            return Err(Failure::new(format!(
+                "the cluster ended {restarts} times in a row; see the nodes' logs in {}",
+                options.data_dir.display()
+            )));
         }
     }
 }
 
 fn start(node: &mut Node) -> Result<(), Failure> {
-    let log = File::options().create(true).append(true).open(&node.log).map_err(|error| Failure::new(format!("{}: {error}", node.log.display())))?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(&node.log)
+        .map_err(|error| Failure::new(format!("{}: {error}", node.log.display())))?;
     let errors = log.try_clone().map_err(Failure::new)?;
     let program = std::env::current_exe().map_err(Failure::new)?;
     let mut command = Command::new(program);
@@ -174,7 +183,8 @@ fn start(node: &mut Node) -> Result<(), Failure> {
 
 /// Waits until every node says it is healthy; `false` when told to stop meanwhile.
 fn wait_until_healthy(nodes: &mut [Node]) -> Result<bool, Failure> {
-    let spinner = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("a valid template"));
+    let spinner = ProgressBar::new_spinner()
+        .with_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("a valid template"));
     let until = Instant::now() + START_WITHIN;
     loop {
         if STOPS.load(Ordering::Relaxed) > 0 {
@@ -203,7 +213,11 @@ fn wait_until_healthy(nodes: &mut [Node]) -> Result<bool, Failure> {
         }
         if Instant::now() > until {
             spinner.finish_and_clear();
-            return Err(Failure::new(format!("the cluster is not up after {} s: {}", START_WITHIN.as_secs(), waiting.join("; "))));
+            return Err(Failure::new(format!(
+                "the cluster is not up after {} s: {}",
+                START_WITHIN.as_secs(),
+                waiting.join("; ")
+            )));
         }
         spinner.set_message(waiting.join("; "));
         spinner.tick();
@@ -212,7 +226,12 @@ fn wait_until_healthy(nodes: &mut [Node]) -> Result<bool, Failure> {
 }
 
 fn announce(options: &DevOptions, nodes: &[Node], took: Duration) {
-    println!("\nRustyDB is up: {} node{} on one volume, started in {:.1} s\n", nodes.len(), if nodes.len() == 1 { "" } else { "s" }, took.as_secs_f64());
+    println!(
+        "\nRustyDB is up: {} node{} on one volume, started in {:.1} s\n",
+        nodes.len(),
+        if nodes.len() == 1 { "" } else { "s" },
+        took.as_secs_f64()
+    );
     for node in nodes {
         let pid = node.child.as_ref().map_or(0, Child::id);
         println!(

@@ -17,7 +17,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let is_device = path.metadata().is_ok_and(|metadata| !metadata.is_file());
     let size = if is_device { ByteSize(0) } else { arguments.volume_size };
     format(&path, &arguments.cluster_name, arguments.max_nodes, arguments.shards, size, arguments.force)?;
-    println!("Next: start each node with `rusty-db-server --config FILE`; cluster_name = {:?}, shards = {}", arguments.cluster_name, arguments.shards);
+    println!(
+        "Next: start each node with `rusty-db-server --config FILE`; cluster_name = {:?}, shards = {}",
+        arguments.cluster_name, arguments.shards
+    );
     Ok(())
 }
 
@@ -26,7 +29,9 @@ pub(super) fn format(path: &Path, cluster: &str, nodes_max: u8, shards: u8, size
     let options =
         FormatOptions { cluster_name: cluster.to_owned(), nodes_max, shards, volume_bytes: size.0, redo_area_bytes: None, force };
     let bar = ProgressBar::new(size.0).with_style(
-        ProgressStyle::with_template("{msg} [{bar:40}] {bytes}/{total_bytes} {eta}").expect("a valid template").progress_chars("=> "),
+        ProgressStyle::with_template("{msg} [{bar:40}] {bytes}/{total_bytes} {eta}")
+            .expect("a valid template")
+            .progress_chars("=> "),
     );
     bar.set_message(format!("Formatting {}", path.display()));
     let target = path.to_owned();

@@ -38,7 +38,9 @@ pub(super) fn run(path: &Path) -> Result<(), Failure> {
     runtime.shutdown_timeout(Duration::from_secs(2));
     match (outcome, node.status().get().phase) {
         (_, Phase::Lost(peer)) => Err(Failure::with_status(
-            format!("{peer} is gone; this node has stopped serving. Start it again: it waits for all members and recovers with them"),
+            format!(
+                "{peer} is gone; this node has stopped serving. Start it again: it waits for all members and recovers with them"
+            ),
             Failure::MEMBER_LOST,
         )),
         (_, Phase::Failed(message)) => Err(Failure::new(message)),
