@@ -101,6 +101,8 @@ pub struct GesStats {
 }
 
 type Outcome = Result<(), LockError>;
+type TellInTheWay = Rc<dyn Fn(Resource, LockMode)>;
+type ForwardProbe = Rc<dyn Fn(Probe)>;
 
 struct Wait {
     ended: OneshotSender<Outcome>,
@@ -129,8 +131,8 @@ struct Inner {
     held: RefCell<BTreeMap<LockOwner, Vec<Resource>>>,
     next_wait: Cell<u64>,
     stats: Cell<GesStats>,
-    in_the_way: RefCell<Option<Rc<dyn Fn(Resource, LockMode)>>>,
-    other_shards: RefCell<Option<Rc<dyn Fn(Probe)>>>,
+    in_the_way: RefCell<Option<TellInTheWay>>,
+    other_shards: RefCell<Option<ForwardProbe>>,
 }
 
 /// The lock service of one shard. Cheap to clone; clones are the same.
@@ -147,10 +149,18 @@ impl Ges {
     /// and the interconnect's peers.
     #[must_use]
     pub fn new(net: &Interconnect, transactions: Rc<dyn Transactions>, deadlock_timeout: Duration) -> Ges {
+        let ges = Ges::unregistered(net, transactions, deadlock_timeout);
+        net.register(Service::Ges, Rc::new(ges.clone()));
+        ges
+    }
+
+    /// As [`Ges::new`], for a caller who passes the messages of [`Service::Ges`] on himself.
+    #[must_use]
+    pub fn unregistered(net: &Interconnect, transactions: Rc<dyn Transactions>, deadlock_timeout: Duration) -> Ges {
         let node = net.node();
         let mut members: Vec<NodeId> = net.peers().chain([node]).collect();
         members.sort_unstable();
-        let ges = Ges(Rc::new(Inner {
+        Ges(Rc::new(Inner {
             reactor: net.reactor().clone(),
             net: net.clone(),
             node,
@@ -167,20 +177,18 @@ impl Ges {
             stats: Cell::default(),
             in_the_way: RefCell::default(),
             other_shards: RefCell::default(),
-        }));
-        net.register(Service::Ges, Rc::new(ges.clone()));
-        ges
+        }))
     }
 
     /// Calls `tell` whenever users of this node are in the way of somebody on another node: an owner that is the node itself can
     /// then finish early. It must not call back into the service.
-    pub fn on_in_the_way(&self, tell: Rc<dyn Fn(Resource, LockMode)>) {
+    pub fn on_in_the_way(&self, tell: TellInTheWay) {
         *self.0.in_the_way.borrow_mut() = Some(tell);
     }
 
     /// Calls `forward` with each probe whose transaction doesn't wait in this shard, to be given to
     /// [`Ges::probe_from_shard`] of the node's other shards. Needed with more than one shard only.
-    pub fn on_probe_for_other_shards(&self, forward: Rc<dyn Fn(Probe)>) {
+    pub fn on_probe_for_other_shards(&self, forward: ForwardProbe) {
         *self.0.other_shards.borrow_mut() = Some(forward);
     }
 
@@ -290,6 +298,13 @@ impl Ges {
 
     /// A transaction of this shard has ended: whoever awaits it goes on, and its locks are given up.
     pub fn transaction_ended(&self, txn: TxnId) {
+        self.look_again(txn);
+        self.unlock_all(LockOwner::Transaction(txn));
+    }
+
+    /// A transaction of this shard no longer has some of what it is awaited for (it has rolled back to a savepoint): whoever
+    /// awaits it goes on, to look again. Its locks stay.
+    pub fn look_again(&self, txn: TxnId) {
         let waiters = self.0.end_waiters.borrow_mut().remove(&txn).unwrap_or_default();
         for waiter in waiters {
             match waiter {
@@ -300,7 +315,6 @@ impl Ges {
                 }
             }
         }
-        self.unlock_all(LockOwner::Transaction(txn));
     }
 
     /// Takes up a probe that another shard of this node could not follow.
