@@ -152,7 +152,7 @@ async fn read_logs(reactor: &Reactor, volume: &Volume, replay: &mut Replay, repo
     let mut ends = std::collections::BTreeMap::new();
     let mut commits = Vec::new();
     for area in volume.geometry().redo_areas() {
-        let mut scan = LogScan::open(reactor, volume.file(), area.clone()).await?;
+        let mut scan = LogScan::open(reactor, volume.file(), area).await?;
         replay.observe(scan.checkpoint().scn);
         while let Some(record) = scan.next().await? {
             let bad = |message: String| RecoveryError::Record { node: area.node, shard: area.shard, lsn: record.start, message };

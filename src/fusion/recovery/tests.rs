@@ -6,6 +6,9 @@ use crate::volume::block::BlockKind;
 use crate::wal::redo::RedoGroupBuilder;
 use proptest::prelude::*;
 
+/// Whose log, and the redo group in it.
+type Logged = (NodeId, Vec<u8>);
+
 const ID: BlockId = BlockId::new(PartitionId(70), BlockNo(9));
 
 fn encoded(id: BlockId, before: u64, after: u64, changes: &[Change<'_>]) -> Vec<u8> {
@@ -24,7 +27,7 @@ fn format() -> Change<'static> {
 
 /// A history of `steps` versions: what each node logged, and the bytes of each version as a block writer would have left
 /// them on disk (version 0 is a block never written).
-fn history(steps: u64) -> (Vec<(NodeId, Vec<u8>)>, Vec<Vec<u8>>) {
+fn history(steps: u64) -> (Vec<Logged>, Vec<Vec<u8>>) {
     let mut bytes = vec![0; BLOCK_SIZE];
     let mut versions = vec![bytes.clone()];
     let mut logged = Vec::new();
@@ -44,7 +47,7 @@ fn history(steps: u64) -> (Vec<(NodeId, Vec<u8>)>, Vec<Vec<u8>>) {
     (logged, versions)
 }
 
-fn replay_all(logged: &[(NodeId, Vec<u8>)]) -> Replay {
+fn replay_all(logged: &[Logged]) -> Replay {
     let mut replay = Replay::new();
     for (node, payload) in logged {
         replay.add_group(*node, payload).unwrap();
