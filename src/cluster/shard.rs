@@ -14,12 +14,13 @@ use crate::btree::SpaceError;
 use crate::btree::space::{BlockAllocator, SpaceManager, SpaceReply, SpaceRequest, SpaceService};
 use crate::cache::{Cache, CacheConfig, CacheParts, FRAMES_MIN, LocalFuture};
 use crate::fusion::gcs::{Gcs, GcsConfig, GcsParts};
+use crate::fusion::ges::Ges;
 use crate::fusion::grd::MastershipMap;
 use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NodeId, ShardId};
 use crate::interconnect::{Body, Handler, Header};
 use crate::reactor::{Class, Reactor, Remote};
-use crate::store::{LocalLocks, ShardEngine};
-use crate::txn::{ClusterPeers, TxnParts, Txns};
+use crate::store::ShardEngine;
+use crate::txn::{ClusterPeers, TransactionsForGes, TxnParts, Txns};
 use crate::volume::{Geometry, Volume};
 use crate::wal::Log;
 
@@ -30,6 +31,8 @@ pub(super) struct Services {
     geometry: Geometry,
     cache: Cache,
     gcs: Gcs,
+    ges: Ges,
+    for_ges: TransactionsForGes,
     peers: ClusterPeers,
 }
 
@@ -85,12 +88,16 @@ impl Services {
         doors.interconnect.all_up().await;
         let peers = ClusterPeers::new(&doors.interconnect, context.shared.clone(), shard == ShardId(0));
         doors.txn.bind(Rc::new(peers.clone()));
-        Ok(Services { reactor: reactor.clone(), shard, geometry, cache, gcs, peers })
+        let for_ges = TransactionsForGes::default();
+        let deadlock_timeout = Duration::from_millis(context.config.engine.deadlock_timeout);
+        let ges = Ges::unregistered(&doors.interconnect, Rc::new(for_ges.clone()), deadlock_timeout);
+        doors.ges.bind(Rc::new(ges.clone()));
+        Ok(Services { reactor: reactor.clone(), shard, geometry, cache, gcs, ges, for_ges, peers })
     }
 
     /// Finds the shard's transactions and puts the store where clients' letters find it.
     pub(super) async fn open(self, context: &Arc<NodeContext>) -> Result<Opened, End> {
-        let Services { reactor, shard, geometry, cache, gcs, peers } = self;
+        let Services { reactor, shard, geometry, cache, gcs, ges, for_ges, peers } = self;
         let service: Rc<dyn SpaceService> = if shard == ShardId(0) {
             let manager = Rc::new(SpaceManager::open(&cache, context.node, &geometry).await?);
             reactor.set_local(manager.clone());
@@ -107,14 +114,15 @@ impl Services {
             cache: cache.clone(),
             space,
             service: service.clone(),
-            waits: peers.row_waiter(),
+            waits: Rc::new(ges.clone()),
             peers: Rc::new(peers.clone()),
             undo_retention_ms: context.config.engine.undo_retention * 1_000,
         };
         let txns = Txns::open(parts).await?;
         peers.attach(&txns);
+        for_ges.attach(&txns);
         txns.start_housekeeping(shard == ShardId(0));
-        let _engine = ShardEngine::new(&txns, shard, service, Rc::new(LocalLocks::default()));
+        let _engine = ShardEngine::new(&txns, shard, service, Rc::new(ges));
         Ok(Opened { cache, gcs })
     }
 }

@@ -18,8 +18,13 @@ const CLUSTER: u128 = 0xc1;
 const SMALL: u8 = Service::Txn.base() + 1;
 const BLOCK: u8 = Service::Gcs.base() + 1;
 
-fn on_loopback<F: Future<Output = ()> + 'static>(make: impl FnOnce(Reactor) -> F) {
-    run_local(ReactorOptions { driver: DriverChoice::Poll, overprovisioned: true }, make).expect("the poll driver starts");
+/// Runs a test on each driver that this machine has: poll always, io_uring where it is allowed.
+fn on_loopback<F: Future<Output = ()> + 'static>(make: impl Fn(Reactor) -> F) {
+    run_local(ReactorOptions { driver: DriverChoice::Poll, overprovisioned: true }, &make).expect("the poll driver starts");
+    let uring = ReactorOptions { driver: DriverChoice::Uring, overprovisioned: true };
+    if let Err(refused) = run_local(uring, &make) {
+        println!("not on io_uring: {refused}");
+    }
 }
 
 fn free_addresses(count: usize) -> Vec<SocketAddr> {

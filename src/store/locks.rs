@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use crate::cache::LocalFuture;
+use crate::fusion::ges::{Ges, LockError, LockOwner, Resource, ResourceClass};
 use crate::ids::TxnId;
 use crate::reactor::sync::{OneshotSender, oneshot};
 use crate::txn::WaitPolicy;
 
 use super::StoreError;
-use super::types::{LockMode, LockName};
+use super::types::{LockMode, LockName, LockSpace};
 
 /// Who locks names for transactions.
 pub trait LockService {
@@ -48,6 +49,45 @@ impl LockMode {
             (ConcurrentWrite, ProtectedRead) => ProtectedWrite,
             (_, stronger) => stronger,
         }
+    }
+}
+
+/// A name as a resource of the lock service. Tables, catalog entries and users' keys are kept apart by its class.
+fn resource(name: LockName) -> Resource {
+    let class = match name.space {
+        LockSpace::Relation => ResourceClass::TABLE,
+        LockSpace::Object => ResourceClass::CATALOG,
+        LockSpace::Advisory => ResourceClass::USER,
+    };
+    Resource::new(class, name.id1, name.id2)
+}
+
+impl LockService for Ges {
+    fn lock(&self, owner: TxnId, name: LockName, mode: LockMode, wait: WaitPolicy) -> LocalFuture<Result<(), StoreError>> {
+        use crate::fusion::ges::{LockMode as Mode, WaitPolicy as Policy};
+        let mode = match mode {
+            LockMode::Null => Mode::Null,
+            LockMode::ConcurrentRead => Mode::ConcurrentRead,
+            LockMode::ConcurrentWrite => Mode::ConcurrentWrite,
+            LockMode::ProtectedRead => Mode::ProtectedRead,
+            LockMode::ProtectedWrite => Mode::ProtectedWrite,
+            LockMode::Exclusive => Mode::Exclusive,
+        };
+        let policy = if wait == WaitPolicy::Wait { Policy::Wait } else { Policy::NoWait };
+        let ges = self.clone();
+        Box::pin(async move {
+            match ges.lock(resource(name), LockOwner::Transaction(owner), mode, policy).await {
+                Ok(_) => Ok(()),
+                Err(LockError::WouldBlock | LockError::Timeout) => Err(StoreError::LockNotAvailable),
+                Err(LockError::Deadlock) => Err(StoreError::DeadlockDetected),
+                Err(LockError::TooManyLocks) => Err(StoreError::Overloaded { resource: "the lock service" }),
+                Err(error @ LockError::NodeLost(_)) => Err(StoreError::Unavailable { reason: error.to_string() }),
+            }
+        })
+    }
+
+    fn release_all(&self, owner: TxnId) {
+        self.unlock_all(LockOwner::Transaction(owner));
     }
 }
 
@@ -215,7 +255,6 @@ impl LockService for LocalLocks {
 mod tests {
     use super::*;
     use crate::ids::{NodeId, ShardId};
-    use crate::store::LockSpace;
     use LockMode::*;
     use std::task::{Context, Poll, Waker};
 

@@ -6,9 +6,6 @@
 //! | message | argument | meaning |
 //! |---|---|---|
 //! | STATE, STATE_IS | transaction; SCN | what became of it; answered once it is not committing |
-//! | WAIT, WAIT_ENDED, WAIT_LEFT | owner | tell me when it has ended, or gave rows up; I wait no longer |
-//! | PROBE | transaction waited for | edge chasing (Chandy, Misra, Haas 1983): does the sender's transaction wait for itself? |
-//! | VICTIM | transaction | it does |
 //! | COMMIT, COMMIT_KNOWN | SCN | commits up to here; acknowledged once the clock has taken notice |
 //! | OLDEST | SCN | my oldest snapshot |
 //! | FORGET, FORGOTTEN | | the partition in the block's place is being dropped |
@@ -24,44 +21,35 @@ use crate::cache::LocalFuture;
 use crate::ids::{BlockId, BlockNo, NodeId, PartitionId, RequestId, Scn, TxnId};
 use crate::interconnect::{Body, Handler, Header, Interconnect, Message, Service};
 use crate::reactor::sync::{Notify, OneshotSender, oneshot};
-use crate::reactor::{Class, TaskHandle};
+use crate::reactor::Class;
 
 use super::broadcast::{Announcement, Broadcast};
 use super::error::TxnError;
 use super::manager::{Inner as TxnsInner, NodeShared, Peers, Txns};
 use super::visibility::TxnState;
-use super::waits::{LocalWaits, RowWaiter, WaitError};
 
 const STATE: u8 = Service::Txn.base();
 const STATE_IS: u8 = STATE + 1;
-const WAIT: u8 = STATE + 2;
-const WAIT_ENDED: u8 = STATE + 3;
-const WAIT_LEFT: u8 = STATE + 4;
-const PROBE: u8 = STATE + 5;
-const VICTIM: u8 = STATE + 6;
-const COMMIT: u8 = STATE + 7;
-const COMMIT_KNOWN: u8 = STATE + 8;
-const OLDEST: u8 = STATE + 9;
-const FORGET: u8 = STATE + 10;
-const FORGOTTEN: u8 = STATE + 11;
+const COMMIT: u8 = STATE + 2;
+const COMMIT_KNOWN: u8 = STATE + 3;
+const OLDEST: u8 = STATE + 4;
+const FORGET: u8 = STATE + 5;
+const FORGOTTEN: u8 = STATE + 6;
 
 /// COMMIT: the catalog has changed.
 const FLAG_CATALOG: u8 = 0x10;
-/// Hops after which a probe is dropped: the circle it ran into does not contain the one it was sent for.
-const PROBE_HOPS_MAX: u8 = 200;
 
 /// In an answer's mode.
 const ACTIVE: u8 = 0;
 const COMMITTED: u8 = 1;
 const ABORTED: u8 = 2;
 const OK: u8 = 0;
-const DEADLOCK: u8 = 1;
-const FAILED: u8 = 2;
+const FAILED: u8 = 3;
 
 /// An answer, or the loss of the one who owed it.
 type Answer = Option<(u8, u64)>;
 
-/// The other nodes, for one shard's transactions: states, waits, broadcast on commit, oldest snapshots.
+/// The other nodes, for one shard's transactions: states, broadcast on commit, oldest snapshots.
 #[derive(Clone)]
 pub struct ClusterPeers(Rc<Inner>);
 
@@ -77,9 +65,6 @@ struct Inner {
     acknowledged: Notify,
     pending: RefCell<HashMap<u64, (NodeId, OneshotSender<Answer>)>>,
     requests: Cell<u64>,
-    waits: LocalWaits,
-    /// Waits of other nodes' transactions for ours, by who asked and their request.
-    remote_waits: RefCell<HashMap<(NodeId, u64), TaskHandle>>,
 }
 
 impl ClusterPeers {
@@ -97,8 +82,6 @@ impl ClusterPeers {
             acknowledged: Notify::new(),
             pending: RefCell::default(),
             requests: Cell::new(1),
-            waits: LocalWaits::new(),
-            remote_waits: RefCell::default(),
         }))
     }
 
@@ -111,35 +94,25 @@ impl ClusterPeers {
         self.0.attached.notify_all();
     }
 
-    /// The way to wait for rows, of this node's and the others' transactions.
-    #[must_use]
-    pub fn row_waiter(&self) -> Rc<dyn RowWaiter> {
-        Rc::new(self.clone())
-    }
-
-    fn node(&self) -> NodeId {
-        self.0.interconnect.node()
-    }
-
-    fn send(&self, to: NodeId, message: Message, body: Body) -> bool {
+    fn send(&self, to: NodeId, message: Message) -> bool {
         // A peer that is down has been, or will be, reported to `on_peer_down`.
-        self.0.interconnect.send(to, message, body).is_ok()
+        self.0.interconnect.send(to, message, Body::Empty).is_ok()
     }
 
     fn announce_all(&self, announcements: Vec<Announcement>) {
         for Announcement { to, scn, catalog } in announcements {
             let flags = if catalog { FLAG_CATALOG } else { 0 };
-            self.send(to, Message { kind: COMMIT, flags, argument: scn.0, ..Message::default() }, Body::Empty);
+            self.send(to, Message { kind: COMMIT, flags, argument: scn.0, ..Message::default() });
         }
     }
 
     /// Sends a request; the answer comes through what is returned, `None` when the peer is lost.
-    fn ask(&self, to: NodeId, message: Message, body: Body) -> (u64, LocalFuture<Answer>) {
+    fn ask(&self, to: NodeId, message: Message) -> LocalFuture<Answer> {
         let request = self.0.requests.get();
         self.0.requests.set(request + 1);
         let (sender, receiver) = oneshot();
         self.0.pending.borrow_mut().insert(request, (to, sender));
-        if !self.send(to, Message { request: RequestId(request), ..message }, body) {
+        if !self.send(to, Message { request: RequestId(request), ..message }) {
             self.0.pending.borrow_mut().remove(&request);
         }
         let pending = Pending { peers: self.clone(), request };
@@ -148,11 +121,11 @@ impl ClusterPeers {
             drop(pending);
             answer
         };
-        (request, Box::pin(answer))
+        Box::pin(answer)
     }
 
     fn answer(&self, to: NodeId, kind: u8, request: RequestId, mode: u8, argument: u64) {
-        self.send(to, Message { kind, request, mode, argument, ..Message::default() }, Body::Empty);
+        self.send(to, Message { kind, request, mode, argument, ..Message::default() });
     }
 
     /// The shard's transactions; waits until they are open.
@@ -166,8 +139,8 @@ impl ClusterPeers {
         }
     }
 
-    fn spawn(&self, work: impl Future<Output = ()> + 'static) -> TaskHandle {
-        self.0.interconnect.reactor().spawn(Class::High, "transaction message", work)
+    fn spawn(&self, work: impl Future<Output = ()> + 'static) {
+        self.0.interconnect.reactor().spawn(Class::High, "transaction message", work);
     }
 
     fn on_state(&self, from: NodeId, request: RequestId, txn: TxnId) {
@@ -199,74 +172,6 @@ impl ClusterPeers {
         };
         self.answer(to, STATE_IS, request, mode, scn.0);
     }
-
-    fn on_wait(&self, from: NodeId, request: RequestId, waiter: TxnId, owner: TxnId) {
-        let (peers, key) = (self.clone(), (from, request.0));
-        let task = self.spawn(async move {
-            let txns = peers.txns().await;
-            let mode = match txns.known_state(owner) {
-                Ok(Some(TxnState::Active | TxnState::Committing(_))) => {
-                    let wait = peers.0.waits.wait(waiter, owner);
-                    peers.chase(waiter, owner, 0);
-                    match wait.await {
-                        Ok(()) | Err(WaitError::NodeLost) => OK,
-                        Err(WaitError::Deadlock) => DEADLOCK,
-                    }
-                }
-                // Ended already, or never was: looking at the row again will tell which.
-                _ => OK,
-            };
-            peers.0.remote_waits.borrow_mut().remove(&key);
-            peers.answer(from, WAIT_ENDED, request, mode, owner.raw());
-        });
-        self.0.remote_waits.borrow_mut().insert(key, task);
-    }
-
-    /// `victim` waits for `at`, a transaction of this node: if that waits, in the end, for one of another node, that node
-    /// is asked; if for `victim`, then `victim` is in a circle.
-    fn chase(&self, victim: TxnId, at: TxnId, hops: u8) {
-        let Some(end) = self.0.waits.end_of_chain(at) else { return };
-        if end == victim {
-            self.condemn(victim);
-        } else if end.node() != self.node() && hops < PROBE_HOPS_MAX {
-            let message = Message { kind: PROBE, mode: hops + 1, argument: end.raw(), ..Message::default() };
-            self.send(end.node(), message, Body::Bytes(victim.raw().to_le_bytes().to_vec()));
-        }
-    }
-
-    fn condemn(&self, victim: TxnId) {
-        if victim.node() == self.node() {
-            self.0.waits.refuse(victim);
-        } else {
-            self.send(victim.node(), Message { kind: VICTIM, argument: victim.raw(), ..Message::default() }, Body::Empty);
-        }
-    }
-
-    async fn wait_remote(self, waiter: TxnId, owner: TxnId) -> Result<(), WaitError> {
-        // The wait is entered here too: circles that come back to this node end at it, and a verdict finds it.
-        let mut here = self.0.waits.wait(waiter, owner);
-        let message = Message { kind: WAIT, argument: owner.raw(), ..Message::default() };
-        let (request, mut there) = self.ask(owner.node(), message, Body::Bytes(waiter.raw().to_le_bytes().to_vec()));
-        let mut leave = LeaveRemote { peers: self.clone(), to: owner.node(), request: Some(request) };
-        let (outcome, answered) = std::future::poll_fn(|context| {
-            if let std::task::Poll::Ready(answer) = there.as_mut().poll(context) {
-                return std::task::Poll::Ready((
-                    match answer {
-                        Some((DEADLOCK, _)) => Err(WaitError::Deadlock),
-                        Some(_) => Ok(()),
-                        None => Err(WaitError::NodeLost),
-                    },
-                    true,
-                ));
-            }
-            here.as_mut().poll(context).map(|outcome| (outcome, false))
-        })
-        .await;
-        if answered {
-            leave.request = None;
-        }
-        outcome
-    }
 }
 
 /// Forgets a request whose asker went away.
@@ -281,39 +186,9 @@ impl Drop for Pending {
     }
 }
 
-/// Tells the other node that nobody waits any more.
-struct LeaveRemote {
-    peers: ClusterPeers,
-    to: NodeId,
-    request: Option<u64>,
-}
-
-impl Drop for LeaveRemote {
-    fn drop(&mut self) {
-        if let Some(request) = self.request {
-            self.peers.send(self.to, Message { kind: WAIT_LEFT, request: RequestId(request), ..Message::default() }, Body::Empty);
-        }
-    }
-}
-
-impl RowWaiter for ClusterPeers {
-    fn wait(&self, waiter: TxnId, owner: TxnId) -> LocalFuture<Result<(), WaitError>> {
-        if owner.node() != self.node() {
-            return Box::pin(self.clone().wait_remote(waiter, owner));
-        }
-        let wait = self.0.waits.wait(waiter, owner);
-        self.chase(waiter, owner, 0);
-        wait
-    }
-
-    fn released(&self, owner: TxnId) {
-        self.0.waits.released(owner);
-    }
-}
-
 impl Peers for ClusterPeers {
     fn state(&self, txn: TxnId) -> LocalFuture<Result<TxnState, TxnError>> {
-        let (_, answer) = self.ask(txn.node(), Message { kind: STATE, argument: txn.raw(), ..Message::default() }, Body::Empty);
+        let answer = self.ask(txn.node(), Message { kind: STATE, argument: txn.raw(), ..Message::default() });
         Box::pin(async move {
             match answer.await {
                 Some((ACTIVE, _)) => Ok(TxnState::Active),
@@ -346,7 +221,7 @@ impl Peers for ClusterPeers {
 
     fn tell_oldest(&self, oldest: Scn) {
         for peer in self.0.interconnect.up_peers() {
-            self.send(peer, Message { kind: OLDEST, argument: oldest.0, ..Message::default() }, Body::Empty);
+            self.send(peer, Message { kind: OLDEST, argument: oldest.0, ..Message::default() });
         }
     }
 
@@ -357,7 +232,7 @@ impl Peers for ClusterPeers {
             .interconnect
             .up_peers()
             .into_iter()
-            .map(|peer| self.ask(peer, Message { kind: FORGET, block, ..Message::default() }, Body::Empty).1)
+            .map(|peer| self.ask(peer, Message { kind: FORGET, block, ..Message::default() }))
             .collect();
         Box::pin(async move {
             for answer in answers {
@@ -371,47 +246,32 @@ impl Peers for ClusterPeers {
     }
 }
 
-fn transaction_in(body: &Body) -> Option<TxnId> {
-    match body {
-        Body::Bytes(bytes) => TxnId::from_raw(u64::from_le_bytes(bytes.as_slice().try_into().ok()?)),
-        _ => None,
-    }
-}
-
 impl Handler for ClusterPeers {
-    fn on_message(&self, from: NodeId, header: &Header, body: Body) {
+    fn on_message(&self, from: NodeId, header: &Header, _body: Body) {
         let named = TxnId::from_raw(header.argument);
-        match (header.kind, named, transaction_in(&body)) {
-            (STATE, Some(txn), _) => self.on_state(from, header.request, txn),
-            (WAIT, Some(owner), Some(waiter)) => self.on_wait(from, header.request, waiter, owner),
-            (WAIT_LEFT, ..) => {
-                if let Some(task) = self.0.remote_waits.borrow_mut().remove(&(from, header.request.0)) {
-                    task.abort();
-                }
-            }
-            (PROBE, Some(at), Some(victim)) => self.chase(victim, at, header.mode),
-            (VICTIM, Some(victim), _) => self.0.waits.refuse(victim),
-            (STATE_IS | WAIT_ENDED | FORGOTTEN, ..) => {
+        match (header.kind, named) {
+            (STATE, Some(txn)) => self.on_state(from, header.request, txn),
+            (STATE_IS | FORGOTTEN, _) => {
                 let pending = self.0.pending.borrow_mut().remove(&header.request.0);
                 if let Some((_, sender)) = pending {
                     // Whoever asked may have gone away.
                     let _ = sender.send(Some((header.mode, header.argument)));
                 }
             }
-            (COMMIT, ..) => {
+            (COMMIT, _) => {
                 if header.flags & FLAG_CATALOG != 0 {
                     self.0.shared.catalog_changed();
                 }
                 self.answer(from, COMMIT_KNOWN, header.request, OK, header.argument);
             }
-            (COMMIT_KNOWN, ..) => {
+            (COMMIT_KNOWN, _) => {
                 let mut announcements = Vec::new();
                 self.0.broadcast.borrow_mut().acknowledged(from, Scn(header.argument), &mut announcements);
                 self.announce_all(announcements);
                 self.0.acknowledged.notify_all();
             }
-            (OLDEST, ..) => self.0.shared.snapshots.peer_reported(from, Scn(header.argument)),
-            (FORGET, ..) => {
+            (OLDEST, _) => self.0.shared.snapshots.peer_reported(from, Scn(header.argument)),
+            (FORGET, _) => {
                 let (peers, partition, request) = (self.clone(), header.block.partition, header.request);
                 self.spawn(async move {
                     let mode = match peers.txns().await.forget_partition(partition).await {
@@ -424,7 +284,7 @@ impl Handler for ClusterPeers {
                     peers.answer(from, FORGOTTEN, request, mode, 0);
                 });
             }
-            (kind, ..) => tracing::warn!(%from, kind, "a transaction message that makes no sense was ignored"),
+            (kind, _) => tracing::warn!(%from, kind, "a transaction message that makes no sense was ignored"),
         }
     }
 
@@ -453,10 +313,5 @@ impl Handler for ClusterPeers {
         for sender in lost {
             let _ = sender.send(None);
         }
-        let mut waits = self.0.remote_waits.borrow_mut();
-        let gone: Vec<_> = waits.keys().filter(|(from, _)| *from == node).copied().collect();
-        let tasks: Vec<_> = gone.iter().filter_map(|key| waits.remove(key)).collect();
-        drop(waits);
-        tasks.iter().for_each(TaskHandle::abort);
     }
 }

@@ -52,7 +52,7 @@ impl Txns {
         table.abort(id);
         table.rolled_back(id, scn);
         drop(table);
-        self.0.waits.released(id);
+        self.0.waits.ended(id);
     }
 
     /// The slot says so, in the log's memory. `scn`: drawn before, for a branch.
@@ -92,7 +92,7 @@ impl Txns {
             });
         }
         self.0.decided.notify_all();
-        self.0.waits.released(id);
+        self.0.waits.ended(id);
     }
 
     /// A branch promises to follow its home's outcome: durable when this returns. `false`: it has changed nothing and is

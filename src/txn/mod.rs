@@ -9,6 +9,7 @@ mod broadcast;
 mod cluster;
 mod commit;
 mod error;
+mod ges;
 mod manager;
 mod outcomes;
 mod read;
@@ -28,6 +29,7 @@ mod write;
 
 pub use cluster::ClusterPeers;
 pub use error::TxnError;
+pub use ges::TransactionsForGes;
 pub use manager::{HOUSEKEEPING_MS, NoPeers, NodeShared, Peers, TxnCounters, TxnParts, Txns};
 pub use read::{Glance, Rows};
 pub use rollback::Position;

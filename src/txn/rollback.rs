@@ -52,8 +52,7 @@ impl Txns {
         if self.position(txn) > position {
             txn.replaced.borrow_mut().retain(|&(sequence, _)| sequence <= position.0);
             self.undo_until(id, position, SlotState::Active).await?;
-            // Some rows are free again; their waiters look again, and wait again if they must.
-            self.0.waits.released(id);
+            self.0.waits.gave_rows_up(id);
         }
         Ok(())
     }
@@ -95,7 +94,7 @@ impl Txns {
             scn = self.0.shared.clock.next(self.wall_ms());
         }
         self.0.table.borrow_mut().rolled_back(id, scn);
-        self.0.waits.released(id);
+        self.0.waits.ended(id);
         Ok(())
     }
 

@@ -208,6 +208,13 @@ impl Table {
         self.unfinished.first().map(|&(begun, _)| begun)
     }
 
+    /// A reading of the clock from when a transaction of this shard began; zero for one that is no longer known.
+    #[must_use]
+    pub fn begun(&self, txn: TxnId) -> Scn {
+        let entry = self.entries.get(usize::from(txn.slot()));
+        entry.filter(|entry| entry.wrap == txn.wrap()).map_or(Scn::ZERO, |entry| entry.begun)
+    }
+
     /// How many transactions are unfinished.
     #[must_use]
     pub fn unfinished(&self) -> usize {

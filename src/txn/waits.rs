@@ -1,6 +1,7 @@
 //! Waiting for a row: for the end of the transaction that holds it.
 //!
-//! Owned by one shard. [`RowWaiter`] is what the rest of `txn` asks; [`LocalWaits`] answers it for a node without peers.
+//! Owned by one shard. [`RowWaiter`] is what the rest of `txn` asks; the lock service answers it in a cluster,
+//! [`LocalWaits`] on a node without peers.
 //! A transaction waits for one other at a time, so what waits for what is a forest plus, at worst, the one circle that
 //! the newest wait would close: following the arrows from the owner finds it, and that newest wait is refused. Bounded
 //! by the number of transactions.
@@ -28,8 +29,11 @@ pub trait RowWaiter {
     /// the wait. At most one wait per `waiter` at a time.
     fn wait(&self, waiter: TxnId, owner: TxnId) -> LocalFuture<Result<(), WaitError>>;
 
-    /// A transaction of this shard has ended, or rolled back to a savepoint: its waiters go on.
-    fn released(&self, owner: TxnId);
+    /// A transaction of this shard has rolled back to a savepoint: its waiters look at their rows again.
+    fn gave_rows_up(&self, owner: TxnId);
+
+    /// A transaction of this shard has ended: its waiters go on.
+    fn ended(&self, owner: TxnId);
 }
 
 #[derive(Default)]
@@ -44,7 +48,7 @@ struct Inner {
 struct Wait {
     owner: TxnId,
     number: u64,
-    outcome: OneshotSender<Result<(), WaitError>>,
+    ended: OneshotSender<()>,
 }
 
 /// Waits between transactions of one shard of one node.
@@ -63,29 +67,6 @@ impl LocalWaits {
     #[must_use]
     pub fn new() -> LocalWaits {
         LocalWaits::default()
-    }
-
-    /// Follows the waits from `start`: the first that waits for nobody, or `None` if `start` waits for itself in the end.
-    #[must_use]
-    pub fn end_of_chain(&self, start: TxnId) -> Option<TxnId> {
-        let inner = self.0.borrow();
-        let mut at = start;
-        while let Some(wait) = inner.waiting.get(&at) {
-            at = wait.owner;
-            if at == start {
-                return None;
-            }
-        }
-        Some(at)
-    }
-
-    /// A circle over several nodes runs through this wait: it ends, if it still is one.
-    pub fn refuse(&self, waiter: TxnId) {
-        let wait = self.0.borrow_mut().take(waiter);
-        if let Some(wait) = wait {
-            // Gone away meanwhile: then the circle is open anyway.
-            let _ = wait.outcome.send(Err(WaitError::Deadlock));
-        }
     }
 
     /// How many wait.
@@ -123,27 +104,31 @@ impl RowWaiter for LocalWaits {
         let (sender, receiver) = oneshot();
         inner.counter += 1;
         let number = inner.counter;
-        let before = inner.waiting.insert(waiter, Wait { owner, number, outcome: sender });
+        let before = inner.waiting.insert(waiter, Wait { owner, number, ended: sender });
         assert!(before.is_none(), "{waiter} waits twice");
         inner.waiters.entry(owner).or_default().push(waiter);
         drop(inner);
         let leave = Leave { waits: self.clone(), waiter, number };
         Box::pin(async move {
             // A sender that is gone without a word means that the shard is ending: looking at the row again will tell.
-            let outcome = receiver.await.unwrap_or(Ok(()));
+            let _ = receiver.await;
             drop(leave);
-            outcome
+            Ok(())
         })
     }
 
-    fn released(&self, owner: TxnId) {
+    fn ended(&self, owner: TxnId) {
+        self.gave_rows_up(owner);
+    }
+
+    fn gave_rows_up(&self, owner: TxnId) {
         let mut inner = self.0.borrow_mut();
         let waiters = inner.waiters.remove(&owner).unwrap_or_default();
         let woken: Vec<_> = waiters.into_iter().filter_map(|waiter| inner.waiting.remove(&waiter)).collect();
         drop(inner);
         for wait in woken {
             // Gone away meanwhile: then nobody needs to know.
-            let _ = wait.outcome.send(Ok(()));
+            let _ = wait.ended.send(());
         }
     }
 }
@@ -178,7 +163,7 @@ mod tests {
         let waits = LocalWaits::new();
         let (mut a, mut b, mut c) = (waits.wait(txn(1), txn(9)), waits.wait(txn(2), txn(9)), waits.wait(txn(3), txn(8)));
         assert!(poll(&mut a).is_pending() && poll(&mut b).is_pending());
-        waits.released(txn(9));
+        waits.ended(txn(9));
         assert_eq!((poll(&mut a), poll(&mut b)), (Poll::Ready(Ok(())), Poll::Ready(Ok(()))));
         assert!(poll(&mut c).is_pending());
         drop(c);
@@ -194,7 +179,7 @@ mod tests {
         let mut c = waits.wait(txn(3), txn(1));
         assert_eq!(poll(&mut c), Poll::Ready(Err(WaitError::Deadlock)));
         assert!(poll(&mut a).is_pending() && poll(&mut b).is_pending() && poll(&mut bystander).is_pending());
-        waits.released(txn(3));
+        waits.ended(txn(3));
         assert_eq!(poll(&mut b), Poll::Ready(Ok(())));
     }
 

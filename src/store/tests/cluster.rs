@@ -15,12 +15,13 @@ use crate::cache::{Cache, CacheConfig, CacheParts, LocalFuture};
 use crate::clock::ScnClock;
 use crate::cluster::recovery::recover;
 use crate::fusion::gcs::{Gcs, GcsConfig, GcsParts};
+use crate::fusion::ges::Ges;
 use crate::fusion::grd::{MastershipMap, VIRTUAL_NODES};
 use crate::ids::{Epoch, Incarnation, NodeId, ShardId};
 use crate::interconnect::{Interconnect, Service, Settings};
 use crate::reactor::driver::sim::{HostId, SimOptions, SimWorld};
 use crate::reactor::{Class, Reactor, Remote};
-use crate::txn::{ClusterPeers, NodeShared, TxnParts, Txns};
+use crate::txn::{ClusterPeers, NodeShared, TransactionsForGes, TxnParts, Txns};
 use crate::volume::{Expected, FormatOptions, Volume};
 use crate::wal::Log;
 
@@ -97,6 +98,8 @@ async fn start_shard(reactor: Reactor, shard: ShardId, plan: NodePlan) -> (Rc<Sh
     interconnect.register(Service::Gcs, Rc::new(gcs.clone()));
     let peers = ClusterPeers::new(&interconnect, shared.clone(), shard == ShardId(0));
     interconnect.register(Service::Txn, Rc::new(peers.clone()));
+    let for_ges = TransactionsForGes::default();
+    let ges = Ges::new(&interconnect, Rc::new(for_ges.clone()), Duration::from_millis(200));
     interconnect.set_epoch(epoch);
     interconnect.start().await.unwrap();
     interconnect.all_up().await;
@@ -115,14 +118,15 @@ async fn start_shard(reactor: Reactor, shard: ShardId, plan: NodePlan) -> (Rc<Sh
         cache,
         space,
         service: service.clone(),
-        waits: peers.row_waiter(),
+        waits: Rc::new(ges.clone()),
         peers: Rc::new(peers.clone()),
         undo_retention_ms: 0,
     };
     let txns = Txns::open(parts).await.unwrap();
     peers.attach(&txns);
+    for_ges.attach(&txns);
     txns.start_housekeeping(shard == ShardId(0));
-    let engine = ShardEngine::new(&txns, shard, service, Rc::new(LocalLocks::new()));
+    let engine = ShardEngine::new(&txns, shard, service, Rc::new(ges));
     (engine, (volume, gcs, interconnect))
 }
 
@@ -367,6 +371,45 @@ fn a_circle_through_all_three_nodes_is_broken() {
         let victims = outcomes.iter().filter(|outcome| **outcome == Some("40P01")).count();
         assert!(victims >= 1 && outcomes.contains(&None), "{outcomes:?} with seed {seed}");
     }
+}
+
+#[test]
+fn a_circle_of_a_table_and_a_row_on_two_nodes_is_broken() {
+    let cluster = Cluster::new(14);
+    let table = cluster.table(0);
+    cluster.write(0, vec![put(table, "a", "1")]);
+    let name = LockName { space: LockSpace::Relation, id1: 7, id2: 0 };
+    let (mut first, mut second) = (cluster.begin(0, ReadCommitted), cluster.begin(1, ReadCommitted));
+    let first = cluster.run(0, async move {
+        first.lock(name, LockMode::ConcurrentWrite, WaitPolicy::Wait).await.unwrap();
+        first
+    });
+    let second = cluster.run(1, async move {
+        second.lock(name, LockMode::ConcurrentWrite, WaitPolicy::Wait).await.unwrap();
+        second.write(vec![update(table, "a", "2")]).await.unwrap();
+        second
+    });
+    let mut third = cluster.begin(2, ReadCommitted);
+    let refused = cluster.run(2, async move { third.lock(name, LockMode::Exclusive, WaitPolicy::NoWait).await });
+    assert_eq!(refused.unwrap_err().sqlstate(), "55P03");
+    let finish = async |mut session: Session, done: Result<(), StoreError>| {
+        match &done {
+            Ok(()) => drop(session.commit().await.unwrap()),
+            Err(_) => session.rollback().await.unwrap(),
+        }
+        done.map_err(|error| error.sqlstate())
+    };
+    let (mut first, mut second) = (first, second);
+    let row = cluster.spawn(0, async move {
+        let done = first.write(vec![update(table, "a", "3")]).await.map(|_| ());
+        finish(first, done).await
+    });
+    let alter = cluster.spawn(1, async move {
+        let done = second.lock(name, LockMode::Exclusive, WaitPolicy::Wait).await;
+        finish(second, done).await
+    });
+    let outcomes = cluster.wait(&[row, alter]);
+    assert!(outcomes.contains(&Ok(())) && outcomes.contains(&Err("40P01")), "{outcomes:?}");
 }
 
 #[test]
