@@ -133,8 +133,7 @@ fn key_of(table: &Table, alias: &str, selection: Option<&Expr>, parameters: &[Pg
 /// Whether equality with the value is equality with the value cast to the column's type.
 fn comparable(column: &Column, value: &Typed) -> bool {
     let text = |kind| matches!(kind, PgType::Text | PgType::Varchar);
-    value.kind == column.kind && column.kind != PgType::Bpchar
-        || value.kind == PgType::Unknown && column.kind != PgType::Bpchar
+    (value.kind == column.kind || value.kind == PgType::Unknown) && column.kind != PgType::Bpchar
         || value.kind.is_integer() && (column.kind.is_integer() || column.kind == PgType::Numeric)
         || text(value.kind) && text(column.kind)
 }
@@ -253,7 +252,10 @@ fn insert(insert: &ast::Insert, parameters: &[PgType], catalog: &Catalog, search
     let mut rows = Vec::with_capacity(values.rows.len());
     for cells in &values.rows {
         let cells = &cells.content;
-        if cells.len() > targets.len() || (cells.len() < targets.len() && !names.is_empty()) {
+        if cells.len() != values.rows[0].content.len()
+            || cells.len() > targets.len()
+            || (cells.len() < targets.len() && !names.is_empty())
+        {
             return None;
         }
         let mut row: Vec<Option<Source>> = (0..table.columns.len()).map(|_| None).collect();
