@@ -43,17 +43,17 @@ pub async fn statement(
         }
         Statement::Insert(insert) => {
             let (table, _) = insert::table_of(&context, insert)?;
-            let context = for_writing(session, context, &table, parameters).await?;
+            let context = for_writing(session, context, &table, parameters, "INSERT").await?;
             insert::run(&context, insert).await
         }
         Statement::Update(statement) => {
             let table = update::update_target(&context, statement)?.table;
-            let context = for_writing(session, context, &table, parameters).await?;
+            let context = for_writing(session, context, &table, parameters, "UPDATE").await?;
             update::update_target(&context, statement)?.run(&context, statement.returning.as_deref()).await
         }
         Statement::Delete(statement) => {
             let table = update::delete_target(&context, statement)?.table;
-            let context = for_writing(session, context, &table, parameters).await?;
+            let context = for_writing(session, context, &table, parameters, "DELETE").await?;
             update::delete_target(&context, statement)?.run(&context, statement.returning.as_deref()).await
         }
         Statement::Ddl(statement) => super::ddl::run(session, statement).await,
@@ -76,7 +76,7 @@ pub async fn statement(
                     return Err(SqlError::syntax("COPY FROM takes a table"));
                 };
                 let table = target_table(&context.catalog, &context.env, name)?;
-                let context = for_writing(session, context, &table, parameters).await?;
+                let context = for_writing(session, context, &table, parameters, "COPY FROM").await?;
                 super::copy::copy_in(&context, copy, single)
             }
             CopyDirection::Out => super::copy::copy_out(&context, copy, single).await,
@@ -118,10 +118,9 @@ async fn for_writing(
     context: Context,
     table: &Arc<Table>,
     parameters: Vec<Parameter>,
+    word: &str,
 ) -> Result<Context, SqlError> {
-    if session.transaction.read_only {
-        return Err(SqlError::new(code::READ_ONLY_SQL_TRANSACTION, "cannot execute this statement in a read-only transaction"));
-    }
+    session.require_writable(word)?;
     session.lock_relation(table.oid, LockMode::ConcurrentWrite).await?;
     let catalog = session.catalog().await?;
     if Arc::ptr_eq(&catalog, &context.catalog) {

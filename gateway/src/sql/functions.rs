@@ -5,7 +5,7 @@
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, StringArray};
 use datafusion::arrow::datatypes::{DataType, Field, Float64Type, Schema};
 use datafusion::catalog::{TableFunctionArgs, TableProvider};
 use datafusion::common::{DFSchema, DataFusionError, Result as DfResult, ScalarValue};
@@ -22,6 +22,7 @@ use datafusion::sql::sqlparser::ast::BinaryOperator;
 use super::catalog::Sequence;
 use super::dferror::from_datafusion;
 use super::error::SqlError;
+use super::types::Datum;
 
 type Body = fn(&[ArrayRef], usize) -> Result<ArrayRef, SqlError>;
 
@@ -121,6 +122,9 @@ fn json_step(arrays: &[ArrayRef], as_text: bool) -> Result<ArrayRef, SqlError> {
 struct Operators {
     get: Arc<ScalarUDF>,
     get_text: Arc<ScalarUDF>,
+    add: Arc<ScalarUDF>,
+    subtract: Arc<ScalarUDF>,
+    multiply: Arc<ScalarUDF>,
 }
 
 impl ExprPlanner for Operators {
@@ -143,11 +147,79 @@ impl ExprPlanner for Operators {
                 } else if small(&expr.right) {
                     narrow(&mut expr.left);
                 }
+                let checked = match expr.op {
+                    BinaryOperator::Plus => &self.add,
+                    BinaryOperator::Minus => &self.subtract,
+                    BinaryOperator::Multiply => &self.multiply,
+                    _ => return Ok(PlannerResult::Original(expr)),
+                };
+                let integer = |e: &Expr| matches!(e.get_type(schema), Ok(DataType::Int16 | DataType::Int32 | DataType::Int64));
+                if integer(&expr.left) && integer(&expr.right) {
+                    return Ok(PlannerResult::Planned(checked.call(vec![expr.left, expr.right])));
+                }
                 return Ok(PlannerResult::Original(expr));
             }
         };
         let text = |e: Expr| Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(e), DataType::Utf8));
         Ok(PlannerResult::Planned(function.call(vec![text(expr.left), text(expr.right)])))
+    }
+}
+
+/// Addition, subtraction and multiplication of integers, which DataFusion lets wrap around.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Checked {
+    name: &'static str,
+    signature: Signature,
+}
+
+impl Checked {
+    fn new(name: &'static str) -> ScalarUDF {
+        ScalarUDF::new_from_impl(Checked { name, signature: Signature::any(2, Volatility::Immutable) })
+    }
+}
+
+fn wider(a: &DataType, b: &DataType) -> DataType {
+    match (a, b) {
+        (DataType::Int64, _) | (_, DataType::Int64) => DataType::Int64,
+        (DataType::Int32, _) | (_, DataType::Int32) => DataType::Int32,
+        _ => DataType::Int16,
+    }
+}
+
+impl ScalarUDFImpl for Checked {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, arguments: &[DataType]) -> DfResult<DataType> {
+        Ok(wider(&arguments[0], &arguments[1]))
+    }
+
+    fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> DfResult<ColumnarValue> {
+        use datafusion::arrow::compute::{cast, kernels::numeric};
+        let kind = wider(&arguments.args[0].data_type(), &arguments.args[1].data_type());
+        let scalar = arguments.args.iter().all(|a| matches!(a, ColumnarValue::Scalar(_)));
+        let arrays = ColumnarValue::values_to_arrays(&arguments.args)?;
+        let (a, b) = (cast(&arrays[0], &kind)?, cast(&arrays[1], &kind)?);
+        let result = match self.name {
+            "int_add" => numeric::add(&a, &b),
+            "int_subtract" => numeric::sub(&a, &b),
+            _ => numeric::mul(&a, &b),
+        };
+        let result = result.map_err(|_| {
+            let kind = super::types::arrow::default_type(&kind).0;
+            let fault =
+                SqlError::new(super::error::code::NUMERIC_VALUE_OUT_OF_RANGE, format!("{} out of range", kind.sql_name()));
+            DataFusionError::from(fault)
+        })?;
+        if scalar {
+            return Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&result, 0)?));
+        }
+        Ok(ColumnarValue::Array(result))
     }
 }
 
@@ -176,6 +248,26 @@ pub fn register(state: &mut SessionState) -> Result<(), SqlError> {
             Ok(Arc::new(texts.iter().map(|t| t.map(|t| t.len() as i64)).collect::<Int64Array>()))
         }),
     ];
+    let byte_length = |arrays: &[ArrayRef], _: usize| -> Result<ArrayRef, SqlError> {
+        let lengths: Vec<Option<i32>> = (0..arrays[0].len())
+            .map(|at| {
+                let (kind, typmod) = super::types::arrow::default_type(arrays[0].data_type());
+                Ok(match super::types::arrow::datum_at(arrays[0].as_ref(), at, kind, typmod)? {
+                    Some(Datum::Bytea(bytes)) => Some(bytes.len() as i32),
+                    Some(other) => Some(other.to_text(kind, typmod).len() as i32),
+                    None => None,
+                })
+            })
+            .collect::<Result<_, SqlError>>()?;
+        Ok(Arc::new(Int32Array::from(lengths)))
+    };
+    let any = Plain {
+        name: "byte_length",
+        signature: Signature::any(1, Volatility::Immutable),
+        result: DataType::Int32,
+        body: byte_length,
+    };
+    state.register_udf(Arc::new(ScalarUDF::new_from_impl(any))).map_err(from_datafusion)?;
     for function in functions {
         state.register_udf(Arc::new(function)).map_err(from_datafusion)?;
     }
@@ -184,6 +276,9 @@ pub fn register(state: &mut SessionState) -> Result<(), SqlError> {
     let operators = Operators {
         get: state.udf("json_get").map_err(from_datafusion)?,
         get_text: state.udf("json_get_text").map_err(from_datafusion)?,
+        add: Arc::new(Checked::new("int_add")),
+        subtract: Arc::new(Checked::new("int_subtract")),
+        multiply: Arc::new(Checked::new("int_multiply")),
     };
     state.register_expr_planner(Arc::new(operators)).map_err(from_datafusion)
 }

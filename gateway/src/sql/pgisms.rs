@@ -33,7 +33,7 @@ fn name_of(function: &Function) -> String {
     function.name.0.last().and_then(|p| p.as_ident()).map(fold).unwrap_or_default()
 }
 
-fn call(name: &str, arguments: Vec<Expr>) -> Expr {
+pub(super) fn call(name: &str, arguments: Vec<Expr>) -> Expr {
     Expr::Function(Function {
         name: ObjectName(vec![ObjectNamePart::Identifier(Ident::new(name))]),
         uses_odbc_syntax: false,

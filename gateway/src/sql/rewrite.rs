@@ -14,6 +14,7 @@ use datafusion::sql::sqlparser::ast::{
 use super::catalog::{Catalog, Relation};
 use super::error::{SqlError, code};
 use super::parse::fold;
+use super::pgisms::call;
 use super::sqltypes::sql_type;
 use super::types::{Datum, Numeric, PgType};
 
@@ -266,6 +267,18 @@ impl Rewriter<'_> {
                 cast(Expr::Array(ast::Array { elem: items, named: true }), PgType::TextArray)
             }
             "version" => string(VERSION),
+            "mod" => match arguments(function).as_slice() {
+                [a, b] => {
+                    let nested = |e: &Expr| Box::new(Expr::Nested(Box::new(e.clone())));
+                    Expr::Nested(Box::new(Expr::BinaryOp { left: nested(a), op: ast::BinaryOperator::Modulo, right: nested(b) }))
+                }
+                _ => return None,
+            },
+            "octet_length" => match arguments(function).as_slice() {
+                [value] => call("byte_length", vec![(*value).clone()]),
+                _ => return None,
+            },
+            "gen_random_uuid" => call("uuid", Vec::new()),
             "pg_backend_pid" => cast(number(env.backend_pid), PgType::Int4),
             "txid_current" | "pg_current_xact_id" => number(env.transaction_micros / 1000),
             "current_setting" => {
@@ -301,10 +314,33 @@ impl Rewriter<'_> {
                 _ => None,
             };
         }
+        let limited = matches!(kind.kind, PgType::Varchar | PgType::Bpchar) && kind.typmod >= 4;
         let text = match expr {
             Expr::Value(_) => string_literal(expr)?,
+            // An explicit cast to a string type of a length cuts off.
+            _ if limited => {
+                let whole = cast(expr.clone(), PgType::Text);
+                let cut = call("left", vec![whole, number(kind.typmod - 4)]);
+                return Some(Expr::Cast {
+                    kind: ast::CastKind::Cast,
+                    expr: Box::new(cut),
+                    data_type: data_type.clone(),
+                    array: false,
+                    format: None,
+                });
+            }
             _ => return None,
         };
+        if limited {
+            let cut: String = text.chars().take((kind.typmod - 4) as usize).collect();
+            return (cut != text).then(|| Expr::Cast {
+                kind: ast::CastKind::Cast,
+                expr: Box::new(string(&cut)),
+                data_type: data_type.clone(),
+                array: false,
+                format: None,
+            });
+        }
         if kind.kind.element().is_some() {
             return match Datum::parse(kind.kind, kind.typmod, text) {
                 Ok(value) => Some(literal(Some(&value), kind.kind)),

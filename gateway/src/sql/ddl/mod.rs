@@ -28,9 +28,8 @@ use super::session::SqlSession;
 /// # Errors
 /// Everything that can go wrong with it.
 pub async fn run(session: &mut SqlSession, statement: &ast::Statement) -> Result<Execution, SqlError> {
-    if session.transaction.read_only {
-        return Err(SqlError::new(code::READ_ONLY_SQL_TRANSACTION, "cannot execute this statement in a read-only transaction"));
-    }
+    let words: Vec<String> = statement.to_string().split_whitespace().take(2).map(str::to_uppercase).collect();
+    session.require_writable(&words.join(" "))?;
     let tag = match statement {
         ast::Statement::CreateTable(create) => return create::table(session, create).await,
         ast::Statement::CreateView(view) => create::view(session, view).await?,

@@ -140,8 +140,12 @@ fn source(insert: &ast::Insert, targets: &[&Column], parameters: &[PgType]) -> R
         return Ok(Source::Query(query.clone()));
     }
     let mut out = Vec::with_capacity(values.rows.len());
+    let width = values.rows.first().map_or(0, |row| row.content.len());
     for row in &values.rows {
         let row = &row.content;
+        if row.len() != width {
+            return Err(SqlError::syntax("VALUES lists must all be the same length"));
+        }
         if row.len() > targets.len() {
             return Err(SqlError::syntax("INSERT has more expressions than target columns"));
         }

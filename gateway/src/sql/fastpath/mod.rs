@@ -253,7 +253,10 @@ fn insert(insert: &ast::Insert, parameters: &[PgType], catalog: &Catalog, search
     let mut rows = Vec::with_capacity(values.rows.len());
     for cells in &values.rows {
         let cells = &cells.content;
-        if cells.len() > targets.len() || (cells.len() < targets.len() && !names.is_empty()) {
+        if cells.len() != values.rows[0].content.len()
+            || cells.len() > targets.len()
+            || (cells.len() < targets.len() && !names.is_empty())
+        {
             return None;
         }
         let mut row: Vec<Option<Source>> = (0..table.columns.len()).map(|_| None).collect();

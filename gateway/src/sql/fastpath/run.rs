@@ -31,6 +31,15 @@ pub async fn run(
         return Ok(None);
     }
     let micros = session.statement_clock();
+    let word = match &plan.kind {
+        Kind::Select { .. } => None,
+        Kind::Update { .. } => Some("UPDATE"),
+        Kind::Delete => Some("DELETE"),
+        Kind::Insert { .. } => Some("INSERT"),
+    };
+    if let Some(word) = word {
+        session.require_writable(word)?;
+    }
     let Some(key) = key(plan, parameters, micros)? else { return Ok(None) };
     match &plan.kind {
         Kind::Select { items, columns, plain } => {

@@ -533,6 +533,19 @@ impl SqlSession {
         if self.transaction.state == State::Idle { now_micros() } else { self.transaction.started_micros }
     }
 
+    /// Refuses a statement that writes in a transaction that must not.
+    pub(in crate::sql) fn require_writable(&self, statement: &str) -> Result<(), SqlError> {
+        let read_only = match self.transaction.state {
+            State::Idle => self.settings.get("default_transaction_read_only") == "on",
+            _ => self.transaction.read_only,
+        };
+        if read_only {
+            let message = format!("cannot execute {statement} in a read-only transaction");
+            return Err(SqlError::new(code::READ_ONLY_SQL_TRANSACTION, message));
+        }
+        Ok(())
+    }
+
     /// A query has run in the transaction.
     pub(in crate::sql) fn touch(&mut self) {
         self.transaction.touched = true;

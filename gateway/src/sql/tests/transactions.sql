@@ -81,7 +81,7 @@ show transaction_isolation
 -- read committed
 
 begin read only; insert into t values (9, 9)
--- 25006 cannot execute this statement in a read-only transaction
+-- 25006 cannot execute INSERT in a read-only transaction
 
 rollback
 -- ROLLBACK

@@ -57,3 +57,12 @@ select coalesce(null, 2), nullif(1, 1), greatest(1, 5, 3)
 
 select extract(year from date '2024-05-06'), date_trunc('month', timestamp '2024-05-06 07:08')
 -- 2024|2024-05-01 00:00:00
+
+select 9223372036854775807 + 1
+-- 22003 bigint out of range
+
+select 2147483647::int + 1
+-- 22003 integer out of range
+
+select mod(7, 3), octet_length('\x0102'::bytea), 'abc'::varchar(2), k::text::varchar(1) from v
+-- 1|2|ab|1
