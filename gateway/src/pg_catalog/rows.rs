@@ -156,7 +156,7 @@ fn pg_class(spec: &Spec, relation: &Relation) -> Vec<Row> {
                 ("relhastriggers", yes(!table.foreign_keys.is_empty())),
             ]);
             if !table.options.is_empty() {
-                let options = table.options.iter().map(|option| text(option)).collect();
+                let options = table.options.iter().map(text).collect();
                 cells.push(("reloptions", Some(Datum::Array(PgType::Text, options))));
             }
             let mut rows = vec![spec.row(&cells)];

@@ -74,7 +74,7 @@ impl Context {
         let query = super::parse::parse_query(&format!("SELECT {expr}"))?;
         let (plan, batches) = self.planner().collect(&query, &self.parameters).await?;
         let columns = super::plan::columns_of(&plan);
-        for batch in batches.iter().filter(|b| b.num_rows() > 0) {
+        if let Some(batch) = batches.iter().find(|b| b.num_rows() > 0) {
             return Ok(super::plan::batch_rows(batch, &columns)?.swap_remove(0).swap_remove(0));
         }
         Ok(None)

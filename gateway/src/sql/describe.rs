@@ -95,7 +95,7 @@ fn learn(plan: &LogicalPlan, types: &mut [PgType]) -> Result<(), SqlError> {
 fn query_columns(
     context: &Context,
     query: &ast::Query,
-    types: &mut Vec<PgType>,
+    types: &mut [PgType],
     hidden: &[u32],
 ) -> Result<Arc<[ColumnDesc]>, SqlError> {
     let mut query = query.clone();
@@ -193,7 +193,7 @@ fn insert_types(
     statement: &ast::Insert,
     table: &Arc<Table>,
     targets: &[&Column],
-    types: &mut Vec<PgType>,
+    types: &mut [PgType],
 ) -> Result<(), SqlError> {
     if let Some(query) = &statement.source {
         match &*query.body {
@@ -251,7 +251,7 @@ fn describe_target(
     context: &Context,
     target: update::Target,
     items: Option<&[ast::SelectItem]>,
-    types: &mut Vec<PgType>,
+    types: &mut [PgType],
 ) -> Result<Option<Arc<[ColumnDesc]>>, SqlError> {
     if !types.is_empty() {
         if let SetExpr::Select(select) = &*target.query.body {

@@ -173,7 +173,7 @@ struct Checked {
 }
 
 impl Checked {
-    fn new(name: &'static str) -> ScalarUDF {
+    fn function(name: &'static str) -> ScalarUDF {
         ScalarUDF::new_from_impl(Checked { name, signature: Signature::any(2, Volatility::Immutable) })
     }
 }
@@ -276,9 +276,9 @@ pub fn register(state: &mut SessionState) -> Result<(), SqlError> {
     let operators = Operators {
         get: state.udf("json_get").map_err(from_datafusion)?,
         get_text: state.udf("json_get_text").map_err(from_datafusion)?,
-        add: Arc::new(Checked::new("int_add")),
-        subtract: Arc::new(Checked::new("int_subtract")),
-        multiply: Arc::new(Checked::new("int_multiply")),
+        add: Arc::new(Checked::function("int_add")),
+        subtract: Arc::new(Checked::function("int_subtract")),
+        multiply: Arc::new(Checked::function("int_multiply")),
     };
     state.register_expr_planner(Arc::new(operators)).map_err(from_datafusion)
 }

@@ -342,7 +342,7 @@ async fn drop_column(
         new.secondary_indexes().filter(|i| i.columns.iter().any(|c| c.number == number)).map(|i| i.partition).collect();
     new.indexes.retain(|i| !i.columns.iter().any(|c| c.number == number));
     new.foreign_keys
-        .retain(|k| !k.columns.contains(&number) && !(k.references == new.oid && k.referenced_columns.contains(&number)));
+        .retain(|k| !(k.columns.contains(&number) || k.references == new.oid && k.referenced_columns.contains(&number)));
     let mut keep = Vec::new();
     for check in std::mem::take(&mut new.checks) {
         let expr = crate::sql::parse::parse_expression(&check.expression)?;

@@ -31,7 +31,7 @@ pub(super) struct Draft {
 /// A constraint as it is to be added.
 pub(super) enum Constraint {
     Key { name: Option<String>, columns: Vec<IndexColumn>, primary: bool },
-    Check { name: Option<String>, expr: Expr },
+    Check { name: Option<String>, expr: Box<Expr> },
     Foreign { name: Option<String>, columns: Vec<i16>, constraint: Box<ast::ForeignKeyConstraint> },
 }
 
@@ -121,7 +121,7 @@ pub(super) fn column_constraint(number: i16, name: Option<String>, option: Colum
     Some(match option {
         ColumnOption::PrimaryKey(_) => Constraint::Key { name, columns: own, primary: true },
         ColumnOption::Unique(_) => Constraint::Key { name, columns: own, primary: false },
-        ColumnOption::Check(check) => Constraint::Check { name: name.or(check.name.as_ref().map(fold)), expr: *check.expr },
+        ColumnOption::Check(check) => Constraint::Check { name: name.or(check.name.as_ref().map(fold)), expr: check.expr },
         ColumnOption::ForeignKey(key) => {
             Constraint::Foreign { name: name.or(key.name.as_ref().map(fold)), columns: vec![number], constraint: Box::new(key) }
         }
@@ -140,7 +140,7 @@ pub(super) fn table_constraint(table: &Table, constraint: &TableConstraint) -> R
             let columns = index_columns(table, &key.columns)?;
             Constraint::Key { name: key.name.as_ref().map(fold), columns, primary: false }
         }
-        TableConstraint::Check(check) => Constraint::Check { name: check.name.as_ref().map(fold), expr: (*check.expr).clone() },
+        TableConstraint::Check(check) => Constraint::Check { name: check.name.as_ref().map(fold), expr: check.expr.clone() },
         TableConstraint::ForeignKey(key) => {
             let columns = key.columns.iter().map(|c| column_number(table, &fold(c))).collect::<Result<_, _>>()?;
             Constraint::Foreign { name: key.name.as_ref().map(fold), columns, constraint: Box::new(key.clone()) }
@@ -205,7 +205,7 @@ impl SqlSession {
             }
             Constraint::Check { name, expr } => {
                 let mut used = Vec::new();
-                let _ = ast::visit_expressions(&expr, |e| {
+                let _ = ast::visit_expressions(&*expr, |e| {
                     if let Expr::Identifier(ident) = e {
                         let ident = fold(ident);
                         if !used.contains(&ident) {

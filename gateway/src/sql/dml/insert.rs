@@ -77,7 +77,7 @@ enum DefaultValue {
     Null,
     Fast(Typed),
     Sequence(Arc<crate::sql::catalog::Sequence>),
-    Other(Expr),
+    Other(Box<Expr>),
 }
 
 impl Defaults {
@@ -97,7 +97,7 @@ impl Defaults {
             }
             Ok(match expr::compile(&expr, &[], &[], column.kind) {
                 Some(fast) => DefaultValue::Fast(fast),
-                None => DefaultValue::Other(expr),
+                None => DefaultValue::Other(Box::new(expr)),
             })
         };
         Ok(Defaults { entries: table.columns.iter().map(compile).collect::<Result<_, SqlError>>()? })
@@ -129,7 +129,7 @@ enum Source {
 
 enum Cell {
     Fast(Typed),
-    Slow(Expr),
+    Slow(Box<Expr>),
 }
 
 fn source(insert: &ast::Insert, targets: &[&Column], parameters: &[PgType]) -> Result<Source, SqlError> {
@@ -154,7 +154,7 @@ fn source(insert: &ast::Insert, targets: &[&Column], parameters: &[PgType]) -> R
         }
         let cells = row.iter().zip(targets).map(|(expr, column)| match expr::compile(expr, &[], parameters, column.kind) {
             Some(fast) => Cell::Fast(fast),
-            None => Cell::Slow(expr.clone()),
+            None => Cell::Slow(Box::new(expr.clone())),
         });
         out.push(cells.collect());
     }
@@ -488,7 +488,7 @@ impl ConflictUpdate {
         planner.overlay("excluded", Arc::new(super::mem_table(table, std::slice::from_ref(excluded))?));
         let (plan, batches) = planner.collect(&query, &context.parameters).await?;
         let columns = columns_of(&plan);
-        for batch in batches.iter().filter(|b| b.num_rows() > 0) {
+        if let Some(batch) = batches.iter().find(|b| b.num_rows() > 0) {
             let values = batch_rows(batch, &columns)?.swap_remove(0);
             for ((at, _, _), value) in self.assignments.iter().zip(values) {
                 new[*at] = rows::assign(&table.columns[*at], value)?;

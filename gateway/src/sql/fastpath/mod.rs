@@ -133,8 +133,7 @@ fn key_of(table: &Table, alias: &str, selection: Option<&Expr>, parameters: &[Pg
 /// Whether equality with the value is equality with the value cast to the column's type.
 fn comparable(column: &Column, value: &Typed) -> bool {
     let text = |kind| matches!(kind, PgType::Text | PgType::Varchar);
-    value.kind == column.kind && column.kind != PgType::Bpchar
-        || value.kind == PgType::Unknown && column.kind != PgType::Bpchar
+    (value.kind == column.kind || value.kind == PgType::Unknown) && column.kind != PgType::Bpchar
         || value.kind.is_integer() && (column.kind.is_integer() || column.kind == PgType::Numeric)
         || text(value.kind) && text(column.kind)
 }

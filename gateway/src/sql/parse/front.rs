@@ -437,8 +437,9 @@ fn set(words: &mut Words<'_>) -> Parsed<Statement> {
         "client_encoding".to_owned()
     } else {
         let name = setting_name(words)?;
-        if !(words.take_token(&Token::Eq) || words.take("TO"))
-            && !matches!(name.as_str(), "timezone" | "role" | "session_authorization")
+        if !(words.take_token(&Token::Eq)
+            || words.take("TO")
+            || matches!(name.as_str(), "timezone" | "role" | "session_authorization"))
         {
             return words.fail();
         }
@@ -694,10 +695,7 @@ fn alter_sequence(words: &mut Words<'_>) -> Parsed<Statement> {
             }
             let column = parts.pop().unwrap_or_default();
             SequenceChange::OwnedBy((!parts.is_empty()).then_some((parts, column)))
-        } else if words.take_all(&["OWNER", "TO"]) {
-            words.identifier()?;
-            SequenceChange::Nothing
-        } else if words.take("AS") {
+        } else if words.take_all(&["OWNER", "TO"]) || words.take("AS") {
             words.identifier()?;
             SequenceChange::Nothing
         } else {

@@ -200,7 +200,7 @@ fn numeric_from_binary(bytes: &[u8]) -> Result<Numeric, SqlError> {
     let kind = PgType::Numeric;
     let words: Vec<u16> = bytes.chunks(2).map(|c| if c.len() == 2 { u16::from_be_bytes([c[0], c[1]]) } else { 0 }).collect();
     let &[count, weight, sign, scale, ref digits @ ..] = words.as_slice() else { return Err(bad(kind)) };
-    if digits.len() != usize::from(count) || bytes.len() % 2 != 0 {
+    if digits.len() != usize::from(count) || !bytes.len().is_multiple_of(2) {
         return Err(bad(kind));
     }
     let weight = i32::from(weight as i16);

@@ -14,7 +14,7 @@ fn out_of_range(kind: PgType) -> SqlError {
 fn float_to_integer(value: f64) -> Option<i64> {
     let rounded = value.round_ties_even();
     // 2^63 itself is no i64 but would saturate to one.
-    (rounded >= -9_223_372_036_854_775_808.0 && rounded < 9_223_372_036_854_775_808.0).then_some(rounded as i64)
+    (-9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0).contains(&rounded).then_some(rounded as i64)
 }
 
 impl Datum {

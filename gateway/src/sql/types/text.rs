@@ -67,7 +67,7 @@ fn parse_bytea(text: &str) -> Result<Vec<u8>, SqlError> {
                 SqlError::new(code::INVALID_PARAMETER_VALUE, format!("invalid hexadecimal digit: \"{}\"", b as char))
             })
         };
-        if digits.len() % 2 != 0 {
+        if !digits.len().is_multiple_of(2) {
             return Err(SqlError::new(code::INVALID_PARAMETER_VALUE, "invalid hexadecimal data: odd number of digits"));
         }
         return digits.chunks(2).map(|pair| Ok(nibble(pair[0])? << 4 | nibble(pair[1])?)).collect();
