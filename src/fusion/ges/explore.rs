@@ -148,6 +148,11 @@ impl World {
         self.core.on(input, &mut out);
         self.core.invariants();
         let after = self.core.queues(TABLE);
+        // Conversions first: nobody gets a new lock while one waits.
+        let is_new =
+            |key: &LockKey| before.1.contains(key) || matches!(input, Input::Request { key: asking, .. } if asking == *key);
+        let new_lock = out.iter().any(|output| matches!(output, Output::Granted { key, .. } if is_new(key)));
+        assert!(!new_lock || after.0.is_empty(), "{input:?}: {out:?} before {:?}", after.0);
         // First come, first served: whoever left a queue by a grant stood before all who stay.
         for (before, after) in [(&before.0, &after.0), (&before.1, &after.1)] {
             let granted: Vec<usize> = out
