@@ -43,7 +43,7 @@ pub(super) fn format(path: &Path, cluster: &str, nodes_max: u8, shards: u8, size
             shown.set_position(progress.done);
         })
         .await?;
-        let geometry = volume.geometry().clone();
+        let geometry = *volume.geometry();
         Ok::<_, rustydb::volume::VolumeError>(geometry)
     });
     bar.finish_and_clear();
