@@ -1,7 +1,7 @@
 create table t (id int primary key, name text, n int default 5)
 -- CREATE TABLE
 
-insert into t values (1, 'one'), (2, 'two', 22)
+insert into t values (1, 'one', default), (2, 'two', 22)
 -- INSERT 0 2
 
 insert into t (name, id) values ('three', 3)
