@@ -20,8 +20,8 @@ use std::rc::{Rc, Weak};
 use crate::cache::LocalFuture;
 use crate::ids::{BlockId, BlockNo, NodeId, PartitionId, RequestId, Scn, TxnId};
 use crate::interconnect::{Body, Handler, Header, Interconnect, Message, Service};
-use crate::reactor::sync::{Notify, OneshotSender, oneshot};
 use crate::reactor::Class;
+use crate::reactor::sync::{Notify, OneshotSender, oneshot};
 
 use super::broadcast::{Announcement, Broadcast};
 use super::error::TxnError;
