@@ -381,6 +381,32 @@ fn a_full_volume_refuses_rows_and_goes_on_with_reads_and_deletes() {
     });
 }
 
+#[test]
+fn a_long_report_neither_stops_the_writers_nor_is_misled() {
+    run(|node| async move {
+        let table = node.table().await;
+        node.store.session().write(vec![put(table, "a", "old"), put(table, "b", "old")]).await.unwrap();
+        let mut report = node.begin(RepeatableRead);
+        assert_eq!(get(&mut report, table, "a").await.as_deref(), Some("old"));
+        let mut writers = Vec::new();
+        for writer in 0..50 {
+            let mut session = node.store.session();
+            writers.push(node.spawn(async move {
+                // Together more transactions than the table has slots.
+                for round in 0..100 {
+                    session.write(vec![put(table, &format!("{writer}"), &round.to_string())]).await.unwrap();
+                }
+            }));
+        }
+        for writer in writers {
+            writer.join().await;
+        }
+        node.store.session().write(vec![put(table, "a", "new")]).await.unwrap();
+        assert_eq!(get(&mut report, table, "a").await.as_deref(), Some("old"));
+        assert_eq!(keys(&mut report, table).await, ["a", "b"]);
+    });
+}
+
 /// One client's random life against a map: every read must agree.
 #[test]
 fn a_transaction_is_a_map_with_undo() {

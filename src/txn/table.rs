@@ -1,18 +1,24 @@
 //! The transaction table in memory: which transactions of this shard run, how the finished ones ended, which slots are
 //! free again.
 //!
-//! Owned by one shard; a state machine without I/O. Bounded by [`SLOTS_MAX`]. What it promises: a transaction's id is never
-//! given out twice; a slot is reused only when its transaction has ended before every snapshot in use, so that an id with
-//! an older `wrap` than the slot's can only be that of a transaction that everybody sees as committed (rolled back
-//! transactions have left no trace by then, see [`Table::state`]).
+//! Owned by one shard; a state machine without I/O. Bounded by [`SLOTS_MAX`] and [`FORMER_MAX`]. What it promises: a
+//! transaction's id is never given out twice; the outcome of every transaction is known for as long as a snapshot is in
+//! use that is not younger than its end. So an id of which nothing is known any more can only be that of a transaction that
+//! everybody sees as committed (rolled back transactions have left no trace by then, see [`Table::state`]).
+//!
+//! Slots are reused in the order of the ends. Where an old snapshot (a long report) would hold them all, the outcomes of
+//! their former users are kept in memory instead; a restart ends the snapshots of this node, and needs none of them.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crate::ids::{NodeId, Scn, ShardId, TxnId};
 
 use super::row::UndoPtr;
 use super::slot::{SLOTS_MAX, Slot, SlotState};
 use super::visibility::TxnState;
+
+/// Most outcomes kept in memory of transactions whose slots have been reused.
+pub const FORMER_MAX: usize = 1 << 20;
 
 /// What is remembered of a slot's transaction.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +62,10 @@ pub struct Table {
     ended: VecDeque<(Scn, u16)>,
     /// Neither committed nor fully rolled back, by begin.
     unfinished: BTreeSet<(Scn, u16)>,
+    /// Outcomes, by slot and wrap, of transactions whose slots were reused while a snapshot could still ask for them.
+    former: HashMap<(u16, u32), TxnState>,
+    /// The same in the order of their ends.
+    former_ends: VecDeque<(Scn, (u16, u32))>,
 }
 
 impl Table {
@@ -70,6 +80,8 @@ impl Table {
             free: (0..SLOTS_MAX as u16).rev().collect(),
             ended: VecDeque::new(),
             unfinished: BTreeSet::new(),
+            former: HashMap::new(),
+            former_ends: VecDeque::new(),
         }
     }
 
@@ -111,12 +123,14 @@ impl Table {
     /// Begins a transaction; `None` while all slots are needed. `now` is a reading of the clock, `oldest` the cluster's
     /// oldest snapshot.
     pub fn begin(&mut self, now: Scn, oldest: Scn) -> Option<TxnId> {
-        let number = match self.ended.front() {
+        while self.former_ends.front().is_some_and(|&(end, _)| end < oldest) {
+            let (_, former) = self.former_ends.pop_front().expect("looked at it");
+            self.former.remove(&former);
+        }
+        let number = match (self.ended.front(), self.free.last()) {
             // Never-used slots last: a small busy part of the table stays in the caches.
-            Some(&(end, number)) if end < oldest => {
-                self.ended.pop_front();
-                number
-            }
+            (Some(&(end, _)), None) if end >= oldest && self.former.len() < FORMER_MAX => self.keep_outcome(),
+            (Some(&(end, _)), _) if end < oldest => self.ended.pop_front().expect("looked at it").1,
             _ => self.free.pop()?,
         };
         let entry = &mut self.entries[usize::from(number)];
@@ -130,13 +144,28 @@ impl Table {
         Some(TxnId::new(self.node, self.shard, number, wrap))
     }
 
+    /// Frees the slot of the transaction that ended first, and keeps its outcome.
+    fn keep_outcome(&mut self) -> u16 {
+        let (end, number) = self.ended.pop_front().expect("a transaction has ended");
+        let entry = &self.entries[usize::from(number)];
+        let outcome = match entry.state {
+            State::Committed(scn) => TxnState::Committed(scn),
+            State::RolledBack(_) => TxnState::Aborted,
+            _ => unreachable!("slot {number} is among those that have ended: {entry:?}"),
+        };
+        self.former.insert((number, entry.wrap), outcome);
+        self.former_ends.push_back((end, (number, entry.wrap)));
+        number
+    }
+
     /// What is known of a transaction of this shard. `None`: its id is from the future, which no honest block contains.
     #[must_use]
     #[inline]
     pub fn state(&self, txn: TxnId) -> Option<TxnState> {
         let entry = self.entries.get(usize::from(txn.slot()))?;
         if txn.wrap() != entry.wrap {
-            return (txn.wrap() < entry.wrap).then_some(TxnState::Committed(Scn::ZERO));
+            let former = || self.former.get(&(txn.slot(), txn.wrap())).copied().unwrap_or(TxnState::Committed(Scn::ZERO));
+            return (txn.wrap() < entry.wrap).then(former);
         }
         match entry.state {
             State::Free => None,
@@ -264,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_frees_itself_when_the_snapshots_move_on() {
+    fn an_old_snapshot_does_not_use_the_table_up() {
         let mut table = table();
         let all: Vec<_> = std::iter::from_fn(|| table.begin(Scn(5), Scn(0))).collect();
         assert_eq!(all.len(), SLOTS_MAX);
@@ -272,8 +301,18 @@ mod tests {
         assert_eq!(table.state(all[7]), Some(TxnState::Aborted));
         assert_eq!(table.begin(Scn(9), Scn(100)), None, "being rolled back, its slot is needed");
         table.rolled_back(all[7], Scn(8));
-        assert_eq!(table.begin(Scn(9), Scn(8)), None);
-        assert_eq!(table.begin(Scn(9), Scn(9)).unwrap().slot(), all[7].slot());
+        table.committing(all[9], Some(Scn(9)));
+        table.committed(all[9], Scn(9));
+        // The oldest snapshot stands at 8: both outcomes may be asked for.
+        for (round, old) in [7, 9].into_iter().enumerate() {
+            let new = table.begin(Scn(10 + round as u64), Scn(8)).unwrap();
+            assert_eq!((new.slot(), new.wrap()), (all[old].slot(), all[old].wrap() + 1));
+        }
+        assert_eq!(table.begin(Scn(12), Scn(8)), None, "now all are running");
+        assert_eq!((table.state(all[7]), table.state(all[9])), (Some(TxnState::Aborted), Some(TxnState::Committed(Scn(9)))));
+        assert_eq!(table.begin(Scn(12), Scn(10)), None);
+        assert_eq!(table.state(all[9]), Some(TxnState::Committed(Scn::ZERO)), "forgotten below the oldest snapshot");
+        assert!(table.former.is_empty());
     }
 
     #[test]
