@@ -14,11 +14,10 @@ def sums(cluster, node):
     ).split("|")
 
 
-def check_balances(cluster, at_least=0):
+def check_balances(cluster):
     for node in cluster.numbers():
-        accounts, tellers, branches, history, count = sums(cluster, node)
+        accounts, tellers, branches, history, _ = sums(cluster, node)
         assert accounts == tellers == branches == history, f"node{node}: {accounts} {tellers} {branches} {history}"
-        assert int(count) >= at_least, f"node{node} has {count} history rows of at least {at_least}"
 
 
 def done(out):
@@ -46,26 +45,33 @@ def test_all_nodes_at_once_in_every_mode(cluster):
 
 
 def test_select_only(cluster):
+    # -n: otherwise pgbench empties its history first, and the sums no longer agree.
     for mode in ("simple", "extended", "prepared"):
-        assert done(cluster.pgbench(2, "-S", "-M", mode, "-c", "4", "-T", "2")) > 0
+        assert done(cluster.pgbench(2, "-n", "-S", "-M", mode, "-c", "4", "-T", "2")) > 0
 
 
 def test_kill_all_and_come_back_whole(cluster):
     """Every acknowledged transaction is there after kill -9 of all nodes under load; nothing is half there."""
+    clients = 4
     for _ in range(2):
         before = int(sums(cluster, 1)[4])
-        runs = [cluster.pgbench(node, "-c", "4", "-T", "30", "-n", "--log", "--log-prefix", str(cluster.folder / f"log{node}"), wait=False) for node in cluster.numbers()]
+        prefix = str(cluster.folder / "log")
+        options = ("-c", str(clients), "-T", "30", "-n", "--log", "--log-prefix")
+        runs = [cluster.pgbench(node, *options, f"{prefix}{node}", wait=False) for node in cluster.numbers()]
         time.sleep(4)
         cluster.kill()
         for run in runs:
             run.communicate(timeout=60)
-        acknowledged = sum(len(path.read_text().splitlines()) for path in cluster.folder.glob("log?.*"))
+        acknowledged = 0
         for path in cluster.folder.glob("log?.*"):
+            acknowledged += len(path.read_text().splitlines())
             path.unlink()
         assert acknowledged > 0
         cluster.start()
-        check_balances(cluster, at_least=before)
-    # Clients whose commit was under way may or may not have got through; never fewer than acknowledged is checked below.
+        check_balances(cluster)
+        count = int(sums(cluster, 1)[4])
+        # A commit that was under way at each client may have got through without its client being told.
+        assert before + acknowledged <= count <= before + acknowledged + clients * cluster.nodes
 
 
 def test_every_acknowledged_commit_survives_a_kill(cluster):
