@@ -34,6 +34,9 @@ use super::waits::{RowWaiter, WaitError};
 pub const HOUSEKEEPING_MS: u64 = 50;
 /// How long a transaction waits for a free slot of a full table before it fails.
 const SLOT_WAIT_MS: u64 = 10_000;
+/// How often a writer on a full volume looks whether old undo has become free, at the pace of the housekeeping, before it
+/// fails: deletes must get through there.
+const UNDO_WAITS_MAX: u32 = 20;
 
 /// What the manager asks of the other nodes.
 pub trait Peers {
@@ -218,12 +221,10 @@ impl Txns {
     /// One round of housekeeping: the oldest snapshot, the peers, undo and chains that nobody needs any more.
     pub async fn housekeep(&self, announcer: bool) {
         let wall_ms = self.0.reactor.wall_ms();
-        let oldest = self.0.shared.snapshots.refresh(wall_ms);
+        let oldest = self.recycle();
         if announcer {
             self.0.peers.tell_oldest(self.0.shared.snapshots.oldest_here(wall_ms));
         }
-        let oldest_begin = self.0.table.borrow().oldest_begin();
-        self.0.undo.recycle(self.0.shared.clock.now(wall_ms), oldest_begin, oldest);
         self.0.moved.notify_all();
         self.free_dead_chains(oldest).await;
     }
@@ -341,6 +342,28 @@ impl Txns {
                 return Err(TxnError::TableFull);
             }
         }
+    }
+
+    /// Sees to it that there is room for undo. On a full volume that may take until older undo is free.
+    pub(super) async fn prepare_undo(&self) -> Result<(), TxnError> {
+        let mut waits = 0;
+        loop {
+            match self.0.undo.prepare().await {
+                Err(TxnError::VolumeFull) if waits < UNDO_WAITS_MAX => waits += 1,
+                done => return done,
+            }
+            self.0.reactor.sleep(Duration::from_millis(HOUSEKEEPING_MS)).await;
+            self.recycle();
+        }
+    }
+
+    /// Looks which undo is free again; returns the cluster's oldest snapshot.
+    fn recycle(&self) -> Scn {
+        let wall_ms = self.wall_ms();
+        let oldest = self.0.shared.snapshots.refresh(wall_ms);
+        let oldest_begin = self.0.table.borrow().oldest_begin();
+        self.0.undo.recycle(self.0.shared.clock.now(wall_ms), oldest_begin, oldest);
+        oldest
     }
 
     /// What is known here of a transaction, without asking anybody.

@@ -141,7 +141,7 @@ impl Txns {
         loop {
             txn.cancel().check()?;
             let id = self.ensure_id(txn).await?;
-            self.0.undo.prepare().await?;
+            self.prepare_undo().await?;
             match self.look(wanted, id, need, decide, &known, stored).await? {
                 Step::Done(outcome) => return Ok(outcome),
                 Step::Again(again) => match again {
