@@ -34,8 +34,6 @@ pub struct Health {
     pub pid: u32,
     /// The program's version.
     pub version: String,
-    /// Counters of Cache Fusion, for `rac-status`.
-    pub statistics: Vec<(String, u64)>,
 }
 
 /// Where the health comes from.

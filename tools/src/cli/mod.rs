@@ -25,10 +25,8 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Which nodes there are and how they do
-    #[command(alias = "cluster")]
+    #[command(visible_alias = "rac-status")]
     ClusterStatus(Asked),
-    /// The same with Cache Fusion's counters
-    RacStatus(Asked),
 }
 
 #[derive(Debug, clap::Args)]
@@ -44,10 +42,7 @@ struct Asked {
 /// Runs the program on the process's arguments. Exit status 1 when a node asked is not healthy.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let (asked, counters) = match &arguments.command {
-        Command::ClusterStatus(asked) => (asked, false),
-        Command::RacStatus(asked) => (asked, true),
-    };
+    let Command::ClusterStatus(asked) = &arguments.command;
     let rows: Vec<NodeRow> = asked
         .http
         .iter()
@@ -60,13 +55,13 @@ pub fn main() -> ExitCode {
     if asked.json {
         println!("{}", serde_json::to_string_pretty(&rows).expect("rows are plain data"));
     } else {
-        print_table(&rows, counters);
+        print_table(&rows);
     }
     let healthy = rows.iter().all(|row| row.health.as_ref().is_ok_and(|health| health.status == "healthy"));
     if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn print_table(rows: &[NodeRow], counters: bool) {
+fn print_table(rows: &[NodeRow]) {
     if let Some(Ok(first)) = rows.iter().map(|row| row.health.as_ref()).find(|health| health.is_ok()) {
         println!("Cluster: {}   epoch {}   members: {}\n", first.cluster, first.epoch, first.members.join(", "));
     }
@@ -78,16 +73,6 @@ fn print_table(rows: &[NodeRow], counters: bool) {
                 row.node, row.http, health.status, health.uptime_s, health.pid, health.detail
             ),
             Err(error) => println!("{:<8} {:<22} {:<11} {:>9} {:>8}  {error}", row.node, row.http, "no answer", "", ""),
-        }
-    }
-    if counters {
-        for row in rows {
-            if let Ok(health) = &row.health {
-                println!("\n{}", row.node);
-                for (name, value) in &health.statistics {
-                    println!("  {name:<40} {value:>16}");
-                }
-            }
         }
     }
 }

@@ -140,7 +140,6 @@ fn health_source(config: &Config, status: Status) -> http::HealthSource {
         uptime_s: 0,
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        statistics: Vec::new(),
     };
     Arc::new(move || {
         let now = status.get();
