@@ -49,14 +49,15 @@ impl Server {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Accepts clients until the task is dropped.
+    /// Accepts clients until the task is dropped. Calls `listening` once the port is open.
     ///
     /// # Errors
     /// When the address is in use or not this machine's; the message names it.
-    pub async fn serve(self: Arc<Self>, address: SocketAddr) -> std::io::Result<()> {
+    pub async fn serve(self: Arc<Self>, address: SocketAddr, listening: impl FnOnce()) -> std::io::Result<()> {
         let listener = TcpListener::bind(address).await.map_err(|error| {
             std::io::Error::new(error.kind(), format!("can't listen for PostgreSQL clients on {address}: {error}"))
         })?;
+        listening();
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustydb::cluster::{Node, Phase, Status};
@@ -89,7 +90,8 @@ fn claim(config: &Config) -> Result<File, Failure> {
 async fn serve(config: &Config, node: &Node) -> Result<(), Failure> {
     let mut interrupted = signal(SignalKind::interrupt()).map_err(Failure::new)?;
     let mut terminated = signal(SignalKind::terminate()).map_err(Failure::new)?;
-    let health = health_source(config, node.status().clone());
+    let serving = Arc::new(AtomicBool::new(false));
+    let health = health_source(config, node.status().clone(), serving.clone());
     let page = tokio::spawn(http::serve(config.server.http_address, health));
     tokio::select! {
         phase = wait(node.status(), |phase| *phase == Phase::Open || phase.is_over()) => if phase.is_over() { return Ok(()) },
@@ -99,12 +101,15 @@ async fn serve(config: &Config, node: &Node) -> Result<(), Failure> {
     }
     let database = Database::new(node.store().clone(), Limits::default()).map_err(Failure::new)?;
     let clients = wire::Server::new(database, config.server.max_connections as usize);
-    tracing::info!(address = %config.server.pg_address, "serving PostgreSQL clients");
+    let listening = move || {
+        serving.store(true, Ordering::Release);
+        tracing::info!(address = %config.server.pg_address, "serving PostgreSQL clients");
+    };
     tokio::select! {
         _ = wait(node.status(), Phase::is_over) => Ok(()),
         _ = interrupted.recv() => Ok(()),
         _ = terminated.recv() => Ok(()),
-        ended = clients.serve(config.server.pg_address) => Err(ended.err().map_or_else(|| Failure::new("the listener has ended"), Failure::input)),
+        ended = clients.serve(config.server.pg_address, listening) => Err(ended.err().map_or_else(|| Failure::new("the listener has ended"), Failure::input)),
     }
 }
 
@@ -126,7 +131,7 @@ async fn wait(status: &Status, until: impl Fn(&Phase) -> bool) -> Phase {
     }
 }
 
-fn health_source(config: &Config, status: Status) -> http::HealthSource {
+fn health_source(config: &Config, status: Status, serving: Arc<AtomicBool>) -> http::HealthSource {
     let started = Instant::now();
     let name = |number: u8| format!("node{number}");
     let members = config.nodes().map(|nodes| nodes.keys().map(|node| name(node.0)).collect()).unwrap_or_default();
@@ -142,7 +147,12 @@ fn health_source(config: &Config, status: Status) -> http::HealthSource {
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     Arc::new(move || {
-        let now = status.get();
+        let mut now = status.get();
+        // The engine is open a moment before the port is: who is told healthy must be able to connect.
+        if now.phase == Phase::Open && !serving.load(Ordering::Acquire) {
+            now.phase = Phase::Starting;
+            now.detail = "opens the port for PostgreSQL clients".into();
+        }
         Health {
             status: now.phase.word().to_owned(),
             epoch: now.epoch.0,
