@@ -349,7 +349,7 @@ async fn lead_until_end(
                         .await
                         .map_err(|_| End::Failed("a shard has ended while it opened".into()))?;
                 }
-                create_system_partitions(reactor, context).await?;
+                create_system_partitions(context).await?;
                 context.status.epoch(epoch);
                 context.status.enter(Phase::Open, "");
                 tracing::info!(node = %context.node, epoch = epoch.0, "the cluster is open");
@@ -391,10 +391,9 @@ async fn recover(reactor: &Reactor, context: &Arc<NodeContext>, volume: &Volume)
 }
 
 /// The first node to come makes what every node expects; the others find it. All may try at once.
-async fn create_system_partitions(reactor: &Reactor, context: &Arc<NodeContext>) -> Result<(), End> {
+async fn create_system_partitions(context: &Arc<NodeContext>) -> Result<(), End> {
     let remotes = context.remotes.lock().expect("nobody panics while holding it").clone();
     let store = NodeStore::new(context.node, remotes, context.shared.clone());
-    let _ = reactor;
     store.settle_branches().await.map_err(|error| End::Failed(error.to_string()))?;
     store.create_system_partitions().await.map_err(|error| End::Failed(error.to_string()))
 }
