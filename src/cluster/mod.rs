@@ -3,6 +3,7 @@
 //! Stands above the store and puts everything below together. Its handles ([`Node`], [`Status`]) are `Send` and know no
 //! runtime.
 
+mod failure;
 pub mod formation;
 mod late;
 mod membership;

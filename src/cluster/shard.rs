@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::failure;
 use super::node::{Doors, End, NodeContext};
 use super::status::{Phase, Status};
 use crate::btree::SpaceError;
@@ -83,6 +84,7 @@ impl Services {
             },
         })?;
         gcs.attach(&cache);
+        failure::watch(reactor, cache.log(), &gcs, &context.volume, &context.status);
         doors.interconnect.set_epoch(epoch);
         doors.gcs.bind(Rc::new(gcs.clone()));
         doors.interconnect.all_up().await;

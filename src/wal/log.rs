@@ -52,6 +52,8 @@ struct Inner {
     turn: Semaphore,
     /// A checkpoint is wanted, or somebody waits for space.
     pressure: Notify,
+    /// The log was poisoned.
+    poisoned: Notify,
     /// One checkpoint is written at a time.
     checkpointing: Semaphore,
 }
@@ -155,6 +157,7 @@ impl Log {
             space: Notify::new(),
             turn: Semaphore::new(1),
             pressure: Notify::new(),
+            poisoned: Notify::new(),
             checkpointing: Semaphore::new(1),
         }));
         let beginning = {
@@ -392,6 +395,17 @@ impl Log {
         self.0.state.borrow().poison.clone()
     }
 
+    /// Resolves when the log is poisoned: the node can't make anything durable any more and has to end.
+    pub async fn poisoned(&self) -> LogError {
+        loop {
+            let poisoned = self.0.poisoned.notified();
+            if let Some(poison) = self.poison() {
+                return poison;
+            }
+            poisoned.await;
+        }
+    }
+
     /// The area that the log lies in.
     #[must_use]
     pub fn area(&self) -> RedoArea {
@@ -533,6 +547,9 @@ impl Log {
         }
         if self.0.space.waiting() > 0 {
             self.0.space.notify_all();
+        }
+        if self.poison().is_some() {
+            self.0.poisoned.notify_all();
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::cache::{Acquire, Cache, CacheError, Coherence, Granted, LocalFuture, 
 use crate::fusion::grd::{BlockMap, MastershipMap};
 use crate::ids::{BlockId, NodeId, RequestId, Scn};
 use crate::interconnect::{Body, Handler, Header, Interconnect};
-use crate::reactor::sync::{OneshotSender, oneshot};
+use crate::reactor::sync::{Notify, OneshotSender, oneshot};
 use crate::reactor::{Class, Instant, IoBuf, Reactor, TaskHandle};
 
 /// Settings of [`Gcs`].
@@ -110,6 +110,7 @@ struct Inner {
     scratch: Cell<Vec<Output>>,
     working: Cell<bool>,
     failure: RefCell<Option<CacheError>>,
+    failed: Notify,
     watch: RefCell<Option<TaskHandle>>,
 }
 
@@ -144,6 +145,7 @@ impl Gcs {
             scratch: Cell::default(),
             working: Cell::new(false),
             failure: RefCell::new(None),
+            failed: Notify::new(),
             watch: RefCell::new(None),
         }))
     }
@@ -176,6 +178,17 @@ impl Gcs {
     #[must_use]
     pub fn failure(&self) -> Option<CacheError> {
         self.0.failure.borrow().clone()
+    }
+
+    /// Resolves when there is a [`Gcs::failure`].
+    pub async fn failed(&self) -> CacheError {
+        loop {
+            let failed = self.0.failed.notified();
+            if let Some(failure) = self.failure() {
+                return failure;
+            }
+            failed.await;
+        }
     }
 
     /// Who masters what.
@@ -358,6 +371,7 @@ impl Inner {
             Err(error) => {
                 tracing::error!(%block, %error, "the block cannot be given to another node; this node has to stop");
                 self.failure.borrow_mut().get_or_insert(error);
+                self.failed.notify_all();
             }
         }
     }

@@ -248,6 +248,31 @@ fn a_request_that_gets_no_answer_is_reported_and_served_later() {
     assert_eq!(cluster.on(2, async move |node| node.count(block).await), 1);
 }
 
+#[test]
+fn a_node_that_can_not_make_redo_durable_ships_nothing_and_says_so() {
+    let cluster = Simulated::start(4, quiet());
+    let block = mastered_by(0);
+    cluster.on(1, async move |node| node.create(block).await);
+    let said = Rc::new(Cell::new(false));
+    let (watched, seen) = (cluster.nodes[1].gcs.clone(), said.clone());
+    cluster.nodes[1].reactor.spawn(Class::Critical, "watch", async move {
+        watched.failed().await;
+        seen.set(true);
+    });
+    cluster.world.run_for(Duration::from_millis(20));
+    assert!(!said.get());
+    cluster.world.set_disk_error(HostId(1), Some(libc::EIO));
+    let node = cluster.nodes[2].clone();
+    let reactor = node.reactor.clone();
+    reactor.spawn(Class::Normal, "increment", async move {
+        node.increment(block).await;
+        panic!("a block went out without its redo");
+    });
+    cluster.world.run_until(|| said.get()).unwrap();
+    cluster.world.run_for(Duration::from_millis(100));
+    assert_eq!(cluster.stats(1).blocks_shipped_total, 0);
+}
+
 /// Tasks of every node change and read a few hot blocks, and more others than a cache holds. Returns the tasks.
 fn contend(nodes: &[Rc<Node>], tasks: usize, changes: u64, made: &Rc<Cell<u64>>) -> Vec<TaskHandle> {
     let task = |task: usize| {

@@ -1,0 +1,98 @@
+//! Ends the node when one of its shards can't make redo durable any more.
+//!
+//! Two tasks per shard wait for the log and for Cache Fusion to say so. From then on nothing that the node does may be
+//! acknowledged, and no block that it changed may be given away; the other nodes recover its redo once it is gone. So it
+//! does not linger: the first failure of any shard is the node's ([`Phase::Failed`]), in words for the operator.
+
+use std::fmt::Display;
+use std::path::Path;
+
+use super::status::{Phase, Status};
+use crate::fusion::gcs::Gcs;
+use crate::reactor::{Class, Reactor};
+use crate::wal::Log;
+
+/// Watches a shard's log and Cache Fusion until the shard ends.
+pub(super) fn watch(reactor: &Reactor, log: &Log, gcs: &Gcs, volume: &Path, status: &Status) {
+    let end = |status: &Status, volume: &Path, error: &dyn Display| {
+        let message = format!(
+            "the volume {} failed: {error}. This node has ended; what it acknowledged is in the redo on the volume, and is \
+             recovered when the node is started again",
+            volume.display()
+        );
+        tracing::error!("{message}");
+        status.enter(Phase::Failed(message.clone()), message);
+    };
+    let (watched, path, told) = (log.clone(), volume.to_owned(), status.clone());
+    reactor.spawn(Class::Critical, "watch the log", async move { end(&told, &path, &watched.poisoned().await) });
+    let (watched, path, told) = (gcs.clone(), volume.to_owned(), status.clone());
+    reactor.spawn(Class::Critical, "watch cache fusion", async move { end(&told, &path, &watched.failed().await) });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::ScnClock;
+    use crate::fusion::gcs::{GcsConfig, GcsParts};
+    use crate::fusion::grd::MastershipMap;
+    use crate::ids::{Epoch, Incarnation, NodeId, ShardId};
+    use crate::interconnect::{Interconnect, Settings};
+    use crate::reactor::driver::sim::{HostId, SimWorld};
+    use crate::volume::{Expected, FormatOptions, Volume};
+    use crate::wal::redo::RecordKind;
+
+    #[test]
+    fn a_node_whose_log_can_not_be_written_ends_and_says_what_to_do() {
+        let world = SimWorld::new(11);
+        let reactor = world.reactor(HostId(0));
+        let status = Status::default();
+        let (inside, told) = (reactor.clone(), status.clone());
+        let log = world.block_on(&reactor, async move {
+            let path = Path::new("shared.vol");
+            let options = FormatOptions {
+                nodes_max: 1,
+                volume_bytes: 64 << 20,
+                redo_area_bytes: Some(8 << 20),
+                ..FormatOptions::new("test")
+            };
+            Volume::format(&inside, path, &options, &mut |_| {}).await.expect("the simulated disk has room");
+            let volume = Volume::open(&inside, path, &Expected::default()).await.expect("it was formatted");
+            let node = NodeId(1);
+            let area = volume.geometry().redo_area(node, ShardId(0));
+            let log = Log::open(&inside, volume.file(), area, Incarnation(1)).await.expect("the log opens");
+            let address = "10.1.0.1:7000".parse().expect("an address");
+            let settings = Settings::new(1, node, Incarnation(1), ShardId(0), 1, address);
+            let map = MastershipMap::new(Epoch(1), &[node], 1, BTreeMap::new()).expect("a map of one");
+            let gcs = Gcs::new(GcsParts {
+                reactor: inside.clone(),
+                interconnect: Interconnect::new(&inside, &ScnClock::new(), settings),
+                map: Rc::new(map),
+                config: GcsConfig::default(),
+            });
+            watch(&inside, &log, &gcs, path, &told);
+            inside.set_local(Rc::new(volume));
+            log
+        });
+        let write = async |log: Log| {
+            let mut reservation = log.reserve(8).await.expect("room");
+            let end = log.append(&mut reservation, RecordKind::CheckpointMark, &[&[0; 8]]);
+            log.flush_to(end).await
+        };
+        let once = log.clone();
+        world.block_on(&reactor, async move { write(once).await.expect("a healthy disk") });
+        world.run_for(Duration::from_millis(10));
+        assert!(!status.get().phase.is_over());
+
+        world.set_disk_error(HostId(0), Some(libc::EIO));
+        world.block_on(&reactor, async move { write(log).await.expect_err("a disk that fails") });
+        world.run_for(Duration::from_millis(10));
+        let Phase::Failed(message) = status.get().phase else { panic!("{:?}", status.get()) };
+        for part in ["shared.vol", "node1", "shard0", "Input/output error", "restart the node"] {
+            assert!(message.contains(part), "{part} is not in: {message}");
+        }
+    }
+}
