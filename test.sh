@@ -43,6 +43,8 @@ rust_part() {
     cargo fmt --all -- --check
     say "clippy"
     cargo clippy --workspace --all-targets --quiet -- -D warnings
+    say "the shards' rings in every interleaving"
+    cargo test --quiet --release --manifest-path bench/loom/Cargo.toml
     say "unit and simulation tests"
     cargo test --workspace --quiet
 }

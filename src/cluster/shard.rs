@@ -144,13 +144,17 @@ struct SpaceByMail(Remote);
 
 impl SpaceService for SpaceByMail {
     fn request(&self, request: SpaceRequest) -> LocalFuture<Result<SpaceReply, SpaceError>> {
-        let called = self.0.call(Class::High, "space", move |reactor| async move {
-            match reactor.local::<SpaceManager>() {
-                Some(manager) => manager.serve(request).await,
-                None => Err(SpaceError::Closed),
-            }
-        });
-        Box::pin(async move { called.map_err(|_| SpaceError::Closed)?.await.map_err(|_| SpaceError::Closed)? })
+        let remote = self.0.clone();
+        Box::pin(async move {
+            let serve = move |reactor: Reactor| async move {
+                match reactor.local::<SpaceManager>() {
+                    Some(manager) => manager.serve(request).await,
+                    None => Err(SpaceError::Closed),
+                }
+            };
+            let called = remote.call_when_room(Class::High, "space", serve).await;
+            called.map_err(|_| SpaceError::Closed)?.await.map_err(|_| SpaceError::Closed)?
+        })
     }
 }
 

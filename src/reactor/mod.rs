@@ -1,7 +1,7 @@
 //! The reactor: one thread per shard, its executor, timers and mail, over a driver that does the I/O.
 //!
 //! A [`Reactor`] is a handle (not `Send`) to the machinery of the shard that it was made on. Nothing here knows of other
-//! shards but through [`Remote`], which is `Send`. Bounds: [`task::TASKS_MAX`] tasks, [`mail::MAILBOX_CAPACITY`] letters,
+//! shards but through [`Remote`], which is `Send`. Bounds: [`task::TASKS_MAX`] tasks, [`mail::MAILBOX_CAPACITY`] letters from threads and [`mail::RING_CAPACITY`] from each shard,
 //! [`OPERATIONS_MAX`] operations in flight. Promises: tasks of one class run in the order in which they were woken; a
 //! buffer in an operation is neither freed nor reused before the operation's completion; all time and randomness come
 //! from the driver, so that the simulator repeats a run from its seed. `docs/reactor.md` tells how a turn goes.
@@ -41,7 +41,7 @@ pub use time::{Clock, Instant};
 use driver::{Completion, Driver};
 use executor::Executor;
 use io::OperationSlot;
-use mail::Mailbox;
+use mail::{Inbox, Mail, Mailbox, Outbox};
 use slab::Slab;
 use stats::{Counters, add};
 use task::TaskId;
@@ -71,6 +71,10 @@ pub(crate) struct Inner {
     pub(crate) operations: RefCell<Slab<OperationSlot>>,
     pub(crate) completions: RefCell<Vec<Completion>>,
     pub(crate) mailbox: std::sync::Arc<Mailbox>,
+    pub(crate) inbox: Inbox,
+    pub(crate) outbox: Rc<Outbox>,
+    /// Mail being read, to use its memory again.
+    mail: RefCell<Vec<Mail>>,
     pub(crate) counters: Counters,
     pub(crate) options: ReactorOptions,
     locals: RefCell<Vec<Rc<dyn std::any::Any>>>,
@@ -89,18 +93,21 @@ impl Reactor {
     /// A reactor over a given driver.
     #[must_use]
     pub fn with_driver(mut driver: Box<dyn Driver>, options: ReactorOptions) -> Reactor {
-        let mailbox = Mailbox::new(driver.wake_up());
+        let (executor, mailbox) = task::register(driver.wake_up());
         Reactor(Rc::new(Inner {
             meter: Meter::new(driver.clock()),
             clock: driver.clock(),
             driver_name: driver.name(),
             random: Cell::new(driver.random_seed()),
             stopping: Cell::new(false),
-            executor: task::register(mailbox.clone()),
+            executor,
             driver: RefCell::new(driver),
             timers: RefCell::default(),
             operations: RefCell::default(),
             completions: RefCell::default(),
+            inbox: Inbox::new(mailbox.clone()),
+            outbox: Outbox::new(mailbox.clone()),
+            mail: RefCell::default(),
             mailbox,
             counters: Counters::default(),
             options,
@@ -114,6 +121,7 @@ impl Reactor {
         F: Future + 'static,
         F::Output: 'static,
     {
+        let _entered = self.0.outbox.enter();
         let output = Rc::new(Cell::new(None));
         let (slot, reactor) = (output.clone(), self.clone());
         self.spawn(Class::Normal, "main", async move {
@@ -236,16 +244,18 @@ impl Reactor {
 
     /// Drops every task and letter and refuses mail from now on.
     pub(crate) fn shut_down(&self) {
-        drop(self.0.mailbox.close());
+        drop(self.0.inbox.close());
         self.0.executor.abort_all();
         let locals = std::mem::take(&mut *self.0.locals.borrow_mut());
         drop(locals);
+        self.0.outbox.close();
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        drop(self.mailbox.close());
+        drop(self.inbox.close());
+        self.outbox.close();
         task::unregister(&self.executor);
     }
 }

@@ -26,6 +26,8 @@ pub struct ReactorStats {
     pub operations_completed: u64,
     /// Closures run for other threads.
     pub mail_received: u64,
+    /// Sleeping reactors woken because of mail from here.
+    pub wake_ups_sent: u64,
     /// Tasks alive now.
     pub tasks: u64,
     /// Operations in flight now.
@@ -47,6 +49,7 @@ pub(crate) struct Counters {
     pub(crate) operations_submitted: Cell<u64>,
     pub(crate) operations_completed: Cell<u64>,
     pub(crate) mail_received: Cell<u64>,
+    pub(crate) wake_ups_sent: Cell<u64>,
 }
 
 pub(crate) fn add(counter: &Cell<u64>, count: u64) {
@@ -70,6 +73,7 @@ impl Counters {
             operations_submitted: self.operations_submitted.get(),
             operations_completed: self.operations_completed.get(),
             mail_received: self.mail_received.get(),
+            wake_ups_sent: self.wake_ups_sent.get(),
             ..ReactorStats::default()
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A waker is a plain 64-bit name (executor, slot, generation), not a pointer: cloning and dropping it does nothing, and a
 //! stale one can at worst wake a newer task for nothing, which every future allows. On the shard's own thread waking is a
-//! look-up in a thread-local table; from any other thread the name goes through the executor's mailbox. The thread-local
+//! look-up in a thread-local table; from any other thread the name goes through the executor's mail. The thread-local
 //! holds no state of its own: several reactors live side by side in one thread (the simulator does that).
 
 use std::cell::RefCell;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{RawWaker, RawWakerVTable, Waker};
 
 use super::executor::Executor;
-use super::mail::Mailbox;
+use super::mail::{Mailbox, Outbox, WakeUp};
 
 /// How many classes there are.
 pub const CLASSES: usize = 4;
@@ -97,6 +97,9 @@ fn wake(data: *const ()) {
         _ => false,
     });
     if here != Ok(true) {
+        if Outbox::current().is_some_and(|outbox| outbox.wake_task(id.executor, id.slot, id.generation)) {
+            return;
+        }
         let mailbox = registry().get(id.executor as usize).cloned().flatten();
         if let Some(mailbox) = mailbox {
             mailbox.wake_task(id.slot, id.generation);
@@ -116,18 +119,20 @@ fn registry() -> std::sync::MutexGuard<'static, Vec<Option<Arc<Mailbox>>>> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes an executor known to its wakers. Its number may have been another's before; stale wakers wake for nothing.
-pub(crate) fn register(mailbox: Arc<Mailbox>) -> Rc<Executor> {
-    let number = {
+/// Makes an executor and its mailbox, and makes it known to its wakers. Its number may have been another's before; stale
+/// wakers wake for nothing.
+pub(crate) fn register(wake_up: Arc<dyn WakeUp>) -> (Rc<Executor>, Arc<Mailbox>) {
+    let (number, mailbox) = {
         let mut registry = registry();
         let number = registry.iter().position(Option::is_none).unwrap_or(registry.len());
         if number == registry.len() {
             registry.push(None);
         }
-        registry[number] = Some(mailbox);
-        number
+        let mailbox = Mailbox::new(u16::try_from(number).expect("at most 65,536 reactors in a process"), wake_up);
+        registry[number] = Some(mailbox.clone());
+        (number, mailbox)
     };
-    let executor = Rc::new(Executor::new(u16::try_from(number).expect("at most 65,536 reactors in a process")));
+    let executor = Rc::new(Executor::new(number as u16));
     LOCAL.with(|table| {
         let mut table = table.borrow_mut();
         if table.len() <= number {
@@ -135,7 +140,7 @@ pub(crate) fn register(mailbox: Arc<Mailbox>) -> Rc<Executor> {
         }
         table[number] = Some(executor.clone());
     });
-    executor
+    (executor, mailbox)
 }
 
 /// Undoes [`register`], on the same thread.

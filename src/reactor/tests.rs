@@ -20,10 +20,36 @@ trait Stage {
         Fut::Output: 'static;
     fn file(name: &str) -> PathBuf;
     fn address() -> SocketAddr;
+    /// As `run`, beside a second reactor, which ends when what `make` gets for that is sent or dropped.
+    fn run_beside<F, Fut>(make: F) -> Fut::Output
+    where
+        F: FnOnce(Reactor, Remote, sync::CrossSender<()>) -> Fut,
+        Fut: Future + 'static,
+        Fut::Output: 'static;
 }
+
+mod mail;
+use mail::*;
 
 struct OnPoll;
 struct OnUring;
+
+const ON_URING: ReactorOptions = ReactorOptions { driver: DriverChoice::Auto, overprovisioned: true };
+const ON_POLL: ReactorOptions = ReactorOptions { driver: DriverChoice::Poll, overprovisioned: true };
+
+fn run_beside_thread<F, Fut>(options: ReactorOptions, make: F) -> Fut::Output
+where
+    F: FnOnce(Reactor, Remote, sync::CrossSender<()>) -> Fut,
+    Fut: Future + 'static,
+    Fut::Output: 'static,
+{
+    let (stop, stopped) = sync::cross_oneshot();
+    let main = |_| async move { _ = stopped.await };
+    let (remote, thread) = thread::spawn_shard_thread(None, "neighbour", options, main).unwrap();
+    let output = thread::run_local(options, |reactor| make(reactor, remote, stop)).unwrap();
+    thread.join().unwrap();
+    output
+}
 
 impl Stage for OnUring {
     fn run<F, Fut>(make: F) -> Fut::Output
@@ -33,13 +59,21 @@ impl Stage for OnUring {
         Fut::Output: 'static,
     {
         // Where io_uring is refused this is the poll driver, with a warning: the suite must pass there too.
-        thread::run_local(ReactorOptions { driver: DriverChoice::Auto, overprovisioned: true }, make).unwrap()
+        thread::run_local(ON_URING, make).unwrap()
     }
     fn file(name: &str) -> PathBuf {
         temporary_file("uring", name)
     }
     fn address() -> SocketAddr {
         OnPoll::address()
+    }
+    fn run_beside<F, Fut>(make: F) -> Fut::Output
+    where
+        F: FnOnce(Reactor, Remote, sync::CrossSender<()>) -> Fut,
+        Fut: Future + 'static,
+        Fut::Output: 'static,
+    {
+        run_beside_thread(ON_URING, make)
     }
 }
 
@@ -50,13 +84,21 @@ impl Stage for OnPoll {
         Fut: Future + 'static,
         Fut::Output: 'static,
     {
-        thread::run_local(ReactorOptions { driver: DriverChoice::Poll, overprovisioned: true }, make).unwrap()
+        thread::run_local(ON_POLL, make).unwrap()
     }
     fn file(name: &str) -> PathBuf {
         temporary_file("poll", name)
     }
     fn address() -> SocketAddr {
         "127.0.0.1:0".parse().unwrap()
+    }
+    fn run_beside<F, Fut>(make: F) -> Fut::Output
+    where
+        F: FnOnce(Reactor, Remote, sync::CrossSender<()>) -> Fut,
+        Fut: Future + 'static,
+        Fut::Output: 'static,
+    {
+        run_beside_thread(ON_POLL, make)
     }
 }
 
@@ -78,6 +120,22 @@ impl Stage for OnSim {
     }
     fn address() -> SocketAddr {
         OnPoll::address()
+    }
+    fn run_beside<F, Fut>(make: F) -> Fut::Output
+    where
+        F: FnOnce(Reactor, Remote, sync::CrossSender<()>) -> Fut,
+        Fut: Future + 'static,
+        Fut::Output: 'static,
+    {
+        let world = SimWorld::new(1);
+        let (reactor, neighbour) = (world.reactor(HostId(1)), world.reactor(HostId(2)));
+        let (stop, stopped) = sync::cross_oneshot();
+        let ending = neighbour.clone();
+        neighbour.spawn(Class::Normal, "main", async move {
+            _ = stopped.await;
+            ending.shut_down();
+        });
+        world.block_on(&reactor, make(reactor.clone(), neighbour.remote(), stop))
     }
 }
 
@@ -249,18 +307,22 @@ macro_rules! suite {
 mod on_uring {
     suite!(OnUring: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
         an_aborted_operation_keeps_its_buffer many_operations_at_once_in_registered_memory an_ending_reactor_gives_memory_back
-        mail_wakes_a_sleeping_reactor);
+        mail_wakes_a_sleeping_reactor shards_call_each_other a_full_ring_refuses_and_room_is_awaited
+        callers_learn_that_a_shard_has_ended letters_of_an_ended_shard_are_still_read);
 }
 
 mod on_sim {
     suite!(OnSim: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
-        an_aborted_operation_keeps_its_buffer many_operations_at_once_in_registered_memory an_ending_reactor_gives_memory_back);
+        an_aborted_operation_keeps_its_buffer many_operations_at_once_in_registered_memory an_ending_reactor_gives_memory_back
+        shards_call_each_other a_full_ring_refuses_and_room_is_awaited callers_learn_that_a_shard_has_ended
+        letters_of_an_ended_shard_are_still_read);
 }
 
 mod on_poll {
     suite!(OnPoll: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
         an_aborted_operation_keeps_its_buffer many_operations_at_once_in_registered_memory an_ending_reactor_gives_memory_back
-        mail_wakes_a_sleeping_reactor);
+        mail_wakes_a_sleeping_reactor shards_call_each_other a_full_ring_refuses_and_room_is_awaited
+        callers_learn_that_a_shard_has_ended letters_of_an_ended_shard_are_still_read);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::driver::Wait;
+use super::mail::Mail;
 use super::stats::add;
 use super::task::TaskId;
 use super::time::{Clock, Instant};
@@ -14,6 +15,9 @@ const POLLS_PER_TURN_MAX: usize = 256;
 
 /// A turn stops polling tasks after this time, in nanoseconds.
 const TURN_NS_MAX: u64 = 200_000;
+
+/// A turn that has posted mail stops polling after this time, in nanoseconds, so that sleepers are told of it.
+const ANNOUNCE_NS_MAX: u64 = 20_000;
 
 /// Stalls are logged once in this time.
 const STALL_REPORT_PERIOD: Duration = Duration::from_secs(1);
@@ -30,7 +34,7 @@ impl Reactor {
         let inner = &self.0;
         add(&inner.counters.turns, 1);
         let now = self.run_ready();
-        if inner.executor.ready() > 0 || inner.mailbox.has_mail() || inner.stopping.get() {
+        if inner.executor.ready() > 0 || self.has_mail() || inner.stopping.get() {
             self.drive(Wait::No);
             return;
         }
@@ -43,7 +47,7 @@ impl Reactor {
             return;
         }
         let wait = deadline.map(|deadline| deadline.since(self.now()));
-        if wait == Some(Duration::ZERO) || !inner.mailbox.prepare_park() {
+        if wait == Some(Duration::ZERO) || !inner.mailbox.prepare_park(|| self.has_mail()) {
             self.drive(Wait::No);
             return;
         }
@@ -56,7 +60,7 @@ impl Reactor {
     /// Looks for work without sleeping. True when there is some.
     fn spin(&self, since: Instant, deadline: Option<Instant>) -> bool {
         loop {
-            if self.drive(Wait::No) || self.0.mailbox.has_mail() {
+            if self.drive(Wait::No) || self.has_mail() {
                 return true;
             }
             let now = self.now();
@@ -92,7 +96,8 @@ impl Reactor {
             inner.executor.charge(polled.class, elapsed_ns);
             inner.counters.polled(polled.class, elapsed_ns);
             before = after;
-            if inner.meter.ns(first, after) > TURN_NS_MAX {
+            let turn_ns = inner.meter.ns(first, after);
+            if turn_ns > TURN_NS_MAX || turn_ns > ANNOUNCE_NS_MAX && inner.outbox.has_unannounced() {
                 break;
             }
         }
@@ -118,7 +123,13 @@ impl Reactor {
     /// Calls the driver and hands out what has completed. True when anything had.
     pub(crate) fn drive(&self, wait: Wait) -> bool {
         let mut completions = std::mem::take(&mut *self.0.completions.borrow_mut());
-        self.0.driver.borrow_mut().poll(&mut completions, wait);
+        {
+            let mut driver = self.0.driver.borrow_mut();
+            if self.0.outbox.has_unannounced() {
+                add(&self.0.counters.wake_ups_sent, self.0.outbox.announce(|target| driver.wake_other(target)));
+            }
+            driver.poll(&mut completions, wait);
+        }
         let any = !completions.is_empty();
         for completion in completions.drain(..) {
             add(&self.0.counters.operations_completed, 1);
@@ -128,24 +139,37 @@ impl Reactor {
         any
     }
 
+    #[inline]
+    fn has_mail(&self) -> bool {
+        self.0.inbox.has_mail() || self.0.outbox.must_serve()
+    }
+
     fn read_mail(&self) {
-        let inner = &self.0;
-        if !inner.mailbox.has_mail() {
+        if !self.has_mail() {
             return;
         }
-        let (letters, wakes) = inner.mailbox.take();
-        for (slot, generation) in wakes {
-            inner.executor.wake(TaskId { executor: inner.executor.number(), slot, generation });
+        let inner = &self.0;
+        let mut batch = std::mem::take(&mut *inner.mail.borrow_mut());
+        inner.inbox.take(&mut batch);
+        // After the taking: who nudges has made room, or has gone, before.
+        inner.outbox.serve();
+        for mail in batch.drain(..) {
+            match mail {
+                Mail::Wake { slot, generation } => {
+                    inner.executor.wake(TaskId { executor: inner.executor.number(), slot, generation });
+                }
+                Mail::Letter(letter) => {
+                    add(&inner.counters.mail_received, 1);
+                    letter(self);
+                }
+            }
         }
-        for letter in letters {
-            add(&inner.counters.mail_received, 1);
-            letter(self);
-        }
+        *inner.mail.borrow_mut() = batch;
     }
 
     /// Whether a turn now would do anything; the simulator asks.
     pub(crate) fn has_work(&self) -> bool {
-        self.0.executor.ready() > 0 || self.0.mailbox.has_mail()
+        self.0.executor.ready() > 0 || self.has_mail()
     }
 
     /// When the next timer is due; the simulator asks.

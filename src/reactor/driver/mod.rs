@@ -182,6 +182,11 @@ pub trait Driver {
     /// Wakes this driver from its sleep, from any thread. Asked for once.
     fn wake_up(&self) -> Arc<dyn WakeUp>;
 
+    /// Wakes another reactor, by the best way from here; at the latest with the next `poll`, before that sleeps.
+    fn wake_other(&mut self, target: &Arc<dyn WakeUp>) {
+        target.wake_up();
+    }
+
     /// Opens a file. May block for the time of a system call: files are opened when a node starts.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, Timespec};
@@ -46,11 +47,24 @@ const CANCEL_WAIT: Timespec = Timespec::new().nsec(10_000_000);
 /// The wake-up's completions carry this; operations carry twice their index, plus one for the linked sync.
 const WAKE: u64 = u64::MAX;
 
+/// A message from another ring that wakes this one carries this. A ring that took the number of one that has ended may get
+/// it by mistake, and looks for work once too often.
+const MESSAGE: u64 = u64::MAX - 1;
+
+/// A message to another ring carries this and the place in `targets`; its completion is seen only when it failed.
+const TO_TARGET: u64 = 1 << 63;
+
+/// Rings that messages are sent to; others are woken by their eventfd.
+const TARGETS_MAX: usize = 256;
+
 /// See the module.
 pub struct UringDriver {
     ring: IoUring,
-    wake: Arc<EventFd>,
+    wake: Arc<UringWakeUp>,
     wake_armed: bool,
+    /// Rings can wake each other.
+    messages: bool,
+    targets: Vec<Arc<dyn WakeUp>>,
     /// The kernel sets a flag in the ring when it has completions to deliver.
     tells_of_work: bool,
     descriptors: Descriptors<()>,
@@ -61,6 +75,23 @@ pub struct UringDriver {
     fixed_buffers: Option<Vec<(usize, usize)>>,
     #[expect(clippy::vec_box, reason = "the kernel knows their addresses: they move from here into operations as boxes")]
     spare: Vec<Box<Message>>,
+}
+
+/// Wakes a driver that sleeps: other rings with a message, other threads with an eventfd.
+struct UringWakeUp {
+    event: EventFd,
+    /// The ring, until it is closed; then -1.
+    ring: AtomicI32,
+}
+
+impl WakeUp for UringWakeUp {
+    fn wake_up(&self) {
+        self.event.wake_up();
+    }
+
+    fn uring(&self) -> Option<RawFd> {
+        Some(self.ring.load(Ordering::Relaxed)).filter(|fd| *fd >= 0)
+    }
 }
 
 struct InFlight {
@@ -108,10 +139,16 @@ impl UringDriver {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's io_uring is older than 5.11"));
         }
         let fixed_files = ring.submitter().register_files_sparse(FIXED_FILES).is_ok();
+        let mut probe = io_uring::Probe::new();
+        let probed = ring.submitter().register_probe(&mut probe).is_ok();
+        let messages = probed && probe.is_supported(opcode::MsgRingData::CODE) && ring.params().is_feature_skip_cqe_on_success();
+        let wake = UringWakeUp { event: EventFd::new()?, ring: AtomicI32::new(ring.as_raw_fd()) };
         let mut driver = UringDriver {
             ring,
-            wake: Arc::new(EventFd::new()?),
+            wake: Arc::new(wake),
             wake_armed: false,
+            messages,
+            targets: Vec::new(),
             tells_of_work,
             descriptors: Descriptors::new(),
             operations: Slab::default(),
@@ -125,7 +162,7 @@ impl UringDriver {
     }
 
     fn arm_wake(&mut self) {
-        let entry = opcode::PollAdd::new(Fd(self.wake.fd()), libc::POLLIN as u32).multi(true).build();
+        let entry = opcode::PollAdd::new(Fd(self.wake.event.fd()), libc::POLLIN as u32).multi(true).build();
         self.push(&[entry.user_data(WAKE)]);
         self.wake_armed = true;
     }
@@ -308,10 +345,20 @@ impl UringDriver {
     /// Takes what has completed from the completion ring.
     fn reap(&mut self) {
         while let Some(entry) = self.next_completion() {
-            if entry.user_data() == WAKE {
-                self.wake.drain();
-                self.wake_armed &= cqueue::more(entry.flags());
-                continue;
+            match entry.user_data() {
+                WAKE => {
+                    self.wake.event.drain();
+                    self.wake_armed &= cqueue::more(entry.flags());
+                    continue;
+                }
+                MESSAGE => continue,
+                failed if failed & TO_TARGET != 0 => {
+                    // Its ring is full, has ended, or is of a kind that takes none.
+                    self.messages &= entry.result() != -libc::EINVAL;
+                    self.targets[(failed & !TO_TARGET) as usize].wake_up();
+                    continue;
+                }
+                _ => {}
             }
             self.completed((entry.user_data() >> 1) as u32, entry.user_data() & 1 == 1, entry.result());
         }
@@ -413,6 +460,20 @@ impl Driver for UringDriver {
 
     fn wake_up(&self) -> Arc<dyn WakeUp> {
         self.wake.clone()
+    }
+
+    fn wake_other(&mut self, target: &Arc<dyn WakeUp>) {
+        let Some(ring) = target.uring().filter(|_| self.messages) else { return target.wake_up() };
+        let place = match self.targets.iter().position(|known| Arc::ptr_eq(known, target)) {
+            Some(place) => place,
+            None if self.targets.len() < TARGETS_MAX => {
+                self.targets.push(target.clone());
+                self.targets.len() - 1
+            }
+            None => return target.wake_up(),
+        };
+        let entry = opcode::MsgRingData::new(Fd(ring), 0, MESSAGE, None).build();
+        self.push(&[entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(TO_TARGET | place as u64)]);
     }
 
     fn open(&mut self, path: &Path, how: OpenOptions) -> io::Result<Handle> {
@@ -529,6 +590,7 @@ impl Driver for UringDriver {
 
 impl Drop for UringDriver {
     fn drop(&mut self) {
+        self.wake.ring.store(-1, Ordering::Relaxed);
         let deadline = Clock::System.now() + DROP_WAIT;
         while self.operations.len() > 0 && Clock::System.now() < deadline {
             if self.enter(Wait::No).is_ok() {

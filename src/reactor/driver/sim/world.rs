@@ -397,6 +397,7 @@ impl SimWorld {
         self.0.state.borrow_mut().note(&[at, chosen as u64]);
         let reactor = self.0.actors.borrow()[chosen].reactor.clone();
         if let Some(reactor) = reactor {
+            let _entered = reactor.0.outbox.enter();
             reactor.drive(Wait::No);
             reactor.run_ready();
         }
