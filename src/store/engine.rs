@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::fusion::ges::SessionId;
 use crate::ids::{NodeId, PartitionId, SHARDS_MAX, Scn, ShardId, TxnId};
 use crate::reactor::mail::{MailError, Remote};
 use crate::reactor::sync::{CrossReceiver, CrossSender, cross_oneshot};
@@ -16,6 +17,7 @@ use crate::txn::{Isolation, NodeShared, SnapshotSlot, WaitPolicy};
 
 use super::StoreError;
 use super::backend::*;
+use super::locks::resource;
 use super::shard::{Batch, Context, ShardEngine};
 use super::types::*;
 
@@ -140,7 +142,38 @@ fn decode_counter(row: Option<&[u8]>) -> u64 {
     row.and_then(|row| row.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
+/// The relations whose locks a session's transaction has taken at the node's gate; given up when this goes.
+struct AtGate {
+    store: NodeStore,
+    session: SessionId,
+    names: Vec<LockName>,
+}
+
+impl Drop for AtGate {
+    fn drop(&mut self) {
+        let (session, inner) = (self.session, &self.store.0);
+        for name in self.names.drain(..) {
+            if inner.shared.gate.leave(resource(name), session) {
+                continue;
+            }
+            let left = inner.shards[usize::from(inner.shard_of_name(name).0)].post(Box::new(move |reactor| {
+                if let Some(engine) = reactor.local::<ShardEngine>() {
+                    engine.session_left(session, name);
+                }
+            }));
+            if matches!(left, Err(MailError::Full)) {
+                inner.shared.gate.left_untold(resource(name), session);
+            }
+        }
+    }
+}
+
 impl Inner {
+    /// The shard, on every node, that locks this name.
+    fn shard_of_name(&self, name: LockName) -> ShardId {
+        ShardId(((name.id1 ^ name.id2.rotate_left(17)) % self.shards.len() as u64) as u8)
+    }
+
     fn shard_of(&self, partition: PartitionId) -> ShardId {
         partition.shard(self.shards.len() as u8)
     }
@@ -169,10 +202,12 @@ impl Backend for NodeStore {
             slot: self.0.shared.snapshots.register(),
             store: self.clone(),
             transaction: None,
+            transactions: 0,
             snapshot: None,
             in_statement: false,
             touched: 0,
             positions: vec![0; usize::from(self.shards())],
+            at_gate: Vec::new(),
         })
     }
 
@@ -230,6 +265,7 @@ impl Backend for NodeStore {
                     .unwrap_or(Err(StoreError::ShardGone(ShardId(shard))))?;
                 sum.add(&one);
             }
+            sum.locks_at_gate = self.0.shared.gate.stats().entered_total;
             Ok(sum)
         })
     }
@@ -242,6 +278,8 @@ struct EngineSession {
     slot: Arc<SnapshotSlot>,
     /// Isolation, and whether it is read-only.
     transaction: Option<(Isolation, bool)>,
+    /// How many it has begun.
+    transactions: u64,
     snapshot: Option<Scn>,
     /// Outside a transaction: the snapshot lasts until the statement's end.
     in_statement: bool,
@@ -249,6 +287,8 @@ struct EngineSession {
     touched: u64,
     /// How many changes the transaction has made in each shard.
     positions: Vec<u64>,
+    /// The locks taken at the node's gate, and in which mode.
+    at_gate: Vec<(LockName, LockMode)>,
 }
 
 impl EngineSession {
@@ -295,7 +335,19 @@ impl EngineSession {
         }
     }
 
+    /// How the lock service knows the transaction.
+    fn at_locks(&self) -> SessionId {
+        SessionId { number: self.id, transaction: self.transactions }
+    }
+
+    /// What gives the locks taken at the gate up, once nothing of the transaction is left.
+    fn leave_gate(&mut self) -> AtGate {
+        let names = self.at_gate.drain(..).map(|(name, _)| name).collect();
+        AtGate { store: self.store.clone(), session: self.at_locks(), names }
+    }
+
     fn end_transaction(&mut self) {
+        drop(self.leave_gate());
         self.transaction = None;
         self.touched = 0;
         self.positions.fill(0);
@@ -493,6 +545,7 @@ impl SessionBackend for EngineSession {
         }
         self.drop_snapshot();
         self.transaction = Some((isolation, read_only));
+        self.transactions += 1;
         Ok(())
     }
 
@@ -720,8 +773,25 @@ impl SessionBackend for EngineSession {
             if self.transaction.is_none() {
                 return Err(StoreError::NoTransaction);
             }
-            let shard = ShardId(((name.id1 ^ name.id2.rotate_left(17)) % u64::from(self.store.shards())) as u8);
-            self.in_branch(shard, async move |engine: &ShardEngine, txn: &_| engine.lock_name(txn, name, mode, wait).await).await
+            let session = self.at_locks();
+            let at_gate = self.at_gate.iter().find(|(locked, _)| *locked == name).map(|(_, mode)| *mode);
+            if at_gate.is_some_and(|held| mode <= held) {
+                return Ok(());
+            }
+            // Who has come in there and wants more asks the shard, which then knows of all that he has.
+            if name.space == LockSpace::Relation && at_gate.is_none() && mode <= LockMode::ConcurrentWrite {
+                let gate = &self.store.0.shared.gate;
+                if gate.enter(resource(name), session, mode.into()) {
+                    self.at_gate.push((name, mode));
+                    return Ok(());
+                }
+            }
+            let shard = self.store.0.shard_of_name(name);
+            let lock = async move |engine: &ShardEngine, txn: &_| engine.lock_name(txn, session, name, mode, wait).await;
+            self.in_branch(shard, lock).await?;
+            // The branch has it now, and gives it up at its end.
+            self.at_gate.retain(|(locked, _)| *locked != name);
+            Ok(())
         })
     }
 }
@@ -729,11 +799,17 @@ impl SessionBackend for EngineSession {
 impl Drop for EngineSession {
     fn drop(&mut self) {
         let session = self.id;
+        // Goes when the last shard has rolled back: until then nobody may drop the tables.
+        let at_gate = Arc::new(self.leave_gate());
         for shard in self.touched() {
+            let at_gate = at_gate.clone();
             // A shard that takes no mail is ending, and its restart rolls back.
             let _ = self.store.0.shards[usize::from(shard.0)].post(Box::new(move |reactor| {
                 if let Some(engine) = reactor.local::<ShardEngine>() {
-                    engine.clone().spawn(async move { engine.roll_back(session).await });
+                    engine.clone().spawn(async move {
+                        engine.roll_back(session).await;
+                        drop(at_gate);
+                    });
                 }
             }));
         }

@@ -6,25 +6,60 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use crate::cache::LocalFuture;
-use crate::fusion::ges::{Ges, LockError, LockOwner, Resource, ResourceClass};
-use crate::ids::TxnId;
+use crate::fusion::ges::{Gate, Ges, LockError, LockOwner, Probe, Resource, ResourceClass, SessionId, Sessions};
+use crate::ids::{ShardId, TxnId};
+use crate::reactor::Remote;
 use crate::reactor::sync::{OneshotSender, oneshot};
 use crate::txn::WaitPolicy;
 
-use super::StoreError;
 use super::types::{LockMode, LockName, LockSpace};
+use super::{ShardEngine, StoreError};
+
+/// Who asks for a lock: a transaction of this shard, and the session that it belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Locker {
+    /// Has the lock until it ends.
+    pub txn: TxnId,
+    /// What it has at the node's [`Gate`] is the transaction's.
+    pub session: SessionId,
+}
 
 /// Who locks names for transactions.
 pub trait LockService {
-    /// Resolves when `owner` holds `name` in a mode at least as strong. Dropping the future gives the request up, never a
+    /// Resolves when the locker holds `name` in a mode at least as strong. Dropping the future gives the request up, never a
     /// lock that is held.
-    fn lock(&self, owner: TxnId, name: LockName, mode: LockMode, wait: WaitPolicy) -> LocalFuture<Result<(), StoreError>>;
+    fn lock(&self, locker: Locker, name: LockName, mode: LockMode, wait: WaitPolicy) -> LocalFuture<Result<(), StoreError>>;
 
     /// The transaction has ended: all its locks are free.
     fn release_all(&self, owner: TxnId);
+
+    /// The session, which had come in at the gate, has ended its transaction after the service had taken its lock over.
+    fn session_left(&self, session: SessionId, name: LockName);
+
+    /// Called once: the node's gate, and whose transactions are whose.
+    fn attach(&self, gate: &Arc<Gate>, sessions: Weak<dyn Sessions>);
+
+    /// Takes up a search for a deadlock that another shard of the node could not follow.
+    fn probe(&self, probe: Probe);
+}
+
+/// Has the searches of a shard's lock service go on in the node's other shards.
+pub fn search_in_other_shards(ges: &Ges, shard: ShardId, shards: Vec<Remote>) {
+    ges.on_probe_for_other_shards(Rc::new(move |probe: Probe| {
+        for (_, other) in shards.iter().enumerate().filter(|(number, _)| *number != usize::from(shard.0)) {
+            let probe = probe.clone();
+            // A search that gets lost is repeated for as long as its transaction waits.
+            let _ = other.post(Box::new(move |reactor| {
+                if let Some(engine) = reactor.local::<ShardEngine>() {
+                    engine.probe(probe);
+                }
+            }));
+        }
+    }));
 }
 
 impl LockMode {
@@ -53,7 +88,7 @@ impl LockMode {
 }
 
 /// A name as a resource of the lock service. Tables, catalog entries and users' keys are kept apart by its class.
-fn resource(name: LockName) -> Resource {
+pub(super) fn resource(name: LockName) -> Resource {
     let class = match name.space {
         LockSpace::Relation => ResourceClass::TABLE,
         LockSpace::Object => ResourceClass::CATALOG,
@@ -62,21 +97,29 @@ fn resource(name: LockName) -> Resource {
     Resource::new(class, name.id1, name.id2)
 }
 
+impl From<LockMode> for crate::fusion::ges::LockMode {
+    fn from(mode: LockMode) -> Self {
+        match mode {
+            LockMode::Null => Self::Null,
+            LockMode::ConcurrentRead => Self::ConcurrentRead,
+            LockMode::ConcurrentWrite => Self::ConcurrentWrite,
+            LockMode::ProtectedRead => Self::ProtectedRead,
+            LockMode::ProtectedWrite => Self::ProtectedWrite,
+            LockMode::Exclusive => Self::Exclusive,
+        }
+    }
+}
+
 impl LockService for Ges {
-    fn lock(&self, owner: TxnId, name: LockName, mode: LockMode, wait: WaitPolicy) -> LocalFuture<Result<(), StoreError>> {
-        use crate::fusion::ges::{LockMode as Mode, WaitPolicy as Policy};
-        let mode = match mode {
-            LockMode::Null => Mode::Null,
-            LockMode::ConcurrentRead => Mode::ConcurrentRead,
-            LockMode::ConcurrentWrite => Mode::ConcurrentWrite,
-            LockMode::ProtectedRead => Mode::ProtectedRead,
-            LockMode::ProtectedWrite => Mode::ProtectedWrite,
-            LockMode::Exclusive => Mode::Exclusive,
-        };
+    fn lock(&self, locker: Locker, name: LockName, mode: LockMode, wait: WaitPolicy) -> LocalFuture<Result<(), StoreError>> {
+        use crate::fusion::ges::WaitPolicy as Policy;
         let policy = if wait == WaitPolicy::Wait { Policy::Wait } else { Policy::NoWait };
         let ges = self.clone();
         Box::pin(async move {
-            match ges.lock(resource(name), LockOwner::Transaction(owner), mode, policy).await {
+            if name.space == LockSpace::Relation {
+                ges.adopt(resource(name), locker.session, locker.txn);
+            }
+            match ges.lock(resource(name), LockOwner::Transaction(locker.txn), mode.into(), policy).await {
                 Ok(_) => Ok(()),
                 Err(LockError::WouldBlock | LockError::Timeout) => Err(StoreError::LockNotAvailable),
                 Err(LockError::Deadlock) => Err(StoreError::DeadlockDetected),
@@ -88,6 +131,18 @@ impl LockService for Ges {
 
     fn release_all(&self, owner: TxnId) {
         self.unlock_all(LockOwner::Transaction(owner));
+    }
+
+    fn session_left(&self, session: SessionId, name: LockName) {
+        Ges::session_left(self, resource(name), session);
+    }
+
+    fn attach(&self, gate: &Arc<Gate>, sessions: Weak<dyn Sessions>) {
+        Ges::attach(self, gate.clone(), sessions);
+    }
+
+    fn probe(&self, probe: Probe) {
+        self.probe_from_shard(probe);
     }
 }
 
@@ -187,7 +242,8 @@ impl Drop for Leave {
 }
 
 impl LockService for LocalLocks {
-    fn lock(&self, owner: TxnId, name: LockName, mode: LockMode, wait: WaitPolicy) -> LocalFuture<Result<(), StoreError>> {
+    fn lock(&self, locker: Locker, name: LockName, mode: LockMode, wait: WaitPolicy) -> LocalFuture<Result<(), StoreError>> {
+        let owner = locker.txn;
         let ready = |result| -> LocalFuture<Result<(), StoreError>> { Box::pin(std::future::ready(result)) };
         let mut inner = self.0.borrow_mut();
         inner.counter += 1;
@@ -249,78 +305,17 @@ impl LockService for LocalLocks {
         drop(inner);
         tell(granted);
     }
+
+    fn session_left(&self, session: SessionId, name: LockName) {
+        unreachable!("{session} can't have come in by itself to {name:?}: nothing is opened here");
+    }
+
+    fn attach(&self, _gate: &Arc<Gate>, _sessions: Weak<dyn Sessions>) {}
+
+    fn probe(&self, _probe: Probe) {
+        // A circle is found here when it is closed.
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ids::{NodeId, ShardId};
-    use LockMode::*;
-    use std::task::{Context, Poll, Waker};
-
-    fn txn(slot: u16) -> TxnId {
-        TxnId::new(NodeId(1), ShardId(0), slot, 1)
-    }
-
-    fn name(id1: u64) -> LockName {
-        LockName { space: LockSpace::Relation, id1, id2: 0 }
-    }
-
-    type Wait = LocalFuture<Result<(), StoreError>>;
-
-    fn poll(wait: &mut Wait) -> Poll<Result<(), StoreError>> {
-        wait.as_mut().poll(&mut Context::from_waker(Waker::noop()))
-    }
-
-    #[test]
-    fn writers_of_rows_share_a_table_and_an_alteration_waits_for_them() {
-        let locks = LocalLocks::new();
-        let lock = |slot, mode| locks.lock(txn(slot), name(1), mode, WaitPolicy::Wait);
-        assert_eq!(poll(&mut lock(1, ConcurrentWrite)), Poll::Ready(Ok(())));
-        assert_eq!(poll(&mut lock(2, ConcurrentWrite)), Poll::Ready(Ok(())));
-        let mut alter = lock(3, Exclusive);
-        assert!(poll(&mut alter).is_pending());
-        let mut late = lock(4, ConcurrentRead);
-        assert!(poll(&mut late).is_pending(), "nobody overtakes: the alteration would starve");
-        assert_eq!(
-            poll(&mut locks.lock(txn(5), name(1), ConcurrentRead, WaitPolicy::NoWait)),
-            Poll::Ready(Err(StoreError::LockNotAvailable))
-        );
-        locks.release_all(txn(1));
-        assert!(poll(&mut alter).is_pending());
-        locks.release_all(txn(2));
-        assert_eq!(poll(&mut alter), Poll::Ready(Ok(())));
-        locks.release_all(txn(3));
-        assert_eq!(poll(&mut late), Poll::Ready(Ok(())));
-    }
-
-    #[test]
-    fn a_circle_over_two_tables_is_refused_to_who_closes_it() {
-        let locks = LocalLocks::new();
-        assert_eq!(poll(&mut locks.lock(txn(1), name(1), Exclusive, WaitPolicy::Wait)), Poll::Ready(Ok(())));
-        assert_eq!(poll(&mut locks.lock(txn(2), name(2), Exclusive, WaitPolicy::Wait)), Poll::Ready(Ok(())));
-        let mut first = locks.lock(txn(1), name(2), ConcurrentRead, WaitPolicy::Wait);
-        assert!(poll(&mut first).is_pending());
-        let mut second = locks.lock(txn(2), name(1), ConcurrentRead, WaitPolicy::Wait);
-        assert_eq!(poll(&mut second), Poll::Ready(Err(StoreError::DeadlockDetected)));
-        locks.release_all(txn(2));
-        assert_eq!(poll(&mut first), Poll::Ready(Ok(())));
-    }
-
-    #[test]
-    fn two_that_want_more_than_they_share_are_a_circle() {
-        let locks = LocalLocks::new();
-        for slot in [1, 2] {
-            assert_eq!(poll(&mut locks.lock(txn(slot), name(1), ProtectedRead, WaitPolicy::Wait)), Poll::Ready(Ok(())));
-        }
-        let mut first = locks.lock(txn(1), name(1), ConcurrentWrite, WaitPolicy::Wait);
-        assert!(poll(&mut first).is_pending());
-        assert_eq!(
-            poll(&mut locks.lock(txn(2), name(1), ConcurrentWrite, WaitPolicy::Wait)),
-            Poll::Ready(Err(StoreError::DeadlockDetected))
-        );
-        drop(first);
-        locks.release_all(txn(2));
-        assert_eq!(poll(&mut locks.lock(txn(1), name(1), Exclusive, WaitPolicy::NoWait)), Poll::Ready(Ok(())));
-    }
-}
+mod tests;

@@ -4,20 +4,21 @@
 //! that have a branch here. A client's operations run one after the other: each takes the branch's turn, so that one whose
 //! client went away has ended before the next begins.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use crate::btree::space::{SpaceReply, SpaceRequest, SpaceService, Urgency};
 use crate::btree::{KeyRange, NeedRoom, SpaceError, Tree, Visit};
 use crate::cache::Cache;
+use crate::fusion::ges::{Probe, SessionId, Sessions};
 use crate::ids::{PartitionId, Scn, ShardId, TxnId};
 use crate::reactor::sync::Semaphore;
 use crate::reactor::{Class, Reactor};
 use crate::txn::{Cancel, Decision, Glance, How, Isolation, Outcome, Position, Transaction, TxnError, Txns, View, WaitPolicy};
 
 use super::StoreError;
-use super::locks::LockService;
+use super::locks::{LockService, Locker};
 use super::types::*;
 
 /// Dead rows taken out in one redo group.
@@ -56,6 +57,19 @@ pub struct ShardEngine {
     branches: RefCell<HashMap<u64, Rc<Branch>>>,
     /// What can be canceled now.
     running: RefCell<HashMap<u64, Cancel>>,
+    lock_trips: Cell<u64>,
+}
+
+impl Sessions for ShardEngine {
+    fn session_of(&self, txn: TxnId) -> Option<SessionId> {
+        let branches = self.branches.borrow();
+        let mut ours = branches.iter().filter(|(_, branch)| branch.txn.id() == Some(txn));
+        ours.next().map(|(&number, _)| SessionId { number, transaction: 0 })
+    }
+
+    fn transaction_of(&self, session: SessionId) -> Option<TxnId> {
+        self.branches.borrow().get(&session.number)?.txn.id()
+    }
 }
 
 /// Takes a running operation out of the list.
@@ -78,8 +92,11 @@ impl ShardEngine {
             locks,
             branches: RefCell::default(),
             running: RefCell::default(),
+            lock_trips: Cell::new(0),
         });
         txns.reactor().set_local(engine.clone());
+        let sessions: Weak<dyn Sessions> = Rc::downgrade(&engine) as _;
+        engine.locks.attach(&txns.shared().gate, sessions);
         engine
     }
 
@@ -392,13 +409,24 @@ impl ShardEngine {
     pub(super) async fn lock_name(
         &self,
         txn: &Transaction,
+        session: SessionId,
         name: LockName,
         mode: LockMode,
         wait: WaitPolicy,
     ) -> Result<(), StoreError> {
-        let owner = self.txns.identify(txn).await?;
-        let lock = self.locks.lock(owner, name, mode, wait);
+        let locker = Locker { txn: self.txns.identify(txn).await?, session };
+        self.lock_trips.set(self.lock_trips.get() + 1);
+        let lock = self.locks.lock(locker, name, mode, wait);
         txn.cancel().race(lock).await?
+    }
+
+    /// The session had come in at the gate and is done.
+    pub(super) fn session_left(&self, session: SessionId, name: LockName) {
+        self.locks.session_left(session, name);
+    }
+
+    pub(super) fn probe(&self, probe: Probe) {
+        self.locks.probe(probe);
     }
 
     /// Where the session's transaction is now in this shard.
@@ -590,6 +618,8 @@ impl ShardEngine {
             remote_state_requests: counters.state_requests.get(),
             undo_blocks: undo_blocks as u64,
             transactions_active: transactions as u64,
+            lock_trips: self.lock_trips.get(),
+            locks_at_gate: 0,
         }
     }
 

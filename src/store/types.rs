@@ -356,6 +356,10 @@ pub struct StoreStats {
     pub undo_blocks: u64,
     /// Transactions that have written and are neither committed nor rolled back.
     pub transactions_active: u64,
+    /// Locks on names that took a trip to a shard.
+    pub lock_trips: u64,
+    /// Locks on relations that sessions took at the node's gate: no trip, no message.
+    pub locks_at_gate: u64,
 }
 
 impl StoreStats {
@@ -373,6 +377,8 @@ impl StoreStats {
         self.remote_state_requests += other.remote_state_requests;
         self.undo_blocks += other.undo_blocks;
         self.transactions_active += other.transactions_active;
+        self.lock_trips += other.lock_trips;
+        self.locks_at_gate += other.locks_at_gate;
     }
 }
 

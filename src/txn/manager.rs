@@ -14,6 +14,7 @@ use crate::btree::Tree;
 use crate::btree::space::{BlockAllocator, SpaceReply, SpaceRequest, SpaceService};
 use crate::cache::{Cache, LocalFuture};
 use crate::clock::ScnClock;
+use crate::fusion::ges::Gate;
 use crate::fusion::grd::BlockHasher;
 use crate::ids::{NodeId, PartitionId, Scn, ShardId, TxnId};
 use crate::reactor::sync::Notify;
@@ -59,6 +60,8 @@ pub struct NodeShared {
     pub clock: ScnClock,
     /// The snapshots in use.
     pub snapshots: Snapshots,
+    /// The locks that clients' threads take by themselves.
+    pub gate: Arc<Gate>,
     /// Grows with every commit that changed the catalog.
     pub catalog_generation: Arc<AtomicU64>,
 }
@@ -67,7 +70,12 @@ impl NodeShared {
     /// Nothing has happened yet.
     #[must_use]
     pub fn new(clock: ScnClock) -> NodeShared {
-        NodeShared { snapshots: Snapshots::new(clock.clone()), clock, catalog_generation: Arc::new(AtomicU64::new(1)) }
+        NodeShared {
+            snapshots: Snapshots::new(clock.clone()),
+            clock,
+            gate: Arc::default(),
+            catalog_generation: Arc::new(AtomicU64::new(1)),
+        }
     }
 
     /// The catalog has changed.

@@ -3,21 +3,26 @@
 //! Owned by the shard's thread. Talks to the same shard of other nodes over [`Service::Ges`]; what is mastered here is
 //! served without a message. Bounds: those of the state machines; one wait per user.
 
+mod opened;
+mod waiting;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::core::{CoreStats, GesCore, Input, LockKey, Output};
-use super::deadlock::{Next, Probe, Target, Waiter, Waits, WaitsOn, follow};
-use super::local::{Effect, Failure, LocalCore, WaitId, WaitsFor};
-use super::types::{LockMode, LockOwner, Resource, ResourceClass, VALUE_BYTES, ValueBlock};
+use super::core::{CoreStats, GesCore, Input, Output};
+use super::deadlock::{Probe, Waits};
+use super::gate::{Gate, GateStats};
+use super::local::{Effect, Failure, LocalCore, WaitId};
+use super::types::{LockMode, LockOwner, Resource, ResourceClass, SessionId, VALUE_BYTES, ValueBlock};
 use super::wire::{self, Wire};
 use crate::ids::{NodeId, Scn, TxnId};
 use crate::interconnect::{Body, Handler, Header, Interconnect, Service};
 use crate::reactor::Reactor;
-use crate::reactor::sync::{OneshotReceiver, OneshotSender, oneshot};
+use crate::reactor::sync::{OneshotSender, Semaphore};
 
 /// How long to wait for a lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +72,17 @@ pub trait Transactions {
     fn began(&self, txn: TxnId) -> Scn;
 }
 
+/// What the lock service asks of the sessions that have transactions in this shard.
+pub trait Sessions {
+    /// The session of a transaction, while it has one.
+    fn session_of(&self, txn: TxnId) -> Option<SessionId>;
+    /// The id of the session's transaction in this shard, if it has one.
+    fn transaction_of(&self, session: SessionId) -> Option<TxnId>;
+}
+
+/// Most resources that a shard has open at its node's [`Gate`]; beyond it those opened first are closed.
+pub const OPEN_MAX: usize = 10_000;
+
 /// A lock that was granted: the receipt for [`Ges::unlock`]. Dropping it does nothing; a transaction gives up all its locks
 /// at its end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,6 +114,8 @@ pub struct GesStats {
     pub locks_mastered: u64,
     /// The master's own counters.
     pub master: CoreStats,
+    /// Locks that clients' threads took by themselves, over all shards of the node.
+    pub gate: GateStats,
 }
 
 type Outcome = Result<(), LockError>;
@@ -133,6 +151,12 @@ struct Inner {
     stats: Cell<GesStats>,
     in_the_way: RefCell<Option<TellInTheWay>>,
     other_shards: RefCell<Option<ForwardProbe>>,
+    gate: RefCell<Option<Arc<Gate>>>,
+    /// What this shard has opened, in that order; some of it may be closed again.
+    opened: RefCell<VecDeque<Resource>>,
+    sessions: RefCell<Option<Weak<dyn Sessions>>>,
+    /// One task at a time asks for the catalog's version.
+    asks_version: Semaphore,
 }
 
 /// The lock service of one shard. Cheap to clone; clones are the same.
@@ -177,6 +201,10 @@ impl Ges {
             stats: Cell::default(),
             in_the_way: RefCell::default(),
             other_shards: RefCell::default(),
+            gate: RefCell::default(),
+            opened: RefCell::default(),
+            sessions: RefCell::default(),
+            asks_version: Semaphore::new(1),
         }))
     }
 
@@ -214,11 +242,18 @@ impl Ges {
         if self.0.local.borrow().held(resource, owner).covers(mode) {
             return Ok(handle);
         }
+        if self.0.local.borrow().is_open_against(resource, mode) {
+            self.close(resource);
+        }
         let (wait, ended) = self.begin_wait(owner, resource);
         let mut effects = Vec::new();
         self.0.local.borrow_mut().lock(resource, owner, mode, wait, policy == WaitPolicy::NoWait, &mut effects);
         self.run(effects);
-        self.wait(wait, ended, policy).await.map(|()| handle)
+        self.wait(wait, ended, policy).await?;
+        if resource.class == ResourceClass::TABLE && LockMode::ConcurrentWrite.covers(mode) {
+            self.open(resource);
+        }
+        Ok(handle)
     }
 
     /// Changes the mode of a lock: a stronger one may have to be waited for, a weaker one not.
@@ -330,6 +365,7 @@ impl Ges {
             resources_held: self.0.local.borrow().resources() as u64,
             locks_mastered: core.locks() as u64,
             master: core.stats(),
+            gate: self.0.gate.borrow().as_ref().map(|gate| gate.stats()).unwrap_or_default(),
             ..self.0.stats.get()
         }
     }
@@ -338,139 +374,6 @@ impl Ges {
     pub fn invariants(&self) {
         self.0.core.borrow().invariants();
         self.0.local.borrow().invariants();
-    }
-
-    fn begin_wait(&self, owner: LockOwner, resource: Resource) -> (WaitId, OneshotReceiver<Outcome>) {
-        let wait = WaitId(self.0.next_wait.get());
-        self.0.next_wait.set(wait.0 + 1);
-        let (ended, receiver) = oneshot();
-        self.0.waits.borrow_mut().insert(wait, Wait { ended, owner, resource });
-        if let LockOwner::Transaction(txn) = owner {
-            let before = self.0.waiting_txns.borrow_mut().insert(txn, wait);
-            assert!(before.is_none(), "{txn} waits for one thing at a time");
-        }
-        (wait, receiver)
-    }
-
-    /// Ends a wait, if it hasn't ended yet.
-    fn end(&self, wait: WaitId, outcome: Outcome) {
-        let Some(ended) = self.0.waits.borrow_mut().remove(&wait) else { return };
-        if let LockOwner::Transaction(txn) = ended.owner {
-            self.0.waiting_txns.borrow_mut().remove(&txn);
-        }
-        if outcome.is_ok() && ended.resource.class != ResourceClass::TRANSACTION {
-            // Noted here and not by the task that waits: it may be gone, and its transaction must find the lock at its end.
-            let mut held = self.0.held.borrow_mut();
-            let resources = held.entry(ended.owner).or_default();
-            if !resources.contains(&ended.resource) {
-                resources.push(ended.resource);
-            }
-        }
-        // A receiver that is gone has canceled the wait itself.
-        let _ = ended.ended.send(outcome);
-    }
-
-    async fn wait(&self, wait: WaitId, mut ended: OneshotReceiver<Outcome>, policy: WaitPolicy) -> Outcome {
-        let guard = CancelOnDrop { ges: self, wait };
-        let start = self.0.reactor.now();
-        if !self.0.waits.borrow().contains_key(&wait) {
-            self.count(|stats| &mut stats.granted_at_once);
-            return ended.await.expect("a wait is ended with an outcome");
-        }
-        loop {
-            let mut pause = self.0.deadlock_timeout;
-            if let WaitPolicy::Timeout(limit) = policy {
-                let left = limit.saturating_sub(self.0.reactor.now().since(start));
-                if left.is_zero() {
-                    drop(guard);
-                    self.count(|stats| &mut stats.timeouts);
-                    return Err(LockError::Timeout);
-                }
-                pause = pause.min(left);
-            }
-            match self.0.reactor.timeout(pause, &mut ended).await {
-                Ok(outcome) => {
-                    let outcome = outcome.expect("a wait is ended with an outcome");
-                    if outcome.is_ok() {
-                        self.count(|stats| &mut stats.granted_later);
-                    }
-                    return outcome;
-                }
-                Err(_) => self.search(wait),
-            }
-        }
-    }
-
-    /// Looks for a circle that a wait is part of.
-    fn search(&self, wait: WaitId) {
-        let owner = self.0.waits.borrow().get(&wait).map(|wait| wait.owner);
-        if let Some(LockOwner::Transaction(txn)) = owner {
-            self.follow(Probe { target: Target::Transaction(txn), path: Vec::new() }, true);
-        }
-    }
-
-    fn follow(&self, probe: Probe, tell_other_shards: bool) {
-        self.count(|stats| &mut stats.probes);
-        let mut nexts = Vec::new();
-        follow(self.0.node, probe, &*self.0, &mut nexts);
-        for next in nexts {
-            match next {
-                Next::Send(node, probe) => {
-                    self.count(|stats| &mut stats.probes);
-                    // A node that is gone is in nobody's way for long: its locks go with it.
-                    let _ = self.send(node, &Wire::Probe(probe));
-                }
-                Next::OtherShards(probe) => {
-                    let forward = self.0.other_shards.borrow().clone();
-                    if let (Some(forward), true) = (forward, tell_other_shards) {
-                        forward(probe);
-                    }
-                }
-                Next::Victim(node, txn, wait) if node == self.0.node => self.victim(txn, wait),
-                Next::Victim(node, txn, wait) => {
-                    let _ = self.send(node, &Wire::Victim(txn, wait));
-                }
-            }
-        }
-    }
-
-    fn victim(&self, txn: TxnId, wait: WaitId) {
-        // Only the wait that was found in the circle; if it has ended meanwhile, so has the circle.
-        if self.0.waiting_txns.borrow().get(&txn) != Some(&wait) {
-            return;
-        }
-        tracing::info!(%txn, "deadlock: the youngest transaction of the circle gives up");
-        self.count(|stats| &mut stats.deadlocks);
-        self.cancel(wait);
-        self.end(wait, Err(LockError::Deadlock));
-    }
-
-    /// Takes a wait back where it was registered; whoever waits is not told.
-    fn cancel(&self, wait: WaitId) {
-        let Some(resource) = self.0.waits.borrow().get(&wait).map(|wait| wait.resource) else { return };
-        if resource.class != ResourceClass::TRANSACTION {
-            let mut effects = Vec::new();
-            self.0.local.borrow_mut().cancel(resource, wait, &mut effects);
-            self.run(effects);
-            return;
-        }
-        let holder = TxnId::from_raw(resource.id1).expect("the name of a transaction's resource is its id");
-        if holder.node() == self.0.node {
-            self.forget_end_waiter(holder, EndWaiter::Here(wait));
-        } else {
-            // If it can't be sent, the home forgets all waits of this node by itself.
-            let _ = self.send(holder.node(), &Wire::ForgetEnd(holder, wait.0));
-        }
-    }
-
-    fn forget_end_waiter(&self, holder: TxnId, waiter: EndWaiter) {
-        let mut all = self.0.end_waiters.borrow_mut();
-        if let Some(waiters) = all.get_mut(&holder) {
-            waiters.retain(|other| *other != waiter);
-            if waiters.is_empty() {
-                all.remove(&holder);
-            }
-        }
     }
 
     /// Performs effects, and what follows from them, until nothing follows.
@@ -495,6 +398,11 @@ impl Ges {
                     if let Some(tell) = tell {
                         tell(resource, wanted);
                     }
+                }
+                Work::Effect(Effect::Close(resource)) => {
+                    let mut effects = Vec::new();
+                    self.take_over(resource, &mut effects);
+                    work.extend(effects.into_iter().map(Work::Effect));
                 }
                 Work::Effect(Effect::Ended(wait, outcome)) => {
                     let master = self.0.waits.borrow().get(&wait).map_or(self.0.node, |wait| self.0.master(&wait.resource));
@@ -531,49 +439,6 @@ impl Ges {
         let mut stats = self.0.stats.get();
         *pick(&mut stats) += 1;
         self.0.stats.set(stats);
-    }
-}
-
-/// Takes a wait back when its future is dropped before it has ended.
-struct CancelOnDrop<'a> {
-    ges: &'a Ges,
-    wait: WaitId,
-}
-
-impl Drop for CancelOnDrop<'_> {
-    fn drop(&mut self) {
-        if self.ges.0.waits.borrow().contains_key(&self.wait) {
-            self.ges.cancel(self.wait);
-            self.ges.end(self.wait, Err(LockError::Timeout));
-        }
-    }
-}
-
-impl Waits for Inner {
-    fn wait_of(&self, txn: TxnId) -> Option<(Waiter, WaitsOn)> {
-        let wait = *self.waiting_txns.borrow().get(&txn)?;
-        let resource = self.waits.borrow().get(&wait)?.resource;
-        let on = match TxnId::from_raw(resource.id1) {
-            Some(holder) if resource.class == ResourceClass::TRANSACTION => WaitsOn::Transaction(holder),
-            _ => match self.local.borrow().waits_for(resource, wait)? {
-                WaitsFor::Users(users) => WaitsOn::Users(users),
-                WaitsFor::Master(resource, key) => WaitsOn::Master(resource, key),
-            },
-        };
-        Some((Waiter { txn, began: self.transactions.began(txn).0, wait }, on))
-    }
-
-    fn blockers(&self, resource: Resource, key: LockKey) -> Option<(LockMode, Vec<super::core::Blocker>)> {
-        let core = self.core.borrow();
-        Some((core.wanted(resource, key)?, core.blockers(resource, key)))
-    }
-
-    fn users_in_the_way(&self, resource: Resource, wanted: LockMode, holds: bool, ahead: bool) -> Vec<LockOwner> {
-        self.local.borrow().users_in_the_way(resource, wanted, holds, ahead)
-    }
-
-    fn master(&self, resource: &Resource) -> NodeId {
-        resource.master(self.members.borrow().iter().copied()).unwrap_or(self.node)
     }
 }
 

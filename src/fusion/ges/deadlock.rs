@@ -10,7 +10,7 @@
 
 use super::core::{Blocker, LockKey};
 use super::local::WaitId;
-use super::types::{LockMode, LockOwner, Resource};
+use super::types::{LockMode, LockOwner, Resource, SessionId};
 use crate::ids::{NodeId, TxnId};
 
 /// Most transactions on a probe's path.
@@ -35,6 +35,9 @@ pub struct Waiter {
 pub enum Target {
     /// To a transaction's home: what does it wait for?
     Transaction(TxnId),
+    /// To the shard of this node in which a session waits: its transaction may have another id in each. Never to another
+    /// node.
+    Session(SessionId),
     /// To a resource's master: who is in the way of this request?
     Request(Resource, LockKey),
     /// To a node that has (or asked before for) a lock: which of its users are in the way?
@@ -74,6 +77,10 @@ pub enum WaitsOn {
 pub trait Waits {
     /// The wait of a transaction of this node, if it has one.
     fn wait_of(&self, txn: TxnId) -> Option<(Waiter, WaitsOn)>;
+    /// The session of this node to which a transaction belongs.
+    fn session_of(&self, txn: TxnId) -> Option<SessionId>;
+    /// The transaction that a session of this node has in this shard.
+    fn transaction_of(&self, session: SessionId) -> Option<TxnId>;
     /// At the master: the mode wanted by a waiting request, and who is in its way.
     fn blockers(&self, resource: Resource, key: LockKey) -> Option<(LockMode, Vec<Blocker>)>;
     /// The users of this node that are in the way; see [`Target::Users`].
@@ -87,7 +94,7 @@ pub trait Waits {
 pub enum Next {
     /// The probe goes on at another node.
     Send(NodeId, Probe),
-    /// The transaction doesn't wait in this shard; perhaps in another of this node.
+    /// The session doesn't wait in this shard; perhaps in another of this node.
     OtherShards(Probe),
     /// A circle: this transaction (of that node) is its youngest, and loses this wait.
     Victim(NodeId, TxnId, WaitId),
@@ -105,7 +112,7 @@ pub fn follow(us: NodeId, probe: Probe, waits: &impl Waits, out: &mut Vec<Next>)
         let to = match probe.target {
             Target::Transaction(txn) => txn.node(),
             Target::Request(resource, _) => waits.master(&resource),
-            Target::Users { .. } => us,
+            Target::Session(_) | Target::Users { .. } => us,
         };
         if to != us {
             out.push(Next::Send(to, probe));
@@ -113,6 +120,10 @@ pub fn follow(us: NodeId, probe: Probe, waits: &impl Waits, out: &mut Vec<Next>)
         }
         match probe.target {
             Target::Transaction(txn) => at_transaction(txn, probe, waits, &mut todo, out),
+            Target::Session(session) => match waits.transaction_of(session) {
+                Some(txn) => at_transaction(txn, probe, waits, &mut todo, out),
+                None => out.push(Next::OtherShards(probe)),
+            },
             Target::Request(resource, key) => at_master(us, resource, key, &probe, waits, &mut todo, out),
             Target::Users { resource, wanted, holds, ahead } => {
                 for owner in waits.users_in_the_way(resource, wanted, holds, ahead) {
@@ -124,10 +135,13 @@ pub fn follow(us: NodeId, probe: Probe, waits: &impl Waits, out: &mut Vec<Next>)
 }
 
 fn along(owner: LockOwner, probe: &Probe, todo: &mut Vec<Probe>) {
-    // A node that holds a lock for itself waits for nobody.
-    if let LockOwner::Transaction(txn) = owner {
-        todo.push(Probe { target: Target::Transaction(txn), path: probe.path.clone() });
-    }
+    let target = match owner {
+        LockOwner::Transaction(txn) => Target::Transaction(txn),
+        LockOwner::Session(session) => Target::Session(session),
+        // A node that holds a lock for itself waits for nobody.
+        LockOwner::Node(_) => return,
+    };
+    todo.push(Probe { target, path: probe.path.clone() });
 }
 
 fn at_transaction(txn: TxnId, mut probe: Probe, waits: &impl Waits, todo: &mut Vec<Probe>, out: &mut Vec<Next>) {
@@ -143,8 +157,10 @@ fn at_transaction(txn: TxnId, mut probe: Probe, waits: &impl Waits, todo: &mut V
         None => {}
     }
     let Some((waiter, on)) = waits.wait_of(txn) else {
-        if !probe.path.is_empty() {
-            out.push(Next::OtherShards(probe));
+        if !probe.path.is_empty()
+            && let Some(session) = waits.session_of(txn)
+        {
+            out.push(Next::OtherShards(Probe { target: Target::Session(session), path: probe.path }));
         }
         return;
     };

@@ -6,13 +6,17 @@
 //! arrival, conversions before new ones; whoever passes that queue waits, if the node's lock doesn't cover him, for a
 //! request to the master. At most one request per resource is under way.
 //!
+//! A resource may be *open*: then users come in, in modes that the open one covers, without being named here (see
+//! [`gate`](super::gate)). It counts as one user in that mode. Before somebody in its way is served it is closed, and those
+//! inside become users by name.
+//!
 //! Fairness: once the master has said that somebody wants the lock, no new user gets in on the strength of the old one.
 //! Bounds: [`CACHED_MAX`] locks kept without users; users are bounded by transactions.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::core::{Input, LockKey, Output, Refusal, ValueChange};
-use super::types::{LockMode, LockOwner, Resource, VALUE_BYTES, ValueBlock};
+use super::types::{LockMode, LockOwner, Resource, SessionId, VALUE_BYTES, ValueBlock};
 use crate::ids::NodeId;
 
 /// Most resources whose lock a node keeps although nobody uses it.
@@ -40,6 +44,8 @@ pub enum Effect {
     ToMaster(Resource, Input),
     /// Users of this node are in the way of somebody elsewhere who wants this mode.
     InTheWay(Resource, LockMode),
+    /// Users that are not known here must be: answer with [`LocalCore::closed`].
+    Close(Resource),
     /// A user's wait is over.
     Ended(WaitId, Result<(), Failure>),
 }
@@ -95,6 +101,9 @@ struct Entry {
     lower: bool,
     value: ValueBlock,
     changed: bool,
+    /// Users come in by themselves in modes that this one covers; Null: they do not.
+    open: LockMode,
+    closing: bool,
     users: Vec<User>,
     queue: VecDeque<Queued>,
 }
@@ -108,11 +117,11 @@ pub struct LocalCore {
 
 impl Entry {
     fn needed(&self) -> LockMode {
-        self.users.iter().fold(LockMode::Null, |mode, user| mode.join(user.held))
+        self.users.iter().fold(self.open, |mode, user| mode.join(user.held))
     }
 
     fn fits(&self, owner: LockOwner, mode: LockMode) -> bool {
-        self.users.iter().all(|user| user.owner == owner || user.wanted.compatible(mode))
+        self.open.compatible(mode) && self.users.iter().all(|user| user.owner == owner || user.wanted.compatible(mode))
     }
 
     /// Whether a user may rely on the node's lock as it is now.
@@ -127,7 +136,14 @@ impl Entry {
     }
 
     fn is_idle(&self) -> bool {
-        self.users.is_empty() && self.queue.is_empty() && self.pending.is_none()
+        self.users.is_empty() && self.queue.is_empty() && self.pending.is_none() && self.open == LockMode::Null
+    }
+
+    /// Whether whoever is inside must be known by name now.
+    fn must_close(&self) -> bool {
+        let in_the_way = |wanted: LockMode| !self.open.compatible(wanted);
+        let lost = !self.known || !self.mode.covers(self.open);
+        self.open != LockMode::Null && (lost || self.give_up.is_some_and(in_the_way))
     }
 
     fn value_change(&mut self) -> ValueChange {
@@ -159,6 +175,7 @@ impl LocalCore {
         out: &mut Vec<Effect>,
     ) {
         assert!(mode != LockMode::Null, "{owner} asks for no lock on {resource}");
+        assert!(!self.is_open_against(resource, mode), "{resource} is closed before {owner} asks for {mode}");
         let entry = self.resources.entry(resource).or_default();
         let at = entry.users.iter().position(|user| user.owner == owner);
         let mode = match at {
@@ -267,8 +284,69 @@ impl LocalCore {
             }
             if entry.is_idle() {
                 self.resources.remove(&resource);
+            } else if entry.must_close() && !std::mem::replace(&mut entry.closing, true) {
+                out.push(Effect::Close(resource));
             }
         }
+    }
+
+    /// Lets users in by themselves in modes that `mode` covers, if nobody on this node or elsewhere wants what does not go
+    /// with that, as far as is known here. `false`: not now.
+    #[must_use]
+    pub fn open(&mut self, resource: Resource, mode: LockMode) -> bool {
+        let Some(entry) = self.resources.get_mut(&resource) else { return false };
+        let quiet = entry.queue.is_empty() && entry.pending.is_none() && entry.give_up.is_none() && !entry.closing;
+        let welcome = entry.users.iter().all(|user| user.wanted.compatible(mode));
+        let may = quiet && welcome && entry.known && entry.mode.covers(mode);
+        if may {
+            entry.open = entry.open.join(mode);
+        }
+        may
+    }
+
+    /// The mode in which users come in by themselves; Null: they do not.
+    #[must_use]
+    pub fn is_open(&self, resource: Resource) -> LockMode {
+        self.resources.get(&resource).map_or(LockMode::Null, |entry| entry.open)
+    }
+
+    /// Whether the resource must be closed (see [`LocalCore::closed`]) before somebody here asks for `mode`.
+    #[must_use]
+    pub fn is_open_against(&self, resource: Resource, mode: LockMode) -> bool {
+        !self.is_open(resource).compatible(mode)
+    }
+
+    /// Nobody comes in by himself any more. Those who are inside are users from now on.
+    pub fn closed(&mut self, resource: Resource, inside: Vec<(SessionId, LockMode)>, out: &mut Vec<Effect>) {
+        let Some(entry) = self.resources.get_mut(&resource) else {
+            assert!(inside.is_empty(), "{resource} was open and is not known: {inside:?}");
+            return;
+        };
+        for (session, mode) in inside {
+            assert!(entry.open.covers(mode), "{session} came in with {mode}, {resource} was open in {}", entry.open);
+            let owner = LockOwner::Session(session);
+            assert!(entry.users.iter().all(|user| user.owner != owner), "{session} has {resource} twice");
+            entry.users.push(User { owner, held: mode, wanted: mode, wait: None });
+        }
+        (entry.open, entry.closing) = (LockMode::Null, false);
+        self.advance(resource, out);
+    }
+
+    /// What `from` has, `to` has from now on, beside what it has already. `inside`: what `from` has by itself, of an open
+    /// resource. Whether it had something.
+    pub fn adopt(&mut self, resource: Resource, from: LockOwner, inside: Option<LockMode>, to: LockOwner) -> bool {
+        let Some(entry) = self.resources.get_mut(&resource) else { return false };
+        let known = entry.users.iter().position(|user| user.owner == from).map(|at| entry.users.remove(at));
+        let Some(mode) = known.map(|user| user.held).into_iter().chain(inside).reduce(LockMode::join) else { return false };
+        match entry.users.iter_mut().find(|user| user.owner == to) {
+            Some(user) => {
+                assert!(user.wait.is_none(), "{to} waits for {resource} and asks for it again");
+                user.held = user.held.join(mode);
+                user.wanted = user.held;
+            }
+            None => entry.users.push(User { owner: to, held: mode, wanted: mode, wait: None }),
+        }
+        true
     }
 
     /// The value of a resource on which `owner` has a lock.
@@ -344,6 +422,12 @@ impl LocalCore {
         let crowded = self.resources.len() > CACHED_MAX;
         let Some(entry) = self.resources.get_mut(&resource) else { return };
         loop {
+            if entry.must_close() {
+                if !std::mem::replace(&mut entry.closing, true) {
+                    out.push(Effect::Close(resource));
+                }
+                return;
+            }
             while let Some(first) = entry.queue.front() {
                 if !entry.fits(first.owner, first.mode) {
                     break;
@@ -436,6 +520,7 @@ impl LocalCore {
                     assert!(user.wanted.compatible(other.wanted), "{resource}: {user:?} beside {other:?}");
                     assert_ne!(user.owner, other.owner);
                 }
+                assert!(user.wanted.compatible(entry.open), "{resource}: {user:?} beside whoever is in by {}", entry.open);
                 assert!(user.held == user.wanted || user.wait.is_some(), "{resource}: {user:?} waits for nothing");
                 assert!(!entry.known || entry.mode.covers(user.held), "{resource}: {} does not cover {user:?}", entry.mode);
                 let moving = entry.pending.is_some() || entry.give_up.is_some();
@@ -443,6 +528,12 @@ impl LocalCore {
             }
             if let Some(first) = entry.queue.front() {
                 assert!(!entry.fits(first.owner, first.mode), "{resource}: {first:?} could go on");
+            }
+            if entry.open != LockMode::Null && !entry.closing {
+                assert!(entry.known && entry.mode.covers(entry.open), "{resource} is open without a lock");
+                assert!(!entry.must_close(), "{resource} is open and wanted elsewhere");
+                let in_the_way = entry.queue.iter().find(|queued| !entry.open.compatible(queued.mode));
+                assert!(in_the_way.is_none(), "{resource} is open in {} and {in_the_way:?} waits", entry.open);
             }
             assert!(entry.known || !entry.is_idle(), "{resource} is remembered for nothing");
         }

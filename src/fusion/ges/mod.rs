@@ -2,13 +2,14 @@
 //!
 //! Belongs to one shard; shard i speaks with shard i of the other nodes. [`core`] is the master's side, [`local`] the
 //! side of a node with users, [`deadlock`] the search for circles: state machines without I/O; [`agent`] performs what they
-//! decide. `docs/ges.md` tells the protocol.
+//! decide; [`gate`] is what clients' threads may do by themselves. `docs/ges.md` tells the protocol.
 
 pub mod agent;
 pub mod core;
 pub mod deadlock;
 #[cfg(test)]
 mod explore;
+pub mod gate;
 pub mod local;
 #[cfg(test)]
 mod random;
@@ -17,5 +18,7 @@ mod tests;
 pub mod types;
 mod wire;
 
-pub use agent::{Ges, GesStats, LockError, LockHandle, Transactions, WaitPolicy};
-pub use types::{LockMode, LockOwner, Resource, ResourceClass, VALUE_BYTES, ValueBlock};
+pub use agent::{Ges, GesStats, LockError, LockHandle, OPEN_MAX, Sessions, Transactions, WaitPolicy};
+pub use deadlock::Probe;
+pub use gate::{Gate, GateStats};
+pub use types::{LockMode, LockOwner, Resource, ResourceClass, SessionId, VALUE_BYTES, ValueBlock};

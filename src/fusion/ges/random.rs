@@ -1,12 +1,12 @@
 //! Random walks of whole small clusters without I/O: users on three nodes, their nodes' side, one master, and messages
-//! that wait in order between them. After every step what users rely on must be compatible; and when nothing is under way,
+//! that wait in order between them. Users also come in by themselves where a node has opened the resource. After every step what users rely on must be compatible; and when nothing is under way,
 //! whoever waits must wait for a user, never for a lock that a node only kept.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::core::{GesCore, Input, LockKey, Output};
 use super::local::{Effect, Failure, LocalCore, WaitId, WaitsFor};
-use super::types::{LockMode, LockOwner, Resource, ResourceClass};
+use super::types::{LockMode, LockOwner, Resource, ResourceClass, SessionId};
 use crate::ids::{NodeId, ShardId, TxnId};
 
 const TABLE: Resource = Resource::new(ResourceClass::TABLE, 7, 0);
@@ -35,8 +35,14 @@ struct Walk {
     /// Who waits, on which node, and whether he was willing to.
     waits: BTreeMap<WaitId, (usize, LockOwner, bool)>,
     next_wait: u64,
+    /// Who has come in by himself, on each node.
+    inside: Vec<Vec<(SessionId, LockMode)>>,
+    next_session: u64,
     granted: usize,
     refused: usize,
+    entered: usize,
+    taken_over: usize,
+    weak: bool,
 }
 
 fn owner(node: usize, slot: u16) -> LockOwner {
@@ -52,14 +58,29 @@ impl Walk {
             to_node: vec![VecDeque::new(); NODES],
             waits: BTreeMap::new(),
             next_wait: 1,
+            inside: vec![Vec::new(); NODES],
+            next_session: 1,
             granted: 0,
             refused: 0,
+            entered: 0,
+            taken_over: 0,
+            weak: false,
         }
     }
 
+    fn close(&mut self, node: usize) -> Vec<Effect> {
+        let inside = std::mem::take(&mut self.inside[node]);
+        self.taken_over += inside.len();
+        let mut effects = Vec::new();
+        self.locals[node].closed(TABLE, inside, &mut effects);
+        effects
+    }
+
     fn perform(&mut self, node: usize, effects: Vec<Effect>) {
-        for effect in effects {
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
             match effect {
+                Effect::Close(_) => effects.extend(self.close(node)),
                 Effect::ToMaster(_, input) => self.to_master[node].push_back(input),
                 Effect::InTheWay(..) => {}
                 Effect::Ended(wait, outcome) => {
@@ -77,11 +98,63 @@ impl Walk {
         let users: Vec<(LockOwner, LockMode)> = (0..NODES)
             .flat_map(|node| (0..USERS).map(move |slot| (node, owner(node, slot))))
             .map(|(node, owner)| (owner, self.locals[node].held(TABLE, owner)))
+            .chain((0..NODES).flat_map(|node| self.sessions(node)))
             .collect();
         for (i, (one, mode)) in users.iter().enumerate() {
             for (other, other_mode) in &users[i + 1..] {
                 assert!(mode.compatible(*other_mode), "{one} relies on {mode} beside {other} on {other_mode}");
             }
+        }
+    }
+
+    /// Who has come in by himself, whether he is known by now or not.
+    fn sessions(&self, node: usize) -> Vec<(LockOwner, LockMode)> {
+        let inside = self.inside[node].iter().map(|(session, mode)| (LockOwner::Session(*session), *mode));
+        let all = (0..self.next_session).map(|number| LockOwner::Session(SessionId { number, transaction: node as u64 }));
+        let known = all.map(|owner| (owner, self.locals[node].held(TABLE, owner)));
+        inside.chain(known.filter(|(_, mode)| *mode != LockMode::Null)).collect()
+    }
+
+    /// Somebody comes in by himself, or goes, or asks for more.
+    fn act_at_gate(&mut self, rng: &mut Rng) {
+        let node = rng.below(NODES);
+        let mut effects = Vec::new();
+        match rng.below(6) {
+            0 | 1 => {
+                let _ = self.locals[node].open(TABLE, [LockMode::ConcurrentRead, LockMode::ConcurrentWrite][rng.below(2)]);
+            }
+            2 | 3 => {
+                let mode = [LockMode::ConcurrentRead, LockMode::ConcurrentWrite][rng.below(2)];
+                if self.inside[node].len() < 3 && self.locals[node].is_open(TABLE).covers(mode) {
+                    self.inside[node].push((SessionId { number: self.next_session, transaction: node as u64 }, mode));
+                    self.next_session += 1;
+                    self.entered += 1;
+                }
+            }
+            4 => self.leave(node, rng, &mut effects),
+            _ => {
+                // Goes on as a user known by another name.
+                let user = owner(node, rng.below(usize::from(USERS)) as u16);
+                let waits = self.waits.values().any(|(_, owner, _)| *owner == user);
+                if let Some((from, _)) = self.sessions(node).first().copied().filter(|_| !waits) {
+                    let at = self.inside[node].iter().position(|(session, _)| LockOwner::Session(*session) == from);
+                    let inside = at.map(|at| self.inside[node].swap_remove(at).1);
+                    assert!(self.locals[node].adopt(TABLE, from, inside, user));
+                }
+            }
+        }
+        self.perform(node, effects);
+    }
+
+    fn leave(&mut self, node: usize, rng: &mut Rng, effects: &mut Vec<Effect>) {
+        let sessions = self.sessions(node);
+        if sessions.is_empty() {
+            return;
+        }
+        let (session, _) = sessions[rng.below(sessions.len())];
+        match self.inside[node].iter().position(|(inside, _)| LockOwner::Session(*inside) == session) {
+            Some(at) => drop(self.inside[node].swap_remove(at)),
+            None => self.locals[node].unlock(TABLE, session, effects),
         }
     }
 
@@ -111,11 +184,15 @@ impl Walk {
         let mut effects = Vec::new();
         match (rng.below(10), waiting) {
             (0..=4, None) => {
-                let mode = LockMode::ALL[1 + rng.below(5)];
+                // Tables are mostly used by readers and writers of rows.
+                let mode = LockMode::ALL[1 + if self.weak && rng.below(8) > 0 { rng.below(2) } else { rng.below(5) }];
                 let no_wait = rng.below(5) == 0;
                 let wait = WaitId(self.next_wait);
                 self.next_wait += 1;
                 self.waits.insert(wait, (node, user, no_wait));
+                if self.locals[node].is_open_against(TABLE, mode) {
+                    effects.extend(self.close(node));
+                }
                 self.locals[node].lock(TABLE, user, mode, wait, no_wait, &mut effects);
             }
             (5..=8, None) => self.locals[node].unlock(TABLE, user, &mut effects),
@@ -170,13 +247,15 @@ impl Walk {
 
 #[test]
 fn whoever_waits_waits_for_a_user_and_is_served_when_all_are_done() {
-    let (mut granted, mut refused, mut waited) = (0, 0, 0);
+    let (mut granted, mut refused, mut waited, mut entered, mut taken_over) = (0, 0, 0, 0, 0);
     for seed in 1..=400u64 {
         let mut rng = Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let mut walk = Walk::new();
+        walk.weak = seed % 2 == 0;
         for _ in 0..300 {
-            match rng.below(3) {
+            match rng.below(4) {
                 0 => walk.act(&mut rng),
+                3 => walk.act_at_gate(&mut rng),
                 side => {
                     let node = rng.below(NODES);
                     walk.deliver(node, side == 1);
@@ -186,6 +265,13 @@ fn whoever_waits_waits_for_a_user_and_is_served_when_all_are_done() {
                 walk.drain();
                 walk.check_quiet();
                 waited += walk.waits.len();
+            }
+        }
+        for node in 0..NODES {
+            while !walk.sessions(node).is_empty() {
+                let mut effects = Vec::new();
+                walk.leave(node, &mut rng, &mut effects);
+                walk.perform(node, effects);
             }
         }
         // Everybody ends, one after the other: those who waited are served, and nobody is left.
@@ -211,9 +297,11 @@ fn whoever_waits_waits_for_a_user_and_is_served_when_all_are_done() {
         assert!(walk.waits.is_empty(), "seed {seed}: {:?}", walk.waits);
         granted += walk.granted;
         refused += walk.refused;
+        entered += walk.entered;
+        taken_over += walk.taken_over;
     }
     assert!(
-        granted > 3_000 && refused > 200 && waited > 1_000,
-        "a tame walk: {granted} granted, {refused} refused, {waited} waited"
+        granted > 3_000 && refused > 200 && waited > 1_000 && entered > 1_000 && taken_over > 200,
+        "a tame walk: {granted} granted, {refused} refused, {waited} waited, {entered} entered, {taken_over} taken over"
     );
 }

@@ -33,6 +33,9 @@ pub struct Resource {
 }
 
 impl Resource {
+    /// The SQL catalog as a whole. Its value block holds the catalog's version.
+    pub const CATALOG: Resource = Resource::new(ResourceClass::CATALOG, 0, 0);
+
     /// Puts a name together.
     #[must_use]
     pub const fn new(class: ResourceClass, id1: u64, id2: u64) -> Resource {
@@ -186,11 +189,28 @@ impl Default for ValueBlock {
     }
 }
 
+/// A session of this node's store, in one of its transactions. That may have an id in each shard, or none yet.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SessionId {
+    /// Its number in the store.
+    pub number: u64,
+    /// Which of its transactions: that one has ended may be heard of when the next has begun.
+    pub transaction: u64,
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "session {}.{}", self.number, self.transaction)
+    }
+}
+
 /// On whose behalf a lock is held.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum LockOwner {
     /// A transaction; it may become the victim of a deadlock.
     Transaction(TxnId),
+    /// A session whose transaction had come in by the [`Gate`](super::Gate) when the resource was closed.
+    Session(SessionId),
     /// A node, for itself; never a victim.
     Node(NodeId),
 }
@@ -199,6 +219,7 @@ impl fmt::Display for LockOwner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             LockOwner::Transaction(txn) => write!(f, "{txn}"),
+            LockOwner::Session(session) => write!(f, "{session}"),
             LockOwner::Node(node) => write!(f, "{node}"),
         }
     }

@@ -177,6 +177,7 @@ fn encode_probe(probe: &Probe) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(PROBE_BYTES + probe.path.len() * WAITER_BYTES);
     let (step, resource, node, mode, flags) = match probe.target {
         Target::Transaction(txn) => (STEP_TRANSACTION, Resource::transaction(txn), 0, LockMode::Null, 0),
+        Target::Session(session) => unreachable!("{session} is looked for on its own node only"),
         Target::Request(resource, key) => (STEP_REQUEST, resource, key.node.0, LockMode::Null, 0),
         Target::Users { resource, wanted, holds, ahead } => {
             (STEP_USERS, resource, 0, wanted, u8::from(holds) | (u8::from(ahead) << 1))

@@ -1,5 +1,7 @@
 //! Three nodes on one volume, of one shard and of two, simulated: virtual time, one thread, one seed a run.
 
+mod relations;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -126,6 +128,7 @@ async fn start_shard(reactor: Reactor, shard: ShardId, plan: NodePlan) -> (Rc<Sh
     peers.attach(&txns);
     for_ges.attach(&txns);
     txns.start_housekeeping(shard == ShardId(0));
+    search_in_other_shards(&ges, shard, remotes);
     let engine = ShardEngine::new(&txns, shard, service, Rc::new(ges));
     (engine, (volume, gcs, interconnect))
 }
