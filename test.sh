@@ -27,6 +27,7 @@ install_packages() {
     need /usr/lib/postgresql/15/bin/initdb postgresql-15
     need java default-jre-headless
     need /usr/share/java/postgresql.jar libpostgresql-jdbc-java
+    need sysbench sysbench
     python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv python3-pip)
     if [ ${#missing[@]} -gt 0 ]; then
         say "installing ${missing[*]}"

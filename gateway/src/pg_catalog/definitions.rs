@@ -11,7 +11,8 @@ pub fn quoted(name: &str) -> String {
     if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
 }
 
-const RESERVED: &[&str] = &[
+/// Words that an identifier is quoted for.
+pub(super) const RESERVED: &[&str] = &[
     "all",
     "and",
     "any",
@@ -143,8 +144,8 @@ pub fn action_letter(action: Action) -> &'static str {
     }
 }
 
-/// `CHECK ((a > 0))`.
+/// `CHECK ((a > 0))`, or pretty `CHECK (a > 0)`.
 #[must_use]
-pub fn check_definition(check: &Check) -> String {
-    format!("CHECK (({}))", check.expression)
+pub fn check_definition(table: &Table, check: &Check, pretty: bool) -> String {
+    format!("CHECK ({})", super::deparse::check(&check.expression, &table.columns, pretty))
 }

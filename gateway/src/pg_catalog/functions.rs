@@ -4,15 +4,17 @@
 use std::fmt;
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::{DataFusionError, Result};
-use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
+use datafusion::logical_expr::{
+    ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
 
 use super::Asker;
 use super::definitions::{check_definition, foreign_key_definition, index_definition, key_definition, quoted};
 use super::rows::{OWNER, constraint_oid, tables};
 use crate::sql::catalog::{Index, Relation, Table};
-use crate::sql::types::arrow::{ColumnBuilder, arrow_type, datum_at, default_type};
+use crate::sql::types::arrow::{ColumnBuilder, arrow_field, arrow_type, datum_at, default_type};
 use crate::sql::types::{Datum, PgType};
 
 type Body = Arc<dyn Fn(&Asker, &[Option<Datum>]) -> Option<Datum> + Send + Sync>;
@@ -59,6 +61,10 @@ impl ScalarUDFImpl for CatalogFunction {
         Ok(arrow_type(self.returns, -1))
     }
 
+    fn return_field_from_args(&self, _arguments: ReturnFieldArgs<'_>) -> Result<FieldRef> {
+        Ok(Arc::new(arrow_field(self.name, self.returns, -1, true)))
+    }
+
     fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let rows = arguments.number_rows;
         let arrays: Vec<_> = arguments.args.iter().map(|argument| argument.to_array(rows)).collect::<Result<_>>()?;
@@ -103,6 +109,37 @@ pub fn functions(asker: &Arc<Asker>) -> Vec<ScalarUDF> {
     for name in ["regclass_oid", "regtype_oid", "regproc_oid", "regnamespace_oid", "regrole_oid"] {
         all.push(make(name, PgType::Oid, Arc::new(move |asker, cells| oid_of(asker, name, cells.first()?.as_ref()?))));
     }
+    for (name, kind) in [
+        ("to_regclass", "regclass_oid"),
+        ("to_regtype", "regtype_oid"),
+        ("to_regnamespace", "regnamespace_oid"),
+        ("to_regrole", "regrole_oid"),
+        ("to_regproc", "regproc_oid"),
+    ] {
+        all.push(make(name, PgType::Oid, Arc::new(move |asker, cells| oid_of(asker, kind, cells.first()?.as_ref()?))));
+    }
+    all.push(make(
+        "pg_table_is_visible",
+        PgType::Bool,
+        Arc::new(|asker, cells| Some(Datum::Bool(is_visible(asker, u32::try_from(number(cells, 0)?).ok()?)))),
+    ));
+    all.push(make(
+        "pg_char_to_encoding",
+        PgType::Int4,
+        Arc::new(|_, cells| Some(Datum::Int4(if string(cells, 0)?.eq_ignore_ascii_case("utf8") { 6 } else { -1 }))),
+    ));
+    for (name, first) in [("_pg_expand_n", 1), ("_pg_expand_zero", 0)] {
+        let body: Body = Arc::new(move |_, cells| match cells.first()?.as_ref()? {
+            Datum::Array(_, items) => {
+                Some(Datum::Array(PgType::Int4, (first..).take(items.len()).map(|n| Some(Datum::Int4(n))).collect()))
+            }
+            _ => None,
+        });
+        all.push(make(name, PgType::Int4Array, body));
+    }
+    all.push(make("json_build_object", PgType::Json, Arc::new(|_, cells| json_object(cells, " : ").map(Datum::Text))));
+    let jsonb: Body = Arc::new(|_, cells| Datum::parse(PgType::Jsonb, -1, &json_object(cells, ": ")?).ok());
+    all.push(make("jsonb_build_object", PgType::Jsonb, jsonb));
     all.push(make("pg_backend_pid", PgType::Int4, Arc::new(|_, _| Some(Datum::Int4(std::process::id() as i32)))));
     all.push(make("pg_my_temp_schema", PgType::Oid, Arc::new(|_, _| Some(Datum::Oid(0)))));
     all.push(make("pg_partition_ancestors", PgType::Oid, Arc::new(|_, _| None)));
@@ -110,8 +147,12 @@ pub fn functions(asker: &Arc<Asker>) -> Vec<ScalarUDF> {
     all
 }
 
-const TRUE_FUNCTIONS: [&str; 16] = [
-    "pg_table_is_visible",
+const TRUE_FUNCTIONS: [&str; 20] = [
+    "pg_ts_config_is_visible",
+    "pg_ts_dict_is_visible",
+    "pg_ts_parser_is_visible",
+    "pg_ts_template_is_visible",
+    "pg_conversion_is_visible",
     "pg_type_is_visible",
     "pg_function_is_visible",
     "pg_operator_is_visible",
@@ -131,15 +172,16 @@ const TRUE_FUNCTIONS: [&str; 16] = [
 
 type TextBody = fn(&Asker, &[Option<Datum>]) -> Option<Datum>;
 
-const TEXT_FUNCTIONS: [(&str, TextBody); 26] = [
+const TEXT_FUNCTIONS: [(&str, TextBody); 27] = [
     ("pg_get_userbyid", |_, cells| Some(Datum::Text(user(number(cells, 0)?)))),
     ("pg_get_expr", |_, cells| cells.first()?.clone()),
-    ("pg_get_constraintdef", |asker, cells| constraint(asker, number(cells, 0)?).map(Datum::Text)),
+    ("pg_get_constraintdef", |asker, cells| constraint(asker, number(cells, 0)?, yes(cells, 1)).map(Datum::Text)),
     ("pg_get_indexdef", |asker, cells| indexdef(asker, number(cells, 0)?, number(cells, 1).unwrap_or(0)).map(Datum::Text)),
     ("pg_get_viewdef", |asker, cells| viewdef(asker, cells.first()?.as_ref()?).map(Datum::Text)),
     ("pg_get_ruledef", |_, _| None),
     ("pg_get_triggerdef", |_, _| None),
     ("pg_get_functiondef", |_, _| None),
+    ("pg_get_function_sqlbody", |_, _| None),
     ("pg_get_function_result", |_, _| None),
     ("pg_get_function_arguments", |_, _| None),
     ("pg_get_function_identity_arguments", |_, _| None),
@@ -190,12 +232,17 @@ fn indexes(asker: &Asker) -> impl Iterator<Item = (&Table, &Index)> {
     tables(asker).flat_map(|table| table.indexes.iter().map(move |index| (table, index)))
 }
 
-fn constraint(asker: &Asker, id: i64) -> Option<String> {
+fn yes(cells: &[Option<Datum>], at: usize) -> bool {
+    matches!(cells.get(at), Some(Some(Datum::Bool(true))))
+}
+
+fn constraint(asker: &Asker, id: i64, pretty: bool) -> Option<String> {
     if let Some((table, index)) = indexes(asker).find(|(_, index)| i64::from(constraint_oid(index.oid)) == id) {
         return Some(key_definition(table, index));
     }
     tables(asker).find_map(|table| {
-        let check = table.checks.iter().find(|check| i64::from(check.oid) == id).map(check_definition);
+        let check =
+            table.checks.iter().find(|check| i64::from(check.oid) == id).map(|check| check_definition(table, check, pretty));
         check.or_else(|| {
             let key = table.foreign_keys.iter().find(|key| i64::from(key.oid) == id)?;
             Some(foreign_key_definition(&asker.catalog, table, key))
@@ -241,6 +288,51 @@ fn format_type(cells: &[Option<Datum>]) -> Option<String> {
     })
 }
 
+/// Pairs of keys and values as a JSON object.
+fn json_object(cells: &[Option<Datum>], colon: &str) -> Option<String> {
+    let quote = |text: &str| {
+        let mut out = String::new();
+        crate::sql::types::json::Json::String(text.to_owned()).write(&mut out);
+        out
+    };
+    let members: Option<Vec<String>> = cells
+        .chunks(2)
+        .map(|pair| {
+            let value = match pair.get(1)? {
+                None => "null".to_owned(),
+                Some(Datum::Bool(value)) => value.to_string(),
+                Some(
+                    number @ (Datum::Int2(_)
+                    | Datum::Int4(_)
+                    | Datum::Int8(_)
+                    | Datum::Numeric(_)
+                    | Datum::Float4(_)
+                    | Datum::Float8(_)
+                    | Datum::Oid(_)),
+                ) => number.to_text(number.natural_type(), -1),
+                Some(other) => quote(&other.to_text(other.natural_type(), -1)),
+            };
+            Some(format!("{}{colon}{value}", quote(&string(pair, 0)?)))
+        })
+        .collect();
+    Some(format!("{{{}}}", members?.join(", ")))
+}
+
+/// Whether a relation's or an index's bare name finds it by the search path.
+fn is_visible(asker: &Asker, id: u32) -> bool {
+    let found = match asker.catalog.relation(id) {
+        Some(relation) => Some((relation.schema(), relation.name())),
+        None => indexes(asker).find(|(_, index)| index.oid == id).map(|(table, index)| (table.schema, index.name.as_str())),
+    };
+    // System tables are in no relation, and always in the path.
+    let Some((schema, name)) = found else { return true };
+    let first = asker.search_path.iter().filter_map(|path| asker.catalog.schema(path)).find(|path| {
+        asker.catalog.find(path.oid, name).is_some()
+            || indexes(asker).any(|(table, index)| table.schema == path.oid && index.name == name)
+    });
+    first.is_some_and(|path| path.oid == schema)
+}
+
 /// How `regclass` prints: without its schema where the search path finds it.
 fn class_name(asker: &Asker, id: i64) -> Option<String> {
     let id32 = u32::try_from(id).ok()?;
@@ -256,6 +348,10 @@ fn class_name(asker: &Asker, id: i64) -> Option<String> {
     Some(if visible { quoted(&name) } else { format!("{}.{}", quoted(schema), quoted(&name)) })
 }
 
+fn type_by_sql_name(name: &str) -> Option<PgType> {
+    PgType::ALL.iter().copied().find(|kind| kind.sql_name().eq_ignore_ascii_case(name.trim()))
+}
+
 fn oid_of(asker: &Asker, function: &str, cell: &Datum) -> Option<Datum> {
     if let Some(id) = number(std::slice::from_ref(&Some(cell.clone())), 0) {
         return Some(Datum::Oid(id as u32));
@@ -264,7 +360,7 @@ fn oid_of(asker: &Asker, function: &str, cell: &Datum) -> Option<Datum> {
     let parts: Vec<String> = text.split('.').map(|part| part.trim_matches('"').to_owned()).collect();
     let name = parts.last()?;
     let id = match function {
-        "regtype_oid" => PgType::from_name(name)?.oid(),
+        "regtype_oid" => PgType::from_name(name).or_else(|| type_by_sql_name(text))?.oid(),
         "regnamespace_oid" => asker.catalog.schema(name)?.oid,
         "regrole_oid" => OWNER,
         "regclass_oid" => {

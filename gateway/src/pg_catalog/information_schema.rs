@@ -80,7 +80,7 @@ pub(super) fn rows(asker: &Asker, name: &str, spec: &Spec) -> Vec<Row> {
             .flat_map(|table| {
                 table.checks.iter().map(move |check| {
                     let mut cells = constraint_cells(asker, table, &check.name);
-                    let definition = check_definition(check);
+                    let definition = check_definition(table, check, false);
                     cells.push(("check_clause", text(definition.trim_start_matches("CHECK "))));
                     spec.row(&cells)
                 })
@@ -232,7 +232,14 @@ fn column_cells<'a>(asker: &Asker, relation: &Relation, column: &Column) -> Cell
         ("table_name", text(relation.name())),
         ("column_name", text(&column.name)),
         ("ordinal_position", int4(position)),
-        ("column_default", column.default.clone().filter(|_| column.identity.is_none()).map(Datum::Text)),
+        (
+            "column_default",
+            column
+                .default
+                .as_ref()
+                .filter(|_| column.identity.is_none())
+                .map(|default| Datum::Text(super::deparse::default(default, column.kind))),
+        ),
         ("is_nullable", text(if column.not_null { "NO" } else { "YES" })),
         ("data_type", text(data_type)),
         ("character_maximum_length", length.and_then(int4)),

@@ -6,6 +6,7 @@
 //! object without that feature.
 
 mod definitions;
+mod deparse;
 mod functions;
 mod information_schema;
 mod rows;

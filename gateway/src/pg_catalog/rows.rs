@@ -2,7 +2,7 @@
 
 use super::definitions::{action_letter, index_definition};
 use super::{Asker, Spec, int2, int4, int8, oid, text, types, yes};
-use crate::sql::catalog::{Identity, Oid, Relation, Table};
+use crate::sql::catalog::{Catalog, Identity, Index, Oid, PG_CATALOG, Relation, Table};
 use crate::sql::types::{Datum, PgType, Row};
 
 /// The one role.
@@ -21,7 +21,7 @@ pub(super) fn rows(asker: &Asker, name: &str, spec: &Spec) -> Vec<Row> {
         "pg_namespace" => {
             catalog.schemas().map(|schema| spec.row(&[("oid", oid(schema.oid)), ("nspname", text(&schema.name))])).collect()
         }
-        "pg_class" => catalog.relations().flat_map(|relation| pg_class(spec, relation)).collect(),
+        "pg_class" => catalog.relations().flat_map(|relation| pg_class(catalog, spec, relation)).collect(),
         "pg_attribute" => catalog.relations().flat_map(|relation| pg_attribute(spec, relation)).collect(),
         "pg_type" => types::pg_type(spec),
         "pg_index" => tables(asker).flat_map(|table| pg_index(spec, table)).collect(),
@@ -100,6 +100,24 @@ pub(super) fn rows(asker: &Asker, name: &str, spec: &Spec) -> Vec<Row> {
                 ]))
             })
             .collect(),
+        "pg_opclass" => types::OPERATOR_CLASSES
+            .iter()
+            .map(|(kind, id, family)| {
+                spec.row(&[
+                    ("oid", oid(*id)),
+                    ("opcmethod", oid(BTREE)),
+                    ("opcname", text(format!("{}_ops", kind.name()))),
+                    ("opcnamespace", oid(PG_CATALOG)),
+                    ("opcowner", oid(OWNER)),
+                    ("opcfamily", oid(*family)),
+                    ("opcintype", oid(kind.oid())),
+                    ("opcdefault", yes(true)),
+                    ("opckeytype", oid(0)),
+                ])
+            })
+            .collect(),
+        "pg_timezone_names" => vec![spec.row(&[("name", text("UTC")), ("abbrev", text("UTC")), ("is_dst", yes(false))])],
+        "pg_get_keywords" => super::definitions::RESERVED.iter().map(|word| spec.row(&[("word", text(*word))])).collect(),
         "pg_sequences" => catalog
             .relations()
             .filter_map(|relation| {
@@ -129,7 +147,7 @@ pub(super) fn tables(asker: &Asker) -> impl Iterator<Item = &Table> {
     })
 }
 
-fn pg_class(spec: &Spec, relation: &Relation) -> Vec<Row> {
+fn pg_class(catalog: &Catalog, spec: &Spec, relation: &Relation) -> Vec<Row> {
     let base = |kind: &str, columns: usize| {
         vec![
             ("oid", oid(relation.oid())),
@@ -153,7 +171,7 @@ fn pg_class(spec: &Spec, relation: &Relation) -> Vec<Row> {
                 ("relam", oid(HEAP)),
                 ("relhasindex", yes(!table.indexes.is_empty())),
                 ("relchecks", int2(table.checks.len() as i16)),
-                ("relhastriggers", yes(!table.foreign_keys.is_empty())),
+                ("relhastriggers", yes(!table.foreign_keys.is_empty() || catalog.references_to(table.oid).next().is_some())),
             ]);
             if !table.options.is_empty() {
                 let options = table.options.iter().map(text).collect();
@@ -170,6 +188,8 @@ fn pg_class(spec: &Spec, relation: &Relation) -> Vec<Row> {
                     ("relnatts", int2(index.columns.len() as i16)),
                     ("relfilenode", oid(index.oid)),
                     ("relreplident", text("n")),
+                    ("relpages", int4(1)),
+                    ("reltuples", Some(Datum::Float4(0.0))),
                 ])
             }));
             rows
@@ -201,7 +221,7 @@ fn pg_attribute(spec: &Spec, relation: &Relation) -> Vec<Row> {
             ("atthasdef", yes(column.default.is_some() && column.identity.is_none())),
             ("attidentity", text(identity)),
             ("attisdropped", yes(column.dropped)),
-            ("attstorage", text(if column.kind.length() < 0 { "x" } else { "p" })),
+            ("attstorage", text(storage(column.kind))),
             ("attcollation", oid(if column.kind.category() == 'S' { DEFAULT_COLLATION } else { 0 })),
         ])
     };
@@ -215,16 +235,24 @@ fn pg_attribute(spec: &Spec, relation: &Relation) -> Vec<Row> {
     rows
 }
 
+fn storage(kind: PgType) -> &'static str {
+    match kind {
+        PgType::Numeric => "m",
+        _ if kind.length() < 0 => "x",
+        _ => "p",
+    }
+}
+
 fn numbers(values: impl IntoIterator<Item = i16>) -> Option<Datum> {
     Some(Datum::Array(PgType::Int2, values.into_iter().map(int2).collect()))
 }
 
-fn oids(count: usize, value: Oid) -> Option<Datum> {
-    Some(Datum::Array(PgType::Oid, vec![oid(value); count]))
-}
-
 fn pg_index(spec: &Spec, table: &Table) -> Vec<Row> {
-    let row = |index: &crate::sql::catalog::Index| {
+    let oids = |index: &Index, of: fn(PgType) -> Oid| {
+        let kinds = index.columns.iter().map(|column| table.column_by_number(column.number).kind);
+        Some(Datum::Array(PgType::Oid, kinds.map(|kind| oid(of(kind))).collect()))
+    };
+    let row = |index: &Index| {
         let count = index.columns.len();
         spec.row(&[
             ("indexrelid", oid(index.oid)),
@@ -234,8 +262,8 @@ fn pg_index(spec: &Spec, table: &Table) -> Vec<Row> {
             ("indisunique", yes(index.unique)),
             ("indisprimary", yes(index.primary)),
             ("indkey", numbers(index.columns.iter().map(|column| column.number))),
-            ("indcollation", oids(count, 0)),
-            ("indclass", oids(count, 0)),
+            ("indcollation", oids(index, |kind| if kind.category() == 'S' { DEFAULT_COLLATION } else { 0 })),
+            ("indclass", oids(index, types::operator_class)),
             ("indoption", numbers(index.columns.iter().map(|column| if column.descending { 3 } else { 0 }))),
         ])
     };
@@ -298,7 +326,7 @@ fn pg_attrdef(spec: &Spec, table: &Table) -> Vec<Row> {
                 ("oid", oid(table.oid ^ (u32::from(column.number as u16) << 20))),
                 ("adrelid", oid(table.oid)),
                 ("adnum", int2(column.number)),
-                ("adbin", text(default)),
+                ("adbin", text(super::deparse::default(default, column.kind))),
             ]))
         })
         .collect()

@@ -48,7 +48,7 @@ const TABLES: &[(&str, &str, &str)] = &[
         "pg_index",
         "indexrelid:oid indrelid:oid indnatts:int2 indnkeyatts:int2 indisunique:bool indnullsnotdistinct:bool=f indisprimary:bool \
          indisexclusion:bool=f indimmediate:bool=t indisclustered:bool=f indisvalid:bool=t indcheckxmin:bool=f indisready:bool=t \
-         indislive:bool=t indisreplident:bool=f indkey:_int2 indcollation:_oid indclass:_oid indoption:_int2 indexprs:text indpred:text",
+         indislive:bool=t indisreplident:bool=f indkey:int2vector indcollation:oidvector indclass:oidvector indoption:int2vector indexprs:text indpred:text",
     ),
     (
         PG,
@@ -207,6 +207,37 @@ const TABLES: &[(&str, &str, &str)] = &[
         "relid:oid schemaname:name relname:name seq_scan:int8=0 seq_tup_read:int8=0 idx_scan:int8=0 idx_tup_fetch:int8=0 \
          n_tup_ins:int8=0 n_tup_upd:int8=0 n_tup_del:int8=0 n_live_tup:int8=0 n_dead_tup:int8=0",
     ),
+    (PG, "pg_prepared_statements", "name:text statement:text prepare_time:timestamptz parameter_types:_text from_sql:bool"),
+    (PG, "pg_cursors", "name:text statement:text is_holdable:bool is_binary:bool is_scrollable:bool creation_time:timestamptz"),
+    (
+        PG,
+        "pg_foreign_data_wrapper",
+        "oid:oid fdwname:name fdwowner:oid fdwhandler:oid fdwvalidator:oid fdwacl:_text fdwoptions:_text",
+    ),
+    (PG, "pg_user_mapping", "oid:oid umuser:oid umserver:oid umoptions:_text"),
+    (PG, "pg_ts_config", "oid:oid cfgname:name cfgnamespace:oid cfgowner:oid cfgparser:oid"),
+    (PG, "pg_ts_dict", "oid:oid dictname:name dictnamespace:oid dictowner:oid dicttemplate:oid dictinitoption:text"),
+    (PG, "pg_ts_parser", "oid:oid prsname:name prsnamespace:oid"),
+    (PG, "pg_ts_template", "oid:oid tmplname:name tmplnamespace:oid"),
+    (
+        PG,
+        "pg_conversion",
+        "oid:oid conname:name connamespace:oid conowner:oid conforencoding:int4 contoencoding:int4 conproc:text condefault:bool",
+    ),
+    (PG, "pg_default_acl", "oid:oid defaclrole:oid defaclnamespace:oid defaclobjtype:char defaclacl:_text"),
+    (PG, "pg_opfamily", "oid:oid opfmethod:oid opfname:name opfnamespace:oid opfowner:oid"),
+    (PG, "pg_aggregate", "aggfnoid:oid aggkind:char aggnumdirectargs:int2"),
+    (PG, "pg_largeobject_metadata", "oid:oid lomowner:oid lomacl:_text"),
+    (PG, "pg_seclabel", "objoid:oid classoid:oid objsubid:int4 provider:text label:text"),
+    (
+        PG,
+        "pg_subscription",
+        "oid:oid subdbid:oid subname:name subowner:oid subenabled:bool subconninfo:text subslotname:name subpublications:_text",
+    ),
+    (PG, "pg_available_extensions", "name:name default_version:text installed_version:text comment:text"),
+    (PG, "pg_timezone_names", "name:text abbrev:text utc_offset:interval is_dst:bool"),
+    (PG, "pg_group", "groname:name grosysid:oid grolist:_oid"),
+    (PG, "pg_get_keywords", "word:text catcode:char=R barelabel:bool=f catdesc:text=reserved baredesc:text"),
     (PG, "pg_prepared_xacts", "transaction:oid gid:text prepared:timestamptz owner:name database:name"),
     (
         INFO,

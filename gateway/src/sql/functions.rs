@@ -295,9 +295,18 @@ pub fn table_function(state: &SessionState, name: &str, arguments: Vec<Expr>) ->
     let schema = DFSchema::empty();
     let arguments = arguments
         .into_iter()
-        .map(|argument| simplifier.coerce(argument, &schema).and_then(|e| simplifier.simplify(e)))
+        .map(|argument| simplifier.coerce(argument, &schema).and_then(|e| simplifier.simplify(e)).map(widened))
         .collect::<DfResult<Vec<_>>>()?;
     function.create_table_provider_with_args(TableFunctionArgs::new(&arguments, state))
+}
+
+/// Functions in FROM take bigint where they take a number.
+fn widened(expr: Expr) -> Expr {
+    match expr {
+        Expr::Literal(ScalarValue::Int32(value), metadata) => Expr::Literal(ScalarValue::Int64(value.map(i64::from)), metadata),
+        Expr::Literal(ScalarValue::Int16(value), metadata) => Expr::Literal(ScalarValue::Int64(value.map(i64::from)), metadata),
+        other => other,
+    }
 }
 
 /// `SELECT * FROM a_sequence`.

@@ -29,7 +29,7 @@ const EMPTY: &[&str] = &[
 
 const AGGREGATES: &[&str] = &["count", "sum", "min", "max", "avg", "string_agg", "array_agg", "bool_or", "bool_and", "every"];
 
-fn name_of(function: &Function) -> String {
+pub(super) fn name_of(function: &Function) -> String {
     function.name.0.last().and_then(|p| p.as_ident()).map(fold).unwrap_or_default()
 }
 
@@ -264,30 +264,73 @@ fn decorrelate(query: &mut Query) -> Option<Expr> {
     let (SelectItem::UnnamedExpr(item) | SelectItem::ExprWithAlias { expr: item, .. }) = &mut select.projection[0] else {
         return None;
     };
-    let alias = Ident::with_quote('"', super::rewrite::output_name(item));
-    let expr = call("max", vec![std::mem::replace(item, null())]);
-    select.projection[0] = SelectItem::ExprWithAlias { expr, alias };
+    let item = std::mem::replace(item, null());
     query.order_by = None;
     query.limit_clause = None;
-    let subquery = Expr::Subquery(Box::new(query.clone()));
+    let mut outer = outer;
+    let subquery = if sides(&item, &inner).1 {
+        // The expression mixes both queries' columns: it is evaluated outside, over a subquery for each inner column.
+        outer.push(Expr::BinaryOp {
+            left: Box::new(Expr::Subquery(Box::new(selecting(query, parse("count(*)"), "n")?))),
+            op: BinaryOperator::Gt,
+            right: Box::new(Expr::Value(Value::Number("0".to_owned(), false).into())),
+        });
+        let mut whole = item;
+        let done = ast::visit_expressions_mut(&mut whole, |e| {
+            if let Expr::CompoundIdentifier(parts) = e
+                && parts.len() > 1
+                && inner.contains(&fold(&parts[parts.len() - 2]))
+            {
+                let column = call("max", vec![e.clone()]);
+                match selecting(query, column, "value") {
+                    Some(own) => *e = Expr::Subquery(Box::new(own)),
+                    None => return ControlFlow::Break(()),
+                }
+            }
+            ControlFlow::Continue(())
+        });
+        if done.is_break() {
+            return None;
+        }
+        whole
+    } else {
+        let name = super::rewrite::output_name(&item);
+        Expr::Subquery(Box::new(selecting(query, call("max", vec![item]), &name)?))
+    };
+    // CASE forgets that text was JSON.
+    let is_json = matches!(&subquery, Expr::Function(function) if name_of(function) == "json_build_object");
+    let retyped = |expr: Expr| match is_json {
+        true => {
+            Expr::Cast { kind: ast::CastKind::Cast, expr: Box::new(expr), data_type: DataType::JSON, array: false, format: None }
+        }
+        false => expr,
+    };
     Some(match all_of(outer) {
         None => subquery,
-        Some(condition) => Expr::Case {
+        Some(condition) => retyped(Expr::Case {
             case_token: ast::helpers::attached_token::AttachedToken::empty(),
             end_token: ast::helpers::attached_token::AttachedToken::empty(),
             operand: None,
             conditions: vec![CaseWhen { condition, result: subquery }],
             else_result: None,
-        },
+        }),
     })
+}
+
+/// The query with one output.
+fn selecting(query: &Query, expr: Expr, name: &str) -> Option<Query> {
+    let mut query = query.clone();
+    let SetExpr::Select(select) = &mut *query.body else { return None };
+    select.projection = vec![SelectItem::ExprWithAlias { expr, alias: Ident::with_quote('"', name) }];
+    Some(query)
 }
 
 /// `ARRAY(SELECT x ...)` as an aggregate.
 fn array_of(query: &Query) -> Option<Expr> {
     let SetExpr::Select(select) = &*query.body else { return None };
     let empty = || parse("CAST(ARRAY[] AS text[])");
-    if query.to_string().contains("reloptions") {
-        // Options of TOAST tables, of which there are none.
+    if query.to_string().contains("reloptions") || always_empty(&query.body) {
+        // Options of TOAST tables, of which there are none, and of features that are not here.
         return Some(empty());
     }
     let (SelectItem::UnnamedExpr(item) | SelectItem::ExprWithAlias { expr: item, .. }) = select.projection.first()? else {
@@ -372,10 +415,16 @@ impl VisitorMut for Isms {
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<()> {
         inline_lateral(select);
         count_exists(select);
+        super::pgarrays::expand_items(select);
         ControlFlow::Continue(())
     }
 
+    fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
+        super::pgarrays::in_from(factor)
+    }
+
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        super::pgarrays::access(expr);
         let new = match expr {
             Expr::Subquery(query) => decorrelate(query),
             Expr::Function(function) if name_of(function) == "array" => match &function.args {
@@ -393,6 +442,7 @@ impl VisitorMut for Isms {
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
         let new = match expr {
             Expr::Collate { expr, .. } => Some((**expr).clone()),
+            Expr::Function(function) => super::pgarrays::function(function),
             Expr::BinaryOp { op, .. } => {
                 if let BinaryOperator::PGCustomBinaryOperator(path) = op {
                     let plain = match path.last().map(String::as_str) {
@@ -416,6 +466,16 @@ impl VisitorMut for Isms {
                 }
                 None
             }
+            // What is cast to regclass to become an oid was never shown by its name.
+            Expr::Cast { expr: inner, data_type, .. } if data_type.to_string().eq_ignore_ascii_case("oid") => {
+                match &mut **inner {
+                    Expr::Function(function) if name_of(function) == "regclass_name" => {
+                        let arguments = super::rewrite::arguments(function).into_iter().cloned().collect();
+                        Some(call("regclass_oid", arguments))
+                    }
+                    _ => None,
+                }
+            }
             Expr::Cast { expr: inner, data_type, .. } => reg_type(data_type).map(|kind| {
                 let family = match kind {
                     "regprocedure" => "regproc",
@@ -423,6 +483,8 @@ impl VisitorMut for Isms {
                     other => other,
                 };
                 match super::rewrite::string_literal(inner) {
+                    // Procedures are known by their names here.
+                    Some(text) if kind == "regproc" => parse(&format!("'{}'", text.rsplit('.').next().unwrap_or(text))),
                     Some(text) if text.parse::<u32>().is_ok() => parse(&format!("CAST({text} AS oid)")),
                     Some(_) => call(&format!("{family}_oid"), vec![(**inner).clone()]),
                     None => call(&format!("{family}_name"), vec![(**inner).clone()]),

@@ -240,12 +240,44 @@ pub fn columns_of(plan: &LogicalPlan) -> Vec<ColumnDesc> {
     plan.schema()
         .fields()
         .iter()
-        .map(|field| {
+        .enumerate()
+        .map(|(at, field)| {
             let (kind, typmod) = field_type(field);
             let name = field.name().split(MARK).next().unwrap_or_default().to_owned();
-            ColumnDesc { name, kind, typmod, table: 0, number: 0 }
+            let (table, number) = origin(plan, at).unwrap_or((0, 0));
+            ColumnDesc { name, kind, typmod, table, number }
         })
         .collect()
+}
+
+/// The table and the number of the column that a plan's output shows unchanged.
+fn origin(plan: &LogicalPlan, at: usize) -> Option<(Oid, i16)> {
+    fn column_of(expr: &DfExpr) -> Option<&datafusion::common::Column> {
+        match expr {
+            DfExpr::Column(column) => Some(column),
+            DfExpr::Alias(alias) => column_of(&alias.expr),
+            _ => None,
+        }
+    }
+    match plan {
+        LogicalPlan::Projection(projection) => {
+            let column = column_of(projection.expr.get(at)?)?;
+            origin(&projection.input, projection.input.schema().maybe_index_of_column(column)?)
+        }
+        LogicalPlan::Filter(_) | LogicalPlan::Sort(_) | LogicalPlan::Limit(_) => origin(plan.inputs().first()?, at),
+        LogicalPlan::SubqueryAlias(alias) => origin(&alias.input, at),
+        LogicalPlan::Join(join) if join.schema.fields().len() > at => {
+            let left = join.left.schema().fields().len();
+            if at < left { origin(&join.left, at) } else { origin(&join.right, at - left) }
+        }
+        LogicalPlan::TableScan(scan) => {
+            let provider = datafusion::datasource::source_as_provider(&scan.source).ok()?;
+            let table = provider.downcast_ref::<TableScan>()?;
+            let at = scan.projection.as_ref().map_or(at, |columns| columns[at]);
+            table.origin(at)
+        }
+        _ => None,
+    }
 }
 
 /// A batch's rows as values of these columns (the first so many of the batch).

@@ -20,7 +20,7 @@ use rustydb::ids::PartitionId;
 use rustydb::store::{ScanLimit, ScanRange};
 
 use super::access::{self, Access};
-use super::catalog::Table;
+use super::catalog::{Oid, Table};
 use super::core::SessionCore;
 use super::error::SqlError;
 use super::row_codec::{Cell, RowReader};
@@ -56,6 +56,12 @@ impl TableScan {
     pub fn new(table: Arc<Table>, core: Arc<SessionCore>, hidden: bool) -> TableScan {
         let schema = table_schema(&table, hidden);
         TableScan { table, core, schema }
+    }
+
+    /// The table, and the number of the column at a place of its schema.
+    #[must_use]
+    pub fn origin(&self, at: usize) -> Option<(Oid, i16)> {
+        self.table.live_columns().nth(at).map(|column| (self.table.oid, column.number))
     }
 }
 
