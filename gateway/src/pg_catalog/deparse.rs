@@ -17,14 +17,14 @@ use crate::sql::types::PgType;
 pub fn default(text: &str, kind: PgType) -> String {
     let Ok(expr) = parse_expression(text) else { return text.to_owned() };
     let writer = Writer { columns: &[], pretty: false };
-    writer.operand(&expr, literal_type(kind), 0).text
+    writer.operand(&expr, literal_type(kind)).text
 }
 
 /// A CHECK over a table's columns, without the parentheses that constraints put around it.
 #[must_use]
 pub fn check(text: &str, columns: &[Column], pretty: bool) -> String {
     let Ok(expr) = parse_expression(text) else { return text.to_owned() };
-    Writer { columns, pretty }.operand(&expr, None, 0).text
+    Writer { columns, pretty }.operand(&expr, None).text
 }
 
 /// The type that an untyped literal beside a value of this type gets.
@@ -127,16 +127,16 @@ impl Writer<'_> {
     }
 
     /// Two operands of an operator: literals take the other's type, an integer beside a numeric or a float its cast.
-    fn pair(&self, left: &Expr, right: &Expr, around: u8) -> (Piece, Piece) {
-        let (a, b) = (self.operand(left, None, around), self.operand(right, None, around));
+    fn pair(&self, left: &Expr, right: &Expr) -> (Piece, Piece) {
+        let (a, b) = (self.operand(left, None), self.operand(right, None));
         let is_literal = |e: &Expr| matches!(e, Expr::Value(v) if matches!(v.value, Value::SingleQuotedString(_)));
         let textual = |kind: PgType| if kind == PgType::Varchar { PgType::Text } else { kind };
         let mut a = match (is_literal(left), b.kind) {
-            (true, Some(kind)) => self.operand(left, Some(textual(kind)), around),
+            (true, Some(kind)) => self.operand(left, Some(textual(kind))),
             _ => a,
         };
         let mut b = match (is_literal(right), a.kind) {
-            (true, Some(kind)) => self.operand(right, Some(textual(kind)), around),
+            (true, Some(kind)) => self.operand(right, Some(textual(kind))),
             _ => b,
         };
         let kinds = (a.kind, b.kind);
@@ -157,7 +157,7 @@ impl Writer<'_> {
     }
 
     fn binary(&self, left: &Expr, symbol: &str, right: &Expr, level: u8) -> Piece {
-        let (a, b) = self.pair(left, right, level);
+        let (a, b) = self.pair(left, right);
         let kind = match level {
             1 | 2 | 5 | 6 => Some(PgType::Bool),
             _ => match (a.kind, b.kind) {
@@ -172,22 +172,22 @@ impl Writer<'_> {
         self.operator(text, level, kind)
     }
 
-    fn operand(&self, expr: &Expr, wanted: Option<PgType>, around: u8) -> Piece {
+    fn operand(&self, expr: &Expr, wanted: Option<PgType>) -> Piece {
         match expr {
-            Expr::Nested(inner) => self.operand(inner, wanted, around),
+            Expr::Nested(inner) => self.operand(inner, wanted),
             Expr::Value(value) => self.literal(&value.value, wanted, false).unwrap_or_else(|| Self::atom(expr.to_string(), None)),
             Expr::UnaryOp { op: UnaryOperator::Minus, expr: inner } => match &**inner {
                 Expr::Value(value) => {
                     self.literal(&value.value, wanted, true).unwrap_or_else(|| Self::atom(expr.to_string(), None))
                 }
                 other => {
-                    let piece = self.operand(other, None, 11);
+                    let piece = self.operand(other, None);
                     let kind = piece.kind;
                     self.operator(format!("- {}", self.within(piece, 11)), 11, kind)
                 }
             },
             Expr::UnaryOp { op: UnaryOperator::Not, expr: inner } => {
-                let piece = self.operand(inner, None, 3);
+                let piece = self.operand(inner, None);
                 self.operator(format!("NOT {}", self.within(piece, 3)), 3, Some(PgType::Bool))
             }
             Expr::Identifier(name) => {
@@ -198,16 +198,14 @@ impl Writer<'_> {
                 let kind = self.columns.iter().find(|c| c.name == name && !c.dropped).map(|c| c.kind);
                 Self::atom(quoted(&name), kind)
             }
-            Expr::CompoundIdentifier(parts) if parts.len() == 2 => {
-                self.operand(&Expr::Identifier(parts[1].clone()), wanted, around)
-            }
+            Expr::CompoundIdentifier(parts) if parts.len() == 2 => self.operand(&Expr::Identifier(parts[1].clone()), wanted),
             Expr::BinaryOp { left, op: op @ (BinaryOperator::And | BinaryOperator::Or), right } => {
                 // A chain of the same word is one list.
                 let mut all = Vec::new();
                 chain(left, op, &mut all);
                 chain(right, op, &mut all);
                 let level = binding(op);
-                let parts: Vec<String> = all.iter().map(|e| self.within(self.operand(e, None, level), level)).collect();
+                let parts: Vec<String> = all.iter().map(|e| self.within(self.operand(e, None), level)).collect();
                 self.operator(parts.join(&format!(" {op} ")), level, Some(PgType::Bool))
             }
             Expr::BinaryOp { left, op, right } => {
@@ -218,11 +216,11 @@ impl Writer<'_> {
                 self.binary(left, &symbol, right, binding(op))
             }
             Expr::IsNull(inner) => {
-                let piece = self.operand(inner, None, 4);
+                let piece = self.operand(inner, None);
                 self.operator(format!("{} IS NULL", self.within(piece, 4)), 4, Some(PgType::Bool))
             }
             Expr::IsNotNull(inner) => {
-                let piece = self.operand(inner, None, 4);
+                let piece = self.operand(inner, None);
                 self.operator(format!("{} IS NOT NULL", self.within(piece, 4)), 4, Some(PgType::Bool))
             }
             Expr::Between { expr, negated: false, low, high } => {
@@ -234,11 +232,11 @@ impl Writer<'_> {
                 self.binary(expr, if *negated { "!~~" } else { "~~" }, pattern, 7)
             }
             Expr::InList { expr, list, negated } if list.len() > 1 => {
-                let first = self.operand(expr, None, 5);
+                let first = self.operand(expr, None);
                 let wide = first.kind == Some(PgType::Varchar);
-                let items: Vec<String> = list.iter().map(|item| self.pair(expr, item, 5).1).map(|p| p.text).collect();
+                let items: Vec<String> = list.iter().map(|item| self.pair(expr, item).1).map(|p| p.text).collect();
                 let (array, left) = if wide {
-                    let items = list.iter().map(|i| self.operand(i, Some(PgType::Varchar), 0).text).collect::<Vec<_>>();
+                    let items = list.iter().map(|i| self.operand(i, Some(PgType::Varchar)).text).collect::<Vec<_>>();
                     let array = format!("ARRAY[{}]", items.join(", "));
                     let array = if self.pretty { array } else { format!("({array})") };
                     (format!("{array}::text[]"), self.converted(&first, PgType::Text))
@@ -257,7 +255,7 @@ impl Writer<'_> {
                             Self::atom(format!("'{}'::{shown}", text.replace('\'', "''")), Some(to.kind))
                         }
                         other => {
-                            let piece = self.operand(other, None, 12);
+                            let piece = self.operand(other, None);
                             let whole = self.converted(&piece, to.kind);
                             let bare = whole.rsplit_once("::").map_or(whole.as_str(), |(bare, _)| bare);
                             Self::atom(format!("{bare}::{shown}"), Some(to.kind))
@@ -283,7 +281,7 @@ impl Writer<'_> {
                 let shown: Vec<String> = given
                     .iter()
                     .map(|argument| {
-                        let piece = self.operand(argument, wanted, 0);
+                        let piece = self.operand(argument, wanted);
                         match (piece.kind, wanted) {
                             (Some(PgType::Varchar), Some(PgType::Text)) => self.converted(&piece, PgType::Text),
                             _ => piece.text,
