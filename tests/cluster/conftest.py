@@ -148,9 +148,9 @@ def cluster(folder, request):
 
 
 @pytest.fixture(scope="module")
-def postgres(folder):
-    """A PostgreSQL of our own on 127.0.0.1, as an unprivileged user when we are root."""
-    data, port = folder / "postgres", free_port()
+def postgres(folder, request):
+    """A PostgreSQL of our own on 127.0.0.1 for the tests of one file, as an unprivileged user when we are root."""
+    data, port = folder / f"postgres-{request.module.__name__}", free_port()
     data.mkdir()
     as_user = []
     if os.geteuid() == 0:
