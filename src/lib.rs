@@ -16,4 +16,5 @@ pub mod fusion;
 pub mod btree;
 pub mod txn;
 pub mod store;
+pub mod raft;
 pub mod cluster;

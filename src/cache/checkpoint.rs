@@ -112,7 +112,7 @@ impl Shared {
                 self.work.wake();
             }
             self.ask_owners(target);
-            let step = self.position().0.saturating_sub(self.log.checkpoint_lsn().0);
+            let step = self.position().min(self.log.retained_from()).0.saturating_sub(self.log.checkpoint_lsn().0);
             let worthwhile = (step > 0 && due) || step >= capacity / STEP_PART;
             if worthwhile && let Err(error) = self.take_checkpoint().await {
                 tracing::error!(%error, "no checkpoint: the log keeps what it has, and fills up if this goes on");

@@ -31,6 +31,9 @@ pub struct Config {
     pub cluster: ClusterConfig,
     /// The shared-disk part: interconnect, Cache Fusion, directory, storage.
     pub rac: RacConfig,
+    /// The consensus of the control group and of replicated partitions.
+    #[serde(default)]
+    pub raft: RaftConfig,
     /// What clients connect to.
     #[serde(default)]
     pub server: ServerConfig,
@@ -147,6 +150,33 @@ pub struct RecoveryConfig {
     pub checkpoint_interval: u64,
 }
 
+/// `[raft]`. The same on all nodes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RaftConfig {
+    /// Milliseconds without a leader after which an election may begin: at least this many, drawn anew for each wait. 10 to
+    /// 60,000, and at least twice `heartbeat_interval`; default 150.
+    pub election_timeout_min: u64,
+    /// As above: at most this many. More than `election_timeout_min`, at most 120,000; default 300.
+    pub election_timeout_max: u64,
+    /// Milliseconds between a leader's heartbeats. 5 to 10,000; default 50.
+    pub heartbeat_interval: u64,
+    /// Most entries of one message to a follower. 1 to 4,096; default 100.
+    pub max_entries_per_append: u64,
+    /// Most messages with entries on their way to one follower. 1 to 4,096; default 64.
+    pub max_inflight_appends: u64,
+    /// Most proposals that wait for the other members; more are refused. 1 to 1,000,000; default 100,000.
+    pub max_uncommitted_entries: u64,
+    /// Most bytes of such proposals. 64 KiB to 64 MiB, and never more than the redo area bears; default 4 MiB.
+    pub max_uncommitted_size: ByteSize,
+    /// Entries applied since the last snapshot after which the next one is taken. 10 to 10,000,000; default 10,000.
+    pub snapshot_threshold: u64,
+    /// Seconds after which a snapshot is taken although fewer were applied. 1 to 604,800; default 3,600.
+    pub snapshot_interval: u64,
+    /// Entries kept in memory before a snapshot, for followers that are a little behind. 0 to 1,000,000; default 10,000.
+    pub log_retention: u64,
+}
+
 /// `[server]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -214,6 +244,23 @@ impl Default for GrdConfig {
 impl Default for RecoveryConfig {
     fn default() -> Self {
         RecoveryConfig { checkpoint_interval: 300 }
+    }
+}
+
+impl Default for RaftConfig {
+    fn default() -> Self {
+        RaftConfig {
+            election_timeout_min: 150,
+            election_timeout_max: 300,
+            heartbeat_interval: 50,
+            max_entries_per_append: 100,
+            max_inflight_appends: 64,
+            max_uncommitted_entries: 100_000,
+            max_uncommitted_size: ByteSize(4 << 20),
+            snapshot_threshold: 10_000,
+            snapshot_interval: 3_600,
+            log_retention: 10_000,
+        }
     }
 }
 
@@ -371,6 +418,21 @@ impl Config {
         within("rac.grd.virtual_nodes", self.rac.grd.virtual_nodes, 1, 4_096)?;
         within("rac.grd.max_grd_entries", self.rac.grd.max_grd_entries, 1_000, 100_000_000)?;
         within("rac.recovery.checkpoint_interval", self.rac.recovery.checkpoint_interval, 1, 3_600)?;
+        let raft = &self.raft;
+        within("raft.heartbeat_interval", raft.heartbeat_interval, 5, 10_000)?;
+        within("raft.election_timeout_min", raft.election_timeout_min, (2 * raft.heartbeat_interval).max(10), 60_000)?;
+        within("raft.election_timeout_max", raft.election_timeout_max, raft.election_timeout_min + 1, 120_000)?;
+        within("raft.max_entries_per_append", raft.max_entries_per_append, 1, 4_096)?;
+        within("raft.max_inflight_appends", raft.max_inflight_appends, 1, 4_096)?;
+        within("raft.max_uncommitted_entries", raft.max_uncommitted_entries, 1, 1_000_000)?;
+        let (size, bounds) = (raft.max_uncommitted_size, (ByteSize(64 << 10), ByteSize(64 << 20)));
+        if size < bounds.0 || size > bounds.1 {
+            let allowed = format!("{} to {}", bounds.0, bounds.1);
+            return Err(ConfigError::out_of_range("raft.max_uncommitted_size", &size, allowed));
+        }
+        within("raft.snapshot_threshold", raft.snapshot_threshold, 10, 10_000_000)?;
+        within("raft.snapshot_interval", raft.snapshot_interval, 1, 604_800)?;
+        within("raft.log_retention", raft.log_retention, 0, 1_000_000)?;
         within("server.max_connections", self.server.max_connections, 1, 100_000)?;
         within("engine.shards", self.engine.shards, 1, SHARDS_MAX as u64)?;
         within("engine.undo_retention", self.engine.undo_retention, 0, 604_800)?;

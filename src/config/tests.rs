@@ -68,6 +68,19 @@ fn a_value_out_of_range_is_named_with_its_bounds() {
 }
 
 #[test]
+fn elections_wait_for_more_than_one_heartbeat() {
+    let config = Config::parse(&format!("{THREE}\n[raft]\nheartbeat_interval = 20\nelection_timeout_min = 40\n")).unwrap();
+    assert_eq!(
+        (config.raft.election_timeout_min, config.raft.election_timeout_max, config.raft.snapshot_threshold),
+        (40, 300, 10_000)
+    );
+    let message = refusal(&format!("{THREE}\n[raft]\nelection_timeout_min = 99\n"));
+    assert_eq!(message, "raft.election_timeout_min = 99 is out of range: it must be 100 to 60000");
+    let message = refusal(&format!("{THREE}\n[raft]\nelection_timeout_max = 150\n"));
+    assert_eq!(message, "raft.election_timeout_max = 150 is out of range: it must be 151 to 120000");
+}
+
+#[test]
 fn a_node_must_be_one_of_the_cluster() {
     let message = refusal(&THREE.replace("\"node2\"\n", "\"node9\"\n"));
     assert!(message.contains("cluster.nodes is missing") && message.contains("node9"), "{message}");

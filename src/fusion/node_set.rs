@@ -58,6 +58,18 @@ impl NodeSet {
         NodeSet(self.0 & !Self::bit(node))
     }
 
+    /// The bitmap: bit n is node n.
+    #[must_use]
+    pub const fn bits(self) -> u128 {
+        self.0
+    }
+
+    /// From its bitmap; `None` when bit 0, which is no node's, is set.
+    #[must_use]
+    pub const fn from_bits(bits: u128) -> Option<NodeSet> {
+        if bits & 1 == 0 { Some(NodeSet(bits)) } else { None }
+    }
+
     /// The members in ascending order.
     pub fn iter(self) -> impl Iterator<Item = NodeId> {
         let mut rest = self.0;

@@ -34,13 +34,15 @@ pub enum Service {
     Ges,
     /// Transactions: commit broadcast and state queries, kinds `0x60..=0x7f`.
     Txn,
+    /// Raft groups, kinds `0x80..=0x9f`. Its messages pass the epoch filter: Raft has terms of its own, and decides epochs.
+    Raft,
     /// The interconnect's own heartbeats, kinds `0xe0..=0xff`.
     Link,
 }
 
 impl Service {
     /// Every service, in the order of [`Service::index`].
-    pub const ALL: [Service; 5] = [Service::Cluster, Service::Gcs, Service::Ges, Service::Txn, Service::Link];
+    pub const ALL: [Service; 6] = [Service::Cluster, Service::Gcs, Service::Ges, Service::Txn, Service::Raft, Service::Link];
 
     /// The service that a message kind belongs to; `None` for kinds that nobody has.
     #[must_use]
@@ -50,6 +52,7 @@ impl Service {
             0x20..=0x3f => Some(Service::Gcs),
             0x40..=0x5f => Some(Service::Ges),
             0x60..=0x7f => Some(Service::Txn),
+            0x80..=0x9f => Some(Service::Raft),
             0xe0..=0xff => Some(Service::Link),
             _ => None,
         }
@@ -63,6 +66,7 @@ impl Service {
             Service::Gcs => 0x20,
             Service::Ges => 0x40,
             Service::Txn => 0x60,
+            Service::Raft => 0x80,
             Service::Link => 0xe0,
         }
     }
@@ -75,7 +79,8 @@ impl Service {
             Service::Gcs => 1,
             Service::Ges => 2,
             Service::Txn => 3,
-            Service::Link => 4,
+            Service::Raft => 4,
+            Service::Link => 5,
         }
     }
 
@@ -87,6 +92,7 @@ impl Service {
             Service::Gcs => "gcs",
             Service::Ges => "ges",
             Service::Txn => "txn",
+            Service::Raft => "raft",
             Service::Link => "link",
         }
     }
@@ -289,7 +295,7 @@ mod tests {
 
     fn any_header() -> impl Strategy<Value = Header> {
         let ids = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>(), any::<u64>(), any::<u64>());
-        (0u8..0x80, any::<u8>(), any::<u8>(), any::<u8>(), ids).prop_map(|(kind, flags, mode, from, ids)| Header {
+        (0u8..0xa0, any::<u8>(), any::<u8>(), any::<u8>(), ids).prop_map(|(kind, flags, mode, from, ids)| Header {
             kind,
             flags: flags & FLAGS_OF_SERVICE,
             mode,
@@ -344,7 +350,7 @@ mod tests {
         assert!(matches!(long.seal(&[]).open(), Err(FrameFault::Length { block: false, .. })));
         let short_block = Header { flags: FLAG_BLOCK, body_len: 4096, ..good };
         assert!(matches!(short_block.seal(&[]).open(), Err(FrameFault::Length { block: true, .. })));
-        let nobody = Header { kind: 0x99, ..good };
-        assert!(matches!(nobody.seal(&[]).open(), Err(FrameFault::Kind(0x99))));
+        let nobody = Header { kind: 0xb9, ..good };
+        assert!(matches!(nobody.seal(&[]).open(), Err(FrameFault::Kind(0xb9))));
     }
 }

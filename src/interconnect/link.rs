@@ -166,7 +166,7 @@ fn deliver(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>, header: &Header, bod
     inner.clock.observe(header.scn);
     match service {
         Service::Link => return on_heartbeat(inner, peer, link, header),
-        Service::Cluster => {}
+        Service::Cluster | Service::Raft => {}
         Service::Gcs | Service::Ges | Service::Txn => {
             if header.epoch != inner.epoch.get() {
                 inner.counters.drop_one(|drops| &mut drops.epoch);

@@ -4,7 +4,7 @@
 //! forms the next, and a lone commit is written at once: nobody waits for company and no timer runs.
 //!
 //! Bounds: on disk by the ring, of which a batch and a headroom stay free, the latter for the records that checkpoints
-//! themselves write; in memory by [`UNFLUSHED_MAX`] and the reservations that are out. Whoever finds no room waits, first come,
+//! themselves write and, up to a quarter of it, for Raft's; in memory by [`UNFLUSHED_MAX`] and the reservations that are out. Whoever finds no room waits, first come,
 //! first served. A record's LSN is final when it is appended, because a batch's place is known when it is begun.
 //!
 //! A failed write poisons the log: every waiter gets the error, and nothing later is acknowledged.
@@ -46,6 +46,8 @@ struct Inner {
     state: RefCell<State>,
     /// Read on hot paths.
     durable: Cell<Lsn>,
+    /// No checkpoint goes beyond this: Raft's records from here on are needed. [`Lsn`]'s maximum when none are.
+    retained: Cell<Lsn>,
     /// Something was freed, or the log was poisoned.
     space: Notify,
     /// Serves the reservations in their order.
@@ -87,6 +89,17 @@ struct OpenBatch {
     records: u32,
 }
 
+/// Whose need for space it is: how near to the end of the ring it may go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// Leaves the headroom to the others.
+    Ordinary,
+    /// Raft's appends: a quarter of the headroom. The members must be able to agree on what to do about a full log.
+    Raft,
+    /// Whatever helps to free space: all of it.
+    Urgent,
+}
+
 impl OpenBatch {
     fn end(&self) -> Lsn {
         self.start.advance(self.used as u64)
@@ -121,8 +134,12 @@ impl Log {
         let mut scan = LogScan::open(reactor, file, area).await?;
         let checkpoint = *scan.checkpoint();
         let mut batches = VecDeque::new();
+        let mut retained = Lsn(u64::MAX);
         while let Some(batch) = scan.next_batch().await? {
             batches.push_back((batch.start, batch.sequence));
+            if scan.has_kind(&batch, RecordKind::Raft) {
+                retained = retained.min(batch.start);
+            }
         }
         let end = scan.end();
         if incarnation < end.incarnation {
@@ -154,6 +171,7 @@ impl Log {
                 stats: LogStats::default(),
             }),
             durable: Cell::new(end.lsn),
+            retained: Cell::new(retained),
             space: Notify::new(),
             turn: Semaphore::new(1),
             pressure: Notify::new(),
@@ -188,14 +206,14 @@ impl Log {
     /// [`LogError::RecordTooLarge`], or the error that poisoned the log.
     pub async fn reserve_records(&self, bytes: usize, records: usize) -> Result<Reservation, LogError> {
         let (framed_left, charge) = self.cost(bytes, records)?;
-        if self.0.turn.available() > 0 && self.fits(charge, false)? {
+        if self.0.turn.available() > 0 && self.fits(charge, Room::Ordinary)? {
             return Ok(self.take(framed_left, charge));
         }
         let began = self.0.reactor.now();
         let _turn = self.0.turn.acquire(1).await;
         loop {
             let freed = self.0.space.notified();
-            if self.fits(charge, false)? {
+            if self.fits(charge, Room::Ordinary)? {
                 break;
             }
             self.0.pressure.notify_all();
@@ -214,7 +232,7 @@ impl Log {
     /// [`LogError::RecordTooLarge`], or the error that poisoned the log.
     pub fn try_reserve(&self, bytes: usize) -> Result<Option<Reservation>, LogError> {
         let (framed_left, charge) = self.cost(bytes, 1)?;
-        let fits = self.0.turn.available() > 0 && self.fits(charge, false)?;
+        let fits = self.0.turn.available() > 0 && self.fits(charge, Room::Ordinary)?;
         Ok(fits.then(|| self.take(framed_left, charge)))
     }
 
@@ -224,12 +242,43 @@ impl Log {
     /// # Errors
     /// [`LogError::RecordTooLarge`], or the error that poisoned the log.
     pub async fn reserve_urgent(&self, bytes: usize) -> Result<Reservation, LogError> {
-        let (framed_left, charge) = self.cost(bytes, 1)?;
+        self.reserve_ahead(bytes, 1, Room::Urgent).await
+    }
+
+    /// As [`Log::reserve_urgent`], for several records: Raft's images, which let the log forget what stands before them.
+    ///
+    /// # Errors
+    /// [`LogError::RecordTooLarge`], or the error that poisoned the log.
+    pub async fn reserve_image(&self, bytes: usize, records: usize) -> Result<Reservation, LogError> {
+        self.reserve_ahead(bytes, records, Room::Urgent).await
+    }
+
+    /// Reserves space for what Raft appends, ahead of those who wait: may use a quarter of the headroom that others leave.
+    ///
+    /// # Errors
+    /// [`LogError::RecordTooLarge`], or the error that poisoned the log.
+    pub async fn reserve_raft(&self, bytes: usize, records: usize) -> Result<Reservation, LogError> {
+        self.reserve_ahead(bytes, records, Room::Raft).await
+    }
+
+    /// As [`Log::reserve_raft`], at once or not at all.
+    ///
+    /// # Errors
+    /// [`LogError::RecordTooLarge`], or the error that poisoned the log.
+    pub fn try_reserve_raft(&self, bytes: usize, records: usize) -> Result<Option<Reservation>, LogError> {
+        let (framed_left, charge) = self.cost(bytes, records)?;
+        Ok(self.fits(charge, Room::Raft)?.then(|| self.take(framed_left, charge)))
+    }
+
+    /// Reserves space without queueing behind those who wait.
+    async fn reserve_ahead(&self, bytes: usize, records: usize, room: Room) -> Result<Reservation, LogError> {
+        let (framed_left, charge) = self.cost(bytes, records)?;
         loop {
             let freed = self.0.space.notified();
-            if self.fits(charge, true)? {
+            if self.fits(charge, room)? {
                 return Ok(self.take(framed_left, charge));
             }
+            self.0.pressure.notify_all();
             freed.await;
         }
     }
@@ -313,7 +362,7 @@ impl Log {
                 return Err(poison.clone());
             }
             assert!(lsn <= state.open.end(), "a checkpoint at {lsn}, beyond the log's end at {}", state.open.end());
-            let lsn = lsn.min(self.durable_lsn());
+            let lsn = lsn.min(self.durable_lsn()).min(self.retained_from());
             let after = state.batches.partition_point(|(start, _)| *start <= lsn);
             let Some((start, sequence)) = after.checked_sub(1).map(|at| state.batches[at]) else {
                 return Ok(state.checkpoint.lsn);
@@ -339,6 +388,23 @@ impl Log {
         drop(state);
         self.0.space.notify_all();
         Ok(next.lsn)
+    }
+
+    /// Says from where on Raft's records are needed: no checkpoint goes beyond it. After [`Log::open`] that is where the
+    /// first of them stands, until whoever has read them says otherwise. `None` when none are needed.
+    pub fn retain_from(&self, lsn: Option<Lsn>) {
+        let lsn = lsn.unwrap_or(Lsn(u64::MAX));
+        assert!(lsn >= self.checkpoint_lsn(), "{lsn} can't be retained: the log begins at {}", self.checkpoint_lsn());
+        self.0.retained.set(lsn);
+        if self.0.pressure.waiting() > 0 && self.checkpoint_due() {
+            self.0.pressure.notify_all();
+        }
+    }
+
+    /// See [`Log::retain_from`]; the maximum when nothing is retained.
+    #[must_use]
+    pub fn retained_from(&self) -> Lsn {
+        self.0.retained.get()
     }
 
     /// Where the space in use begins.
@@ -380,7 +446,13 @@ impl Log {
     /// Bytes that may lie between the checkpoint and the end before writers wait.
     #[must_use]
     pub fn capacity(&self) -> u64 {
-        self.limit(false)
+        self.limit(Room::Ordinary)
+    }
+
+    /// Bytes at the end of the space that ordinary records leave free: what urgent ones may use.
+    #[must_use]
+    pub fn headroom(&self) -> u64 {
+        self.limit(Room::Urgent) - self.limit(Room::Ordinary)
     }
 
     /// Largest payload of one record.
@@ -437,17 +509,22 @@ impl Log {
 
     /// Most bytes in use: a batch stays free for what may be skipped at the end of the ring, and for others than the
     /// urgent a headroom beside that.
-    fn limit(&self, urgent: bool) -> u64 {
+    fn limit(&self, room: Room) -> u64 {
         let usable = self.0.ring.bytes() - self.0.ring.batch_max() as u64;
-        if urgent { usable } else { usable - self.0.ring.bytes() / 8 }
+        let headroom = self.0.ring.bytes() / 8;
+        match room {
+            Room::Ordinary => usable - headroom,
+            Room::Raft => usable - headroom / 4 * 3,
+            Room::Urgent => usable,
+        }
     }
 
-    fn fits(&self, charge: u64, urgent: bool) -> Result<bool, LogError> {
+    fn fits(&self, charge: u64, room: Room) -> Result<bool, LogError> {
         let state = self.0.state.borrow();
         if let Some(poison) = &state.poison {
             return Err(poison.clone());
         }
-        let space = self.used(&state) + state.reserved + charge <= self.limit(urgent);
+        let space = self.used(&state) + state.reserved + charge <= self.limit(room);
         Ok(space && state.closed_bytes + state.open.used < UNFLUSHED_MAX)
     }
 

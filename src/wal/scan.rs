@@ -154,6 +154,18 @@ impl LogScan {
         Ok(None)
     }
 
+    /// Whether the batch that [`LogScan::next_batch`] has just given holds a record of this kind.
+    pub(super) fn has_kind(&self, batch: &Batch, kind: RecordKind) -> bool {
+        let mut rest = &self.buffer.get(batch.start)[BATCH_HEADER..batch.length];
+        while let Some((found, _, whole)) = take_record(rest) {
+            if found == kind as u8 {
+                return true;
+            }
+            rest = &rest[whole..];
+        }
+        false
+    }
+
     /// Whether the log may end at `at`, where no batch continues it.
     async fn check_end(&mut self, at: Lsn, found: Option<Batch>) -> Result<(), LogError> {
         let (node, shard) = (self.ring.area().node, self.ring.area().shard);
