@@ -27,6 +27,10 @@ pub struct Tree {
 /// the blocks are lost.
 pub type DeadCells<'a> = &'a dyn Fn(&[u8], &[u8]) -> bool;
 
+/// Most blocks that a write changes besides those that it formats: its leaf, and two of the caller's (undo, and the
+/// transaction's slot).
+const WRITE_BLOCKS_MAX: usize = 3;
+
 /// What a write is going to need; see [`Tree::seek_write`].
 #[derive(Clone, Copy)]
 pub struct NeedRoom<'a> {
@@ -132,7 +136,7 @@ impl Tree {
     /// a block while he waits for the log.
     ///
     /// The caller must hold no block and no other reservation. He may hold the leaf while he takes blocks that come later
-    /// in the lock order (undo).
+    /// in the lock order (undo), and change two of them beside it, not counting those that he formats.
     ///
     /// # Errors
     /// A key or cell over its bound; no space for a split; a block that can't be had or is damaged.
@@ -146,7 +150,7 @@ impl Tree {
         let incoming = Incoming { key, value_len: need.value_len };
         let mut finished_one = false;
         loop {
-            let mtr = self.cache.begin_mtr(need.redo_bytes).await?;
+            let mtr = self.cache.begin_mtr_of(need.redo_bytes, WRITE_BLOCKS_MAX).await?;
             let (guard, block, unfinished) = self.write_node(Target::Key(key), 0).await?;
             if let Some(unfinished) = unfinished.filter(|_| !finished_one) {
                 // Once per call: somebody who splits all the time must not keep us here.

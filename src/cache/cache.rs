@@ -114,7 +114,8 @@ pub(super) struct Shared {
     pub(super) settled: WaitList,
     pub(super) work: WaitList,
     pub(super) mtr_pool: RefCell<Vec<super::mtr::Buffers>>,
-    pub(super) write_pool: RefCell<Vec<IoBuf>>,
+    /// Where the copies of a batch lie.
+    pub(super) copies: RefCell<Option<Rc<IoBuf>>>,
     /// How many batches the writer has failed to write, and the last error.
     pub(super) write_error: RefCell<(u64, Option<CacheError>)>,
     pub(super) closed: Cell<bool>,
@@ -169,7 +170,7 @@ impl Cache {
             settled: WaitList::default(),
             work: WaitList::default(),
             mtr_pool: RefCell::default(),
-            write_pool: RefCell::default(),
+            copies: RefCell::default(),
             closed: Cell::new(false),
             stats: Counters::default(),
             arena,
@@ -557,6 +558,7 @@ impl Shared {
             Source::Disk => {
                 assert!(had == Mode::Null, "{block}: granted from disk to a node that has it in mode {had:?}");
                 assert!(!granted.dirty_owner, "{block}: granted from disk while an owner has a newer version (rule 6)");
+                assert!(frame.latch.get() == 0, "{block}: granted from disk while its bytes are being received");
                 frame.mode.set(granted.mode);
                 // Who asked may have left meanwhile: what counts is who will be served next.
                 let create = frame.line.borrow().local.front().is_some_and(|waiter| waiter.kind == Kind::Create);

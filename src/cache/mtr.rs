@@ -25,8 +25,11 @@ use crate::wal::redo::{ENTRY_OVERHEAD, GROUP_OVERHEAD, RecordKind, RedoGroupBuil
 /// Most blocks that one mini-transaction changes without formatting them.
 pub const MTR_BLOCKS_MAX: usize = 12;
 
-/// Bytes reserved in the log beyond what the caller asks for: whole blocks where they are needed, and the framing.
-const RESERVE: usize = GROUP_OVERHEAD + MTR_BLOCKS_MAX * (ENTRY_OVERHEAD + BLOCK_SIZE + 16);
+/// Bytes reserved in the log beyond what the caller asks for: so many whole blocks, which are needed where a copy of them was
+/// taken for writing, and the framing (also of blocks that are formatted).
+const fn reserve(blocks: usize) -> usize {
+    GROUP_OVERHEAD + blocks * (BLOCK_SIZE + 16) + MTR_BLOCKS_MAX * ENTRY_OVERHEAD
+}
 
 /// Buffer sets kept for the next mini-transactions.
 const POOL_MAX: usize = 64;
@@ -50,6 +53,7 @@ struct Touched {
 pub struct Mtr {
     shared: Rc<Shared>,
     reservation: Reservation,
+    blocks_max: usize,
     buffers: Buffers,
 }
 
@@ -61,10 +65,20 @@ impl Cache {
     /// # Errors
     /// When the log has failed.
     pub async fn begin_mtr(&self, bytes: usize) -> Result<Mtr, CacheError> {
+        self.begin_mtr_of(bytes, MTR_BLOCKS_MAX).await
+    }
+
+    /// As [`begin_mtr`](Self::begin_mtr), of at most `blocks` blocks besides those that it formats (and no more than
+    /// [`MTR_BLOCKS_MAX`]). Each may have to go into the log whole, so that few blocks reserve a smaller part of it.
+    ///
+    /// # Errors
+    /// When the log has failed.
+    pub async fn begin_mtr_of(&self, bytes: usize, blocks: usize) -> Result<Mtr, CacheError> {
+        assert!(blocks <= MTR_BLOCKS_MAX, "a mini-transaction of {blocks} blocks, and {MTR_BLOCKS_MAX} are the most");
         let reservation =
-            self.0.log.reserve(bytes + RESERVE).await.map_err(|error| CacheError::Log { error: error.to_string() })?;
+            self.0.log.reserve(bytes + reserve(blocks)).await.map_err(|error| CacheError::Log { error: error.to_string() })?;
         let buffers = self.0.mtr_pool.borrow_mut().pop().unwrap_or_default();
-        Ok(Mtr { shared: self.0.clone(), reservation, buffers })
+        Ok(Mtr { shared: self.0.clone(), reservation, blocks_max: blocks, buffers })
     }
 }
 
@@ -87,7 +101,8 @@ impl Mtr {
         let afresh = change.starts_afresh();
         if !frame.pending.replace(true) {
             let whole = self.buffers.touched.iter().filter(|touched| !touched.afresh).count();
-            assert!(afresh || whole < MTR_BLOCKS_MAX, "a mini-transaction changes more than {MTR_BLOCKS_MAX} blocks");
+            let most = self.blocks_max;
+            assert!(afresh || whole < most, "{block}: a mini-transaction of {most} blocks changes one more");
             self.buffers.touched.push(Touched { frame: id, afresh });
         }
         frame.sealed.set(false);

@@ -68,6 +68,8 @@ counters! {
     corrupt,
     /// Block writes completed.
     writes,
+    /// Operations that it took: neighbouring blocks are written together.
+    write_operations,
     /// Batches that the writer could not write.
     write_failures,
     /// Clean blocks that left.

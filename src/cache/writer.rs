@@ -1,12 +1,15 @@
 //! The block writer: brings dirty blocks to the volume in the background.
 //!
-//! One task per shard. Bounded by [`WRITE_BATCH`] copies at a time. It writes copies, so that changes go on meanwhile, and
+//! One task per shard. Bounded by [`WRITE_BATCH`] copies at a time, of which neighbours on the volume are written together, up
+//! to [`WRITE_TOGETHER`]. It writes copies, so that changes go on meanwhile, and
 //! promises: the redo of a copy is durable before its write starts (rule 1); a block is not shipped while a copy of it is
 //! being written (rule 8), because that write could land on top of the next owner's; what it reports as written is on
 //! stable storage (rule 4), in exactly the version that it names (rule 7).
 
 use std::future::{Future, poll_fn};
+use std::ops::Range;
 use std::pin::Pin;
+use std::ptr::NonNull;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -23,6 +26,9 @@ use crate::wal::redo::{BlocksWritten, RecordKind};
 /// Most blocks written at a time.
 pub const WRITE_BATCH: usize = 64;
 
+/// Most neighbouring blocks written with one operation: 128 KiB, which devices take whole.
+pub const WRITE_TOGETHER: usize = 16;
+
 /// After a failed batch the writer waits this long.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
@@ -35,7 +41,6 @@ struct Copy {
     block: BlockId,
     scn: Scn,
     redo_end: Lsn,
-    bytes: Option<IoBuf>,
 }
 
 impl Cache {
@@ -143,13 +148,13 @@ impl Shared {
         batch
     }
 
-    async fn write_batch(self: &Rc<Self>, batch: Vec<FrameId>) -> Result<(), CacheError> {
-        let mut copies: Vec<Copy> = batch.into_iter().map(|id| self.copy(id)).collect();
-        let written = self.write_copies(&mut copies).await;
-        for copy in &mut copies {
-            if let Some(bytes) = copy.bytes.take() {
-                self.write_pool.borrow_mut().push(bytes);
-            }
+    async fn write_batch(self: &Rc<Self>, mut batch: Vec<FrameId>) -> Result<(), CacheError> {
+        // In the volume's order: neighbours follow one another.
+        batch.sort_unstable_by_key(|id| self.frame(*id).block.get().block);
+        let memory = self.memory_for_copies();
+        let copies: Vec<Copy> = batch.into_iter().zip(0..).map(|(id, place)| self.copy(id, &memory, place)).collect();
+        let written = self.write_copies(&copies, &memory).await;
+        for copy in &copies {
             self.wrote(copy, written.is_ok());
         }
         if written.is_ok() {
@@ -162,12 +167,21 @@ impl Shared {
         written
     }
 
-    /// Takes a copy to write. Changes to the block may go on from here.
-    fn copy(&self, id: FrameId) -> Copy {
+    /// Memory for a batch of copies. One batch at a time: it is used again unless the kernel still has a part of it.
+    fn memory_for_copies(&self) -> Rc<IoBuf> {
+        let mut kept = self.copies.borrow_mut();
+        match &*kept {
+            Some(memory) if Rc::strong_count(memory) == 1 => memory.clone(),
+            _ => kept.insert(Rc::new(IoBuf::aligned(WRITE_BATCH * BLOCK_SIZE))).clone(),
+        }
+    }
+
+    /// Takes a copy to write, to a place in the batch's memory. Changes to the block may go on from here.
+    fn copy(&self, id: FrameId, memory: &Rc<IoBuf>, place: usize) -> Copy {
         let frame = self.frame(id);
         let block = frame.block.get();
         assert!(writable(frame), "{block}: chosen for writing in the middle of something");
-        let mut bytes = self.write_pool.borrow_mut().pop().unwrap_or_else(|| IoBuf::aligned(BLOCK_SIZE));
+        let mut bytes = part(memory, place, 1);
         // SAFETY: no mini-transaction is under way in the frame, and this turn ends nowhere in here.
         bytes.as_mut_slice().copy_from_slice(unsafe { self.arena.bytes(id) });
         block::seal(bytes.as_mut_slice());
@@ -175,23 +189,24 @@ impl Shared {
         frame.needs_image.set(true);
         frame.write_wanted.set(false);
         assert!(frame.redirtied_lsn.get().is_none(), "{block}: changes after a write that never was");
-        Copy { frame: id, block, scn: frame.scn.get(), redo_end: frame.last_lsn.get(), bytes: Some(bytes) }
+        Copy { frame: id, block, scn: frame.scn.get(), redo_end: frame.last_lsn.get() }
     }
 
-    async fn write_copies(self: &Rc<Self>, copies: &mut [Copy]) -> Result<(), CacheError> {
+    async fn write_copies(self: &Rc<Self>, copies: &[Copy], memory: &Rc<IoBuf>) -> Result<(), CacheError> {
         let redo_end = copies.iter().map(|copy| copy.redo_end).max().unwrap_or_default();
         self.log.flush_to(redo_end).await.map_err(|error| CacheError::Log { error: error.to_string() })?;
-        let alone = copies.len() == 1;
-        let writes = copies.iter_mut().map(|copy| {
-            let durable = self.log.durable_lsn();
+        let durable = self.log.durable_lsn();
+        for copy in copies {
             assert!(
                 copy.redo_end <= durable,
                 "{}: written with redo up to {}, and only {durable} is durable (rule 1)",
                 copy.block,
                 copy.redo_end
             );
-            self.write_copy(copy, alone)
-        });
+        }
+        let runs = neighbours(copies);
+        let alone = runs.len() == 1;
+        let writes = runs.into_iter().map(|run| self.write_run(&copies[run.clone()], part(memory, run.start, run.len()), alone));
         let results = join_all(writes.collect()).await;
         results.into_iter().collect::<Result<(), _>>()?;
         if !alone {
@@ -202,19 +217,20 @@ impl Shared {
         Ok(())
     }
 
-    async fn write_copy(&self, copy: &mut Copy, durable: bool) -> Result<(), CacheError> {
-        let bytes = copy.bytes.take().expect("a copy has its bytes");
-        let offset = copy.block.block.0 * BLOCK_SIZE as u64;
-        let (result, bytes) = if durable {
+    /// Writes copies that are neighbours on the volume.
+    async fn write_run(&self, copies: &[Copy], bytes: IoBuf, durable: bool) -> Result<(), CacheError> {
+        let (block, wanted) = (copies[0].block, bytes.len());
+        let offset = block.block.0 * BLOCK_SIZE as u64;
+        self.stats.write_operations.add(1);
+        let (result, _) = if durable {
             self.reactor.write_durable(self.file, offset, bytes).await
         } else {
             self.reactor.write(self.file, offset, bytes).await
         };
-        copy.bytes = Some(bytes);
-        let failed = |error: String| CacheError::Io { block: copy.block, operation: "write", error };
+        let failed = |error: String| CacheError::Io { block, operation: "write", error };
         match result {
-            Ok(BLOCK_SIZE) => Ok(()),
-            Ok(written) => Err(failed(format!("only {written} bytes were written"))),
+            Ok(written) if written == wanted => Ok(()),
+            Ok(written) => Err(failed(format!("only {written} of {wanted} bytes were written"))),
             Err(error) => Err(failed(error.to_string())),
         }
     }
@@ -269,6 +285,29 @@ fn writable(frame: &Frame) -> bool {
         && !frame.pending.get()
         && matches!(frame.mode.get(), Mode::Shared | Mode::Exclusive)
         && !frame.is_barred(bar::LOADING | bar::EVICTING | bar::PROTECTED | bar::REMOTE)
+}
+
+/// Runs of copies, which are in the volume's order, whose blocks follow one another there.
+fn neighbours(copies: &[Copy]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (place, copy) in copies.iter().enumerate() {
+        match runs.last_mut() {
+            Some(run) if run.len() < WRITE_TOGETHER && copies[place - 1].block.block.0 + 1 == copy.block.block.0 => {
+                run.end = place + 1;
+            }
+            _ => runs.push(place..place + 1),
+        }
+    }
+    runs
+}
+
+/// The memory of some copies that lie side by side.
+fn part(memory: &Rc<IoBuf>, place: usize, count: usize) -> IoBuf {
+    assert!((place + count) * BLOCK_SIZE <= memory.len(), "copies {place} to {} of a batch", place + count);
+    let start = NonNull::new(memory.as_ptr().cast_mut()).expect("a buffer lies somewhere");
+    // SAFETY: the part lies inside the memory, which the guard keeps. A part is written by `copy` while nobody else has
+    // one of these bytes, and only read from then on.
+    unsafe { IoBuf::from_raw(start.add(place * BLOCK_SIZE), count * BLOCK_SIZE, memory.clone()) }
 }
 
 /// Awaits all of them, side by side.

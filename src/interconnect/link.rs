@@ -3,12 +3,16 @@
 //! Owned by the shard's thread; three tasks share it. Ends once, for one [`DownReason`], whoever finds it first; then all
 //! three tasks are ended and the handlers told. Bounds: the send queue (a setting), one receive buffer.
 //!
-//! Bytes are received into one buffer and copied from there, blocks into the frame that their handler reserved. With TCP the kernel
-//! copies anyway, and copying 8 KiB of warm bytes once more costs less than the second system call that would avoid it.
-//! It also means that no operation of the kernel ever points into a frame: losing a peer leaves no write under way
-//! into memory that has found another use meanwhile.
+//! **How a block arrives.** The reader takes whatever there is into one buffer. Of a block whose end has not come yet, the rest is
+//! received straight into the frame that its handler reserves; one that lies in the buffer whole is copied there. To ask for the
+//! header alone first, so that no block is ever copied, was tried and measured: the second system call costs more than the
+//! copy of 8 KiB of warm bytes (docs/performance.md).
+//!
+//! While the kernel may write into a frame, the frame is *lent*. A connection that is lost is closed, and all that it was
+//! lent has come back, before the handlers hear of the loss: nothing is written into memory that has found another use.
 
 use std::cell::{Cell, RefCell};
+use std::ptr::NonNull;
 use std::rc::Rc;
 
 use zerocopy::FromBytes;
@@ -16,7 +20,7 @@ use zerocopy::FromBytes;
 use super::header::{BODY_BYTES_MAX, FrameFault, HEADER_BYTES, Header, Service, WireHeader};
 use super::queue::{QueuedBody, SendQueue};
 use super::stats::{Counters, DownReason};
-use super::{Body, Inner, LINK_PING, LINK_PONG, Peer};
+use super::{Body, Handler, Inner, LINK_PING, LINK_PONG, Peer};
 use crate::ids::{BLOCK_SIZE, Incarnation, NodeId, Scn};
 use crate::reactor::sync::Notify;
 use crate::reactor::{Instant, IoBuf, Stream, TaskHandle};
@@ -30,7 +34,6 @@ const _: () = assert!(RECEIVE_BYTES > HEADER_BYTES + BODY_BYTES_MAX);
 pub(super) struct Link {
     pub node: NodeId,
     pub incarnation: Incarnation,
-    pub stream: Stream,
     pub queue: RefCell<SendQueue>,
     /// Wakes the writer.
     pub filled: Notify,
@@ -40,21 +43,41 @@ pub(super) struct Link {
     pub last_heard: Cell<Instant>,
     /// The reader and the writer.
     pub tasks: RefCell<Vec<TaskHandle>>,
+    /// Frames that a block is being received into, or that have not been taken by their handler yet.
+    lent: Cell<usize>,
+    returned: Notify,
 }
 
 impl Link {
-    pub fn new(node: NodeId, incarnation: Incarnation, stream: Stream, now: Instant) -> Rc<Link> {
+    pub fn new(node: NodeId, incarnation: Incarnation, now: Instant) -> Rc<Link> {
         Rc::new(Link {
             node,
             incarnation,
-            stream,
             queue: RefCell::default(),
             filled: Notify::new(),
             ended: Notify::new(),
             fault: RefCell::new(None),
             last_heard: Cell::new(now),
             tasks: RefCell::default(),
+            lent: Cell::new(0),
+            returned: Notify::new(),
         })
+    }
+
+    /// Takes note of a handler's frame until it is dropped.
+    fn lend(self: &Rc<Self>, mut frame: IoBuf) -> IoBuf {
+        self.lent.set(self.lent.get() + 1);
+        let (start, length) = (NonNull::new(frame.as_mut_ptr()).expect("a buffer lies somewhere"), frame.len());
+        let guard = Rc::new(Lent { link: self.clone(), _frame: frame });
+        // SAFETY: the guard owns the frame, which nobody else reaches, and keeps it as long as the buffer lives.
+        unsafe { IoBuf::from_raw(start, length, guard) }
+    }
+
+    /// Resolves when no frame is lent. The reader has been stopped and the stream closed, so that this ends.
+    pub async fn all_returned(&self) {
+        while self.lent.get() > 0 {
+            self.returned.notified().await;
+        }
     }
 
     /// Ends the connection, soon: never calls a handler before it returns. The first reason counts.
@@ -79,8 +102,21 @@ impl Link {
     }
 }
 
+/// A frame between its handler and the kernel.
+struct Lent {
+    link: Rc<Link>,
+    _frame: IoBuf,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.link.lent.set(self.link.lent.get() - 1);
+        self.link.returned.notify_all();
+    }
+}
+
 /// Sends what is queued, batch by batch, until the connection ends.
-pub(super) async fn write(link: Rc<Link>) {
+pub(super) async fn write(link: Rc<Link>, stream: Stream) {
     loop {
         let filled = link.filled.notified();
         let batch = link.queue.borrow_mut().take_batch();
@@ -88,7 +124,7 @@ pub(super) async fn write(link: Rc<Link>) {
             filled.await;
             continue;
         }
-        let (result, _sent) = link.stream.send_vectored(batch).await;
+        let (result, _sent) = stream.send_vectored(batch).await;
         if let Err(error) = result {
             link.fail(DownReason::Broken(error.kind()));
             return;
@@ -96,33 +132,56 @@ pub(super) async fn write(link: Rc<Link>) {
     }
 }
 
+/// What stands at the front of the receive buffer.
+enum Front {
+    /// Not a whole message yet.
+    Incomplete,
+    /// A message of this length, which has been delivered.
+    Delivered(usize),
+    /// The header of a block that has not arrived whole.
+    Block(Header),
+}
+
 /// Receives messages and hands them to their services until the connection ends.
-pub(super) async fn read(inner: Rc<Inner>, peer: Rc<Peer>, link: Rc<Link>) {
+pub(super) async fn read(inner: Rc<Inner>, peer: Rc<Peer>, link: Rc<Link>, stream: Stream) {
+    if let Err(reason) = read_until_end(&inner, &peer, &link, &stream).await {
+        link.fail(reason);
+    }
+}
+
+async fn read_until_end(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>, stream: &Stream) -> Result<(), DownReason> {
     let mut buffer = IoBuf::aligned(RECEIVE_BYTES);
     let mut filled = 0;
     loop {
-        let (result, back) = link.stream.recv(buffer.slice(filled..RECEIVE_BYTES)).await;
+        let (result, back) = stream.recv(buffer.slice(filled..RECEIVE_BYTES)).await;
         buffer = back.whole();
         match result {
-            Ok(0) => return link.fail(DownReason::ClosedByPeer),
+            Ok(0) => return Err(DownReason::ClosedByPeer),
             Ok(received) => filled += received,
-            Err(error) => return link.fail(DownReason::Broken(error.kind())),
+            Err(error) => return Err(DownReason::Broken(error.kind())),
         }
         link.last_heard.set(inner.reactor.now());
         let bytes = buffer.as_mut_slice();
         let mut taken = 0;
-        loop {
+        let block = loop {
             if link.has_failed() {
-                return;
+                return Ok(());
             }
-            match take_message(&inner, &peer, &link, &bytes[taken..filled]) {
-                Ok(0) => break,
-                Ok(length) => taken += length,
+            match take_message(inner, peer, link, &bytes[taken..filled]) {
+                Ok(Front::Incomplete) => break None,
+                Ok(Front::Delivered(length)) => taken += length,
+                Ok(Front::Block(header)) => break Some(header),
                 Err(fault) => {
                     inner.counters.refuse_one(|refused| &mut refused.damaged);
-                    return link.fail(DownReason::Damaged(fault));
+                    return Err(DownReason::Damaged(fault));
                 }
             }
+        };
+        if let Some(header) = block {
+            let there = &bytes[taken + HEADER_BYTES..filled];
+            receive_block(inner, peer, link, stream, &header, there).await?;
+            filled = 0;
+            continue;
         }
         bytes.copy_within(taken..filled, 0);
         filled -= taken;
@@ -130,65 +189,119 @@ pub(super) async fn read(inner: Rc<Inner>, peer: Rc<Peer>, link: Rc<Link>) {
     }
 }
 
-/// Takes the message at the front of `bytes` and delivers it. `Ok(0)` when it isn't there whole yet.
-fn take_message(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>, bytes: &[u8]) -> Result<usize, FrameFault> {
-    let Ok((wire, rest)) = WireHeader::read_from_prefix(bytes) else { return Ok(0) };
+/// Receives the rest of a block into its frame, and delivers it. A block that nobody wants is received all the same, into
+/// memory of its own: the next message stands behind it.
+async fn receive_block(
+    inner: &Rc<Inner>,
+    peer: &Peer,
+    link: &Rc<Link>,
+    stream: &Stream,
+    header: &Header,
+    there: &[u8],
+) -> Result<(), DownReason> {
+    let wanted = is_of_now(inner, link, header).is_ok().then(|| handler_of(inner, header)).flatten();
+    let mut frame = frame_for(link, wanted.as_deref(), header);
+    frame.as_mut_slice()[..there.len()].copy_from_slice(there);
+    let (result, back) = stream.recv_exact(frame.slice(there.len()..BLOCK_SIZE)).await;
+    result.map_err(|error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => DownReason::ClosedByPeer,
+        kind => DownReason::Broken(kind),
+    })?;
+    link.last_heard.set(inner.reactor.now());
+    if !link.has_failed() {
+        // What was of now when its header came need not be any more: it is looked at again.
+        deliver(inner, peer, link, header, |_| Body::Block(back.whole()));
+    }
+    Ok(())
+}
+
+/// Looks at the front of `bytes`, and delivers the message if it is there whole.
+fn take_message(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>, bytes: &[u8]) -> Result<Front, FrameFault> {
+    let Ok((wire, rest)) = WireHeader::read_from_prefix(bytes) else { return Ok(Front::Incomplete) };
     let header = wire.open()?;
     let length = header.body_len as usize;
-    if header.is_block() {
-        // The claims of a block's header are checked before the block is waited for.
-        wire.verify(&[])?;
-    }
-    if rest.len() < length {
-        return Ok(0);
-    }
-    let body = &rest[..length];
-    if !header.is_block() {
-        wire.verify(body)?;
-    }
+    // The claims of a block's header are checked before the block is waited for.
+    let body = match rest.get(..length) {
+        _ if header.is_block() => {
+            wire.verify(&[])?;
+            rest.get(..length)
+        }
+        Some(body) => {
+            wire.verify(body)?;
+            Some(body)
+        }
+        None => return Ok(Front::Incomplete),
+    };
     if header.from != link.node {
         return Err(FrameFault::Sender(header.from));
     }
     if header.scn >= Scn::MAX {
         return Err(FrameFault::Clock(header.scn));
     }
-    deliver(inner, peer, link, &header, body);
-    Ok(HEADER_BYTES + length)
+    let Some(body) = body else { return Ok(Front::Block(header)) };
+    deliver(inner, peer, link, &header, |handler| {
+        if header.is_block() {
+            let mut frame = frame_for(link, Some(handler), &header);
+            frame.as_mut_slice().copy_from_slice(body);
+            Body::Block(frame)
+        } else if body.is_empty() {
+            Body::Empty
+        } else {
+            Body::Bytes(body.to_vec())
+        }
+    });
+    Ok(Front::Delivered(HEADER_BYTES + length))
 }
 
-fn deliver(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>, header: &Header, body: &[u8]) {
-    let service = header.service().expect("the kind was checked when the header was opened");
-    Counters::count(&inner.counters.received, service, (HEADER_BYTES + body.len()) as u64);
+/// Memory for the block behind a header: the handler's, or our own.
+fn frame_for(link: &Rc<Link>, handler: Option<&dyn Handler>, header: &Header) -> IoBuf {
+    let frame = match handler.and_then(|handler| handler.frame_for(header)) {
+        Some(frame) => link.lend(frame),
+        None => IoBuf::aligned(BLOCK_SIZE),
+    };
+    assert_eq!(frame.len(), BLOCK_SIZE, "the frame reserved for {} is one block", header.block);
+    frame
+}
+
+/// Why a message is not delivered.
+enum Outdated {
+    Incarnation,
+    Epoch,
+}
+
+/// Whether a message is of the sender's present life and, where that counts, of our epoch.
+fn is_of_now(inner: &Inner, link: &Link, header: &Header) -> Result<(), Outdated> {
     if header.incarnation != link.incarnation {
-        inner.counters.drop_one(|drops| &mut drops.incarnation);
-        return;
+        return Err(Outdated::Incarnation);
     }
-    inner.clock.observe(header.scn);
-    match service {
-        Service::Link => return on_heartbeat(inner, peer, link, header),
-        Service::Cluster | Service::Raft => {}
-        Service::Gcs | Service::Ges | Service::Txn => {
-            if header.epoch != inner.epoch.get() {
-                inner.counters.drop_one(|drops| &mut drops.epoch);
-                return;
-            }
-        }
+    match header.service().expect("the kind was checked when the header was opened") {
+        Service::Link | Service::Cluster | Service::Raft => Ok(()),
+        Service::Gcs | Service::Ges | Service::Txn if header.epoch == inner.epoch.get() => Ok(()),
+        Service::Gcs | Service::Ges | Service::Txn => Err(Outdated::Epoch),
     }
-    let handler = inner.handlers.borrow()[service.index()].clone();
-    let Some(handler) = handler else {
-        inner.counters.drop_one(|drops| &mut drops.no_handler);
-        return;
+}
+
+fn handler_of(inner: &Inner, header: &Header) -> Option<Rc<dyn Handler>> {
+    inner.handlers.borrow()[header.service()?.index()].clone()
+}
+
+fn deliver(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>, header: &Header, body: impl FnOnce(&dyn Handler) -> Body) {
+    let service = header.service().expect("the kind was checked when the header was opened");
+    Counters::count(&inner.counters.received, service, HEADER_BYTES as u64 + u64::from(header.body_len));
+    let of_now = is_of_now(inner, link, header);
+    if !matches!(of_now, Err(Outdated::Incarnation)) {
+        inner.clock.observe(header.scn);
+    }
+    match of_now {
+        Err(Outdated::Incarnation) => return inner.counters.drop_one(|drops| &mut drops.incarnation),
+        Err(Outdated::Epoch) => return inner.counters.drop_one(|drops| &mut drops.epoch),
+        Ok(()) if service == Service::Link => return on_heartbeat(inner, peer, link, header),
+        Ok(()) => {}
+    }
+    let Some(handler) = handler_of(inner, header) else {
+        return inner.counters.drop_one(|drops| &mut drops.no_handler);
     };
-    let body = if header.is_block() {
-        let mut frame = handler.frame_for(header).unwrap_or_else(|| IoBuf::aligned(BLOCK_SIZE));
-        assert_eq!(frame.len(), BLOCK_SIZE, "the frame reserved for {} is one block", header.block);
-        frame.as_mut_slice().copy_from_slice(body);
-        Body::Block(frame)
-    } else if body.is_empty() {
-        Body::Empty
-    } else {
-        Body::Bytes(body.to_vec())
-    };
+    let body = body(&*handler);
     handler.on_message(link.node, header, body);
 }
 

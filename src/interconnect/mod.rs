@@ -95,7 +95,10 @@ pub trait Handler {
     /// A message of one of the service's kinds, of our epoch and of the sender's present life.
     fn on_message(&self, from: NodeId, header: &Header, body: Body);
 
-    /// Where the block that follows this header shall lie: exactly one block of memory. `None`: in memory of its own.
+    /// Where the block that follows this header shall lie: exactly one block of memory. `None`: in memory of its own. The
+    /// block is not there yet: it is when [`on_message`](Self::on_message) gives the buffer back. If the buffer is dropped
+    /// instead (the connection breaks, the epoch ends), what is in it is worth nothing; that is over before
+    /// [`on_peer_down`](Self::on_peer_down).
     fn frame_for(&self, header: &Header) -> Option<IoBuf> {
         let _ = header;
         None

@@ -204,7 +204,7 @@ fn admit(inner: &Inner, theirs: &Hello) -> Result<(Rc<Peer>, Hello), HelloFault>
 
 /// From the greeting to the end of the connection.
 async fn converse(inner: &Rc<Inner>, peer: &Rc<Peer>, stream: Stream, hello: &Hello) {
-    let link = Link::new(peer.node, hello.incarnation, stream, inner.reactor.now());
+    let link = Link::new(peer.node, hello.incarnation, inner.reactor.now());
     peer.incarnation.set(hello.incarnation);
     inner.clock.observe(hello.scn);
     let before = peer.link.replace(Some(link.clone()));
@@ -215,15 +215,18 @@ async fn converse(inner: &Rc<Inner>, peer: &Rc<Peer>, stream: Stream, hello: &He
     inner.each_handler(|handler| handler.on_peer_up(peer.node));
     peer.changed.notify_all();
 
-    let reading = link::read(inner.clone(), peer.clone(), link.clone());
+    let reading = link::read(inner.clone(), peer.clone(), link.clone(), stream.clone());
     let reader = inner.reactor.spawn(Class::High, "interconnect read", reading);
-    let writer = inner.reactor.spawn(Class::High, "interconnect write", link::write(link.clone()));
+    let writer = inner.reactor.spawn(Class::High, "interconnect write", link::write(link.clone(), stream.clone()));
     link.tasks.borrow_mut().extend([reader, writer]);
     let reason = link::watch(inner, peer, &link).await;
     link.stop();
+    // Closes it, which ends what the kernel still receives: into a frame, perhaps, that its handler will want back.
+    drop(stream);
     if inner.closed.get() {
         return;
     }
+    link.all_returned().await;
     tracing::warn!(peer = %peer.node, life = %hello.incarnation, "connection lost: {reason}");
     *peer.down_reason.borrow_mut() = reason;
     peer.link.take();

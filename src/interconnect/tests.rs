@@ -42,6 +42,9 @@ struct Seen {
     frame: RefCell<Option<IoBuf>>,
     count: Cell<u64>,
     keep: Cell<bool>,
+    /// Memory that is lent out with `frame`, and how many had it when a peer went.
+    arena: RefCell<Option<Rc<Vec<Cell<u8>>>>>,
+    had_arena_at_down: Cell<usize>,
 }
 
 impl Handler for Seen {
@@ -59,6 +62,7 @@ impl Handler for Seen {
     }
     fn on_peer_down(&self, node: NodeId) {
         self.downs.borrow_mut().push(node);
+        self.had_arena_at_down.set(self.arena.borrow().as_ref().map_or(0, Rc::strong_count));
     }
 }
 
@@ -236,6 +240,96 @@ fn a_block_arrives_in_the_frame_that_the_handler_reserved() {
         assert_eq!(held[BLOCK_SIZE..2 * BLOCK_SIZE], *sent.as_slice());
         assert!(held[..BLOCK_SIZE].iter().chain(&held[2 * BLOCK_SIZE..]).all(|byte| *byte == 0xee));
         nodes.iter().for_each(|node| node.net.close());
+    });
+}
+
+/// A block that comes in pieces: its bytes lie in the frame as they come, and nobody hears of it before the last. If that
+/// never comes, or the epoch ends before, the frame is given back, and what comes behind the block is heard.
+#[test]
+fn a_block_that_does_not_come_whole_is_nobodys_block() {
+    on_loopback(|reactor| async move {
+        let cluster = Cluster::new(&reactor, 2);
+        let one = cluster.start(cluster.settings(1, 1)).await;
+        let header = Header {
+            kind: BLOCK,
+            flags: FLAG_BLOCK,
+            mode: 0,
+            from: NodeId(2),
+            body_len: BLOCK_SIZE as u32,
+            epoch: Epoch(1),
+            incarnation: Incarnation(1),
+            scn: Scn(0),
+            block: BlockId::new(PartitionId(7), BlockNo(1)),
+            request: RequestId(1),
+            argument: 0,
+        };
+        let next = Header { kind: SMALL, flags: 0, body_len: 0, argument: 77, epoch: Epoch(2), ..header };
+        let wire = |header: &Header| header.seal(&[]).as_bytes().to_vec();
+        let lend = || {
+            let arena: Rc<Vec<Cell<u8>>> = Rc::new(vec![Cell::new(0xee); BLOCK_SIZE]);
+            let frame = NonNull::from(&arena[0]).cast::<u8>();
+            // SAFETY: Cells are writable through a shared reference, and the guard owns them.
+            *one.seen.frame.borrow_mut() = Some(unsafe { IoBuf::from_raw(frame, BLOCK_SIZE, arena.clone()) });
+            *one.seen.arena.borrow_mut() = Some(arena.clone());
+            arena
+        };
+        let in_frame = |arena: &Vec<Cell<u8>>| arena.iter().filter(|byte| byte.get() == 0xaa).count();
+
+        // Header alone, a part, the rest with the next message behind it.
+        let arena = lend();
+        let evil = cluster.stranger(1, 2, None).await;
+        cluster.until("the welcome", || one.net.is_up(NodeId(2))).await;
+        let send = async |bytes: Vec<u8>| evil.send(IoBuf::from_vec(bytes)).await.0.unwrap();
+        send(wire(&header)).await;
+        cluster.until("its frame", || one.seen.frame.borrow().is_none()).await;
+        send(vec![0xaa; 5000]).await;
+        cluster.until("the first part", || in_frame(&arena) == 5000).await;
+        assert_eq!(one.seen.count.get(), 0, "not before it is whole");
+        send([vec![0xaa; BLOCK_SIZE - 5000], wire(&Header { epoch: Epoch(1), ..next })].concat()).await;
+        cluster.until("both messages", || one.seen.count.get() == 2).await;
+        assert_eq!(in_frame(&arena), BLOCK_SIZE);
+        one.seen.messages.borrow_mut().clear();
+
+        // The epoch ends in the middle.
+        let arena = lend();
+        send([wire(&header), vec![0xaa; 100]].concat()).await;
+        cluster.until("its frame", || in_frame(&arena) == 100).await;
+        one.net.set_epoch(Epoch(2));
+        send([vec![0xaa; BLOCK_SIZE - 100], wire(&next)].concat()).await;
+        cluster.until("the message behind it", || one.seen.count.get() == 3).await;
+        assert_eq!(one.seen.messages.borrow()[0].1.argument, 77);
+        assert_eq!(one.net.stats().dropped, Drops { epoch: 1, ..Drops::default() });
+        assert_eq!(Rc::strong_count(&arena), 2, "the frame is given back");
+
+        // One of the old epoch gets no frame, and is taken from the stream all the same.
+        let _arena = lend();
+        send(wire(&header)).await;
+        reactor.sleep(Duration::from_millis(2)).await;
+        send([vec![0xaa; BLOCK_SIZE], wire(&next)].concat()).await;
+        cluster.until("the message behind it", || one.seen.count.get() == 4).await;
+        assert!(one.seen.frame.borrow().is_some(), "nobody asked for a frame");
+
+        // The connection breaks in the middle: the frame is back before the loss is told.
+        let arena = lend();
+        send([wire(&Header { epoch: Epoch(2), ..header }), vec![0xaa; 100]].concat()).await;
+        cluster.until("its frame", || in_frame(&arena) == 100).await;
+        assert_eq!(Rc::strong_count(&arena), 3, "lent");
+        evil.shutdown();
+        cluster.until("the loss", || !one.seen.downs.borrow().is_empty()).await;
+        assert_eq!(one.seen.had_arena_at_down.get(), 2, "it was lent still when the peer's loss was told");
+        // The same when it is this side that gives the peer up, with the kernel still receiving.
+        let arena = lend();
+        let mute = cluster.stranger(1, 2, None).await;
+        cluster.until("the welcome", || one.net.is_up(NodeId(2))).await;
+        let piece = [wire(&Header { epoch: Epoch(2), ..header }), vec![0xaa; 100]].concat();
+        mute.send(IoBuf::from_vec(piece)).await.0.unwrap();
+        cluster.until("its frame", || in_frame(&arena) == 100).await;
+        let peer = one.net.peer(NodeId(2)).unwrap().clone();
+        peer.link.borrow().as_ref().unwrap().fail(DownReason::ClosedHere);
+        cluster.until("the loss", || one.seen.downs.borrow().len() == 2).await;
+        assert_eq!(one.seen.had_arena_at_down.get(), 2, "it was lent still when the peer's loss was told");
+        assert_eq!(one.seen.count.get(), 4);
+        one.net.close();
     });
 }
 

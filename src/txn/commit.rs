@@ -57,7 +57,7 @@ impl Txns {
 
     /// The slot says so, in the log's memory. `scn`: drawn before, for a branch.
     async fn write_commit(&self, id: TxnId, scn: Option<Scn>) -> Result<(Lsn, Scn), TxnError> {
-        let mut mtr = self.0.cache.begin_mtr(SLOT_REDO_MAX).await?;
+        let mut mtr = self.0.cache.begin_mtr_of(SLOT_REDO_MAX, 1).await?;
         let mut table = self.0.undo.table(id.slot()).await?;
         // From here to the group's end nobody else runs: who asks later is told "committing".
         let scn = scn.unwrap_or_else(|| self.0.shared.clock.next(self.wall_ms()));
@@ -106,7 +106,7 @@ impl Txns {
             self.forget_unwritten(id);
             return Ok(false);
         }
-        let mut mtr = self.0.cache.begin_mtr(SLOT_REDO_MAX).await?;
+        let mut mtr = self.0.cache.begin_mtr_of(SLOT_REDO_MAX, 1).await?;
         let mut table = self.0.undo.table(id.slot()).await?;
         // The SCN is drawn by the home after all branches have come here: above whatever any reader has seen before.
         self.0.table.borrow_mut().committing(id, None);
@@ -155,7 +155,7 @@ impl Txns {
             self.0.table.borrow_mut().committed(branch, scn);
             lsn
         } else {
-            let mut mtr = self.0.cache.begin_mtr(SLOT_REDO_MAX).await?;
+            let mut mtr = self.0.cache.begin_mtr_of(SLOT_REDO_MAX, 1).await?;
             let mut table = self.0.undo.table(branch.slot()).await?;
             self.0.table.borrow_mut().abort(branch);
             let undo_head = self.0.table.borrow().position(branch).0;

@@ -84,7 +84,7 @@ impl Txns {
         self.undo_until(id, Position(0), SlotState::Active).await?;
         let scn;
         if on_disk {
-            let mut mtr = self.0.cache.begin_mtr(SLOT_REDO_MAX).await?;
+            let mut mtr = self.0.cache.begin_mtr_of(SLOT_REDO_MAX, 1).await?;
             let mut table = self.0.undo.table(id.slot()).await?;
             scn = self.0.shared.clock.next(self.wall_ms());
             let slot = Slot { wrap: id.wrap(), state: SlotState::RolledBack(scn), undo_head: UndoPtr::NONE };
@@ -153,7 +153,7 @@ impl Txns {
     async fn put_back(&self, undone: Undone, owner: TxnId, pointer: UndoPtr, slot: Option<Slot>) -> Result<(), TxnError> {
         let Undone { tree, key, before } = undone;
         let Some(tree) = tree else {
-            let mut mtr = self.0.cache.begin_mtr(SLOT_REDO_MAX).await?;
+            let mut mtr = self.0.cache.begin_mtr_of(SLOT_REDO_MAX, 1).await?;
             if let Some(slot) = slot {
                 let mut table = self.0.undo.table(owner.slot()).await?;
                 write_slot(&mut mtr, &mut table, owner.slot(), &slot);

@@ -239,3 +239,30 @@ fn a_disk_that_refuses_a_block_write_loses_nothing_once_it_is_mended() {
     sim.block_on(&reactor, async move { cache.write_now(id(0)).await }).unwrap();
     assert_eq!((world.cache.stats().dirty, world.peers.wrote.borrow().len()), (0, 1));
 }
+
+#[test]
+fn neighbours_are_written_together_and_others_for_themselves() {
+    run(CacheConfig { frames: 256, ..small() }, |world| async move {
+        // Not in the volume's order, with a gap of one, and more in a row than go together.
+        let blocks: Vec<u64> = (0..20).rev().chain([40, 42, 43, 300]).collect();
+        for &n in &blocks {
+            world.create(id(n), n.to_string().as_bytes()).await;
+        }
+        assert!(world.cache.checkpoint_fully(Duration::ZERO).await.unwrap());
+        let stats = world.cache.stats();
+        assert_eq!((stats.writes, stats.write_operations), (24, 5), "0-15, 16-19, 40, 42-43, 300");
+        for &n in &blocks {
+            let bytes = world.read_raw(id(n)).await;
+            block::verify(bytes.as_slice(), id(n)).unwrap();
+            assert_eq!(value(bytes.as_slice()), n.to_string().as_bytes());
+        }
+        // The next batch uses the memory again.
+        for &n in &blocks {
+            world.update(id(n), b"again").await;
+        }
+        assert!(world.cache.checkpoint_fully(Duration::ZERO).await.unwrap());
+        for &n in &blocks {
+            assert_eq!(value(world.read_raw(id(n)).await.as_slice()), b"again");
+        }
+    });
+}

@@ -528,6 +528,8 @@ impl Handler for Gcs {
         }
         let mut tables = self.0.tables.borrow_mut();
         let pending = tables.pending.get_mut(&header.block).filter(|pending| pending.request == header.request)?;
+        // An earlier try may have ended half-way.
+        pending.in_place = false;
         let buffer = self.0.cache()?.receive_buffer(pending.acquire.frame)?;
         pending.in_place = true;
         Some(buffer)
