@@ -27,6 +27,8 @@ pub trait Backend: Send + Sync {
     fn now(&self) -> Scn;
     /// See [`Store::catalog_generation`].
     fn catalog_generation(&self) -> u64;
+    /// See [`Store::catalog_version`].
+    fn catalog_version(&self) -> StoreResult<'_, u64>;
     /// See [`Store::session`].
     fn session(&self) -> Box<dyn SessionBackend>;
     /// See [`Store::create_partition`].
@@ -138,12 +140,23 @@ impl Store {
         self.backend.now()
     }
 
-    /// Grows whenever a transaction that wrote to [`PartitionId::CATALOG`] commits, on whichever node, before that commit
-    /// is acknowledged. One atomic load. A caller that re-reads the catalog when this has changed, after having taken its
-    /// relation locks, never works with an old one.
+    /// The version of what stands in [`PartitionId::CATALOG`], while this node holds the lock that keeps it from changing on
+    /// any node; 0 while it does not. One atomic load. A caller whose copy has this version, and who looks after having
+    /// taken his relation locks, never works with an old one: a transaction that changed the catalog takes that lock from
+    /// all nodes before it commits.
     #[must_use]
     pub fn catalog_generation(&self) -> u64 {
         self.backend.catalog_generation()
+    }
+
+    /// The version of the catalog, after having taken the lock that keeps it (see [`Store::catalog_generation`]). A copy of
+    /// this version is the catalog as it is; otherwise read it, after this returned, and call what you read this version.
+    /// Never 0. Waits while somebody commits a change.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when the lock's master is gone, and faults.
+    pub async fn catalog_version(&self) -> Result<u64, StoreError> {
+        self.backend.catalog_version().await
     }
 
     /// A context for one client. No cost in the shards until it is used.

@@ -17,7 +17,7 @@ use crate::txn::{Isolation, NodeShared, SnapshotSlot, WaitPolicy};
 
 use super::StoreError;
 use super::backend::*;
-use super::locks::resource;
+use super::locks::{CATALOG_VERSION, resource};
 use super::shard::{Batch, Context, ShardEngine};
 use super::types::*;
 
@@ -193,7 +193,18 @@ impl Backend for NodeStore {
     }
 
     fn catalog_generation(&self) -> u64 {
-        self.0.shared.catalog_generation.load(Ordering::Acquire)
+        self.0.shared.gate.catalog_version()
+    }
+
+    fn catalog_version(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(async move {
+            match self.catalog_generation() {
+                0 => {
+                    self.in_shard(self.0.shard_of_name(CATALOG_VERSION), async move |engine| engine.catalog_version().await).await
+                }
+                version => Ok(version),
+            }
+        })
     }
 
     fn session(&self) -> Box<dyn SessionBackend> {
@@ -208,6 +219,7 @@ impl Backend for NodeStore {
             touched: 0,
             positions: vec![0; usize::from(self.shards())],
             at_gate: Vec::new(),
+            changed_catalog: false,
         })
     }
 
@@ -289,6 +301,8 @@ struct EngineSession {
     positions: Vec<u64>,
     /// The locks taken at the node's gate, and in which mode.
     at_gate: Vec<(LockName, LockMode)>,
+    /// The transaction has written to the catalog's partition.
+    changed_catalog: bool,
 }
 
 impl EngineSession {
@@ -348,6 +362,7 @@ impl EngineSession {
 
     fn end_transaction(&mut self) {
         drop(self.leave_gate());
+        self.changed_catalog = false;
         self.transaction = None;
         self.touched = 0;
         self.positions.fill(0);
@@ -389,7 +404,8 @@ impl EngineSession {
             };
             return Ok((self.store.in_shard(shard, work).await?, true));
         }
-        if one_shard && commit && (self.touched & !(1 << shard.0)) == 0 {
+        self.changed_catalog |= operations.iter().any(|operation| operation.partition() == PartitionId::CATALOG);
+        if one_shard && commit && !self.changed_catalog && (self.touched & !(1 << shard.0)) == 0 {
             // The batch and the commit in one trip.
             let context = self.context();
             self.touch(shard);
@@ -496,7 +512,7 @@ impl EngineSession {
             promises
                 .push((shard, store.start(shard, async move |engine: Rc<ShardEngine>| engine.prepare(session, home_txn).await)));
         }
-        let (mut prepared, mut failed) = (Vec::new(), None);
+        let (mut prepared, mut unchanged, mut failed) = (Vec::new(), Vec::new(), None);
         for (shard, promise) in promises {
             let answer = match promise {
                 Ok(promise) => promise.await.unwrap_or(Err(StoreError::ShardGone(shard))),
@@ -504,7 +520,7 @@ impl EngineSession {
             };
             match answer {
                 Ok(true) => prepared.push(shard),
-                Ok(false) => {}
+                Ok(false) => unchanged.push(shard),
                 Err(error) => failed = Some(error),
             }
         }
@@ -520,6 +536,21 @@ impl EngineSession {
             }
             return Err(error);
         }
+        let done = EngineSession::commit_prepared(&store, session, home, prepared).await;
+        // Those have only locks, and have kept them until here.
+        for shard in unchanged {
+            store.in_shard(shard, async move |engine| engine.commit(session).await).await?;
+        }
+        done
+    }
+
+    /// The home decides, and those that are prepared follow.
+    async fn commit_prepared(
+        store: &NodeStore,
+        session: u64,
+        home: ShardId,
+        prepared: Vec<ShardId>,
+    ) -> Result<Committed, StoreError> {
         if prepared.is_empty() {
             return store.in_shard(home, async move |engine| engine.commit(session).await).await;
         }
@@ -648,7 +679,8 @@ impl SessionBackend for EngineSession {
             let alone = self.transaction.is_none();
             let one_shard =
                 operations.windows(2).all(|pair| self.shard_of(pair[0].partition()) == self.shard_of(pair[1].partition()));
-            if alone && !one_shard {
+            let catalog = operations.iter().any(|operation| operation.partition() == PartitionId::CATALOG);
+            if alone && (!one_shard || catalog) {
                 SessionBackend::begin(self, Isolation::ReadCommitted, false)?;
             }
             let done = self.write_here(operations, alone).await;
@@ -684,15 +716,17 @@ impl SessionBackend for EngineSession {
             let Some(first) = rows.first() else { return Ok(Vec::new()) };
             let shard = self.shard_of(first.0);
             let one_shard = rows.iter().all(|row| self.shard_of(row.0) == shard);
+            let catalog = rows.iter().any(|(partition, _)| *partition == PartitionId::CATALOG);
             let mut modifier = modifier;
             if self.transaction.is_some() {
+                self.changed_catalog |= catalog;
                 if one_shard {
                     let work = async move |engine: &ShardEngine, txn: &_| engine.modify_batch(txn, &rows, 0, &mut modifier).await;
                     return Ok(self.in_branch(shard, work).await?.results);
                 }
                 return Ok(self.modify_groups(rows, modifier).await?.0);
             }
-            if one_shard {
+            if one_shard && !catalog {
                 let session = self.context().session;
                 let work = async move |engine: Rc<ShardEngine>| {
                     engine
@@ -707,6 +741,7 @@ impl SessionBackend for EngineSession {
                 return done;
             }
             SessionBackend::begin(self, Isolation::ReadCommitted, false)?;
+            self.changed_catalog = catalog;
             match self.modify_groups(rows, modifier).await {
                 Ok((results, false)) => {
                     SessionBackend::commit(self).await?;
@@ -739,6 +774,13 @@ impl SessionBackend for EngineSession {
         Box::pin(async move {
             if self.transaction.is_none() {
                 return Err(StoreError::NoTransaction);
+            }
+            if self.changed_catalog {
+                let change = async move |engine: &ShardEngine, txn: &_| engine.change_catalog(txn).await;
+                if let Err(error) = self.in_branch(self.store.0.shard_of_name(CATALOG_VERSION), change).await {
+                    SessionBackend::rollback(self).await?;
+                    return Err(error);
+                }
             }
             let (store, session, mut shards) = (self.store.clone(), self.id, self.touched());
             let done = match shards.pop() {

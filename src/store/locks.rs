@@ -10,7 +10,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use crate::cache::LocalFuture;
-use crate::fusion::ges::{Gate, Ges, LockError, LockOwner, Probe, Resource, ResourceClass, SessionId, Sessions};
+use crate::fusion::ges::{FreshVersion, Gate, Ges, LockError, LockOwner, Probe, Resource, ResourceClass, SessionId, Sessions};
 use crate::ids::{ShardId, TxnId};
 use crate::reactor::Remote;
 use crate::reactor::sync::{OneshotSender, oneshot};
@@ -39,6 +39,14 @@ pub trait LockService {
 
     /// The session, which had come in at the gate, has ended its transaction after the service had taken its lock over.
     fn session_left(&self, session: SessionId, name: LockName);
+
+    /// The catalog's version; until it may change, on whichever node, the gate's version says the same. Waits while
+    /// somebody commits a change of the catalog. Where none is known, `fresh` is it.
+    fn catalog_version(&self, fresh: FreshVersion) -> LocalFuture<Result<u64, StoreError>>;
+
+    /// Resolves when no node relies on the catalog's present version any more. None learns of any before `owner` has ended;
+    /// it is `version` then.
+    fn change_catalog(&self, owner: TxnId, version: FreshVersion) -> LocalFuture<Result<(), StoreError>>;
 
     /// Called once: the node's gate, and whose transactions are whose.
     fn attach(&self, gate: &Arc<Gate>, sessions: Weak<dyn Sessions>);
@@ -87,6 +95,13 @@ impl LockMode {
     }
 }
 
+/// Whoever changes the SQL catalog holds this exclusively, so that changes come one after the other. Who reads it does not.
+pub const CATALOG: LockName = LockName { space: LockSpace::Object, id1: 0, id2: 0 };
+
+/// The catalog's version, see [`LockService::catalog_version`]. Locked by the store itself: apart from the changing, which
+/// may take as long as a transaction does, and which others may wait for.
+pub(super) const CATALOG_VERSION: LockName = LockName { space: LockSpace::Object, id1: 0, id2: 1 };
+
 /// A name as a resource of the lock service. Tables, catalog entries and users' keys are kept apart by its class.
 pub(super) fn resource(name: LockName) -> Resource {
     let class = match name.space {
@@ -110,6 +125,17 @@ impl From<LockMode> for crate::fusion::ges::LockMode {
     }
 }
 
+impl From<LockError> for StoreError {
+    fn from(error: LockError) -> StoreError {
+        match error {
+            LockError::WouldBlock | LockError::Timeout => StoreError::LockNotAvailable,
+            LockError::Deadlock => StoreError::DeadlockDetected,
+            LockError::TooManyLocks => StoreError::Overloaded { resource: "the lock service" },
+            LockError::NodeLost(_) => StoreError::Unavailable { reason: error.to_string() },
+        }
+    }
+}
+
 impl LockService for Ges {
     fn lock(&self, locker: Locker, name: LockName, mode: LockMode, wait: WaitPolicy) -> LocalFuture<Result<(), StoreError>> {
         use crate::fusion::ges::WaitPolicy as Policy;
@@ -119,13 +145,8 @@ impl LockService for Ges {
             if name.space == LockSpace::Relation {
                 ges.adopt(resource(name), locker.session, locker.txn);
             }
-            match ges.lock(resource(name), LockOwner::Transaction(locker.txn), mode.into(), policy).await {
-                Ok(_) => Ok(()),
-                Err(LockError::WouldBlock | LockError::Timeout) => Err(StoreError::LockNotAvailable),
-                Err(LockError::Deadlock) => Err(StoreError::DeadlockDetected),
-                Err(LockError::TooManyLocks) => Err(StoreError::Overloaded { resource: "the lock service" }),
-                Err(error @ LockError::NodeLost(_)) => Err(StoreError::Unavailable { reason: error.to_string() }),
-            }
+            ges.lock(resource(name), LockOwner::Transaction(locker.txn), mode.into(), policy).await?;
+            Ok(())
         })
     }
 
@@ -135,6 +156,16 @@ impl LockService for Ges {
 
     fn session_left(&self, session: SessionId, name: LockName) {
         Ges::session_left(self, resource(name), session);
+    }
+
+    fn catalog_version(&self, fresh: FreshVersion) -> LocalFuture<Result<u64, StoreError>> {
+        let ges = self.clone();
+        Box::pin(async move { Ok(Ges::catalog_version(&ges, fresh).await?) })
+    }
+
+    fn change_catalog(&self, owner: TxnId, version: FreshVersion) -> LocalFuture<Result<(), StoreError>> {
+        let ges = self.clone();
+        Box::pin(async move { Ok(Ges::change_catalog(&ges, owner, version).await?) })
     }
 
     fn attach(&self, gate: &Arc<Gate>, sessions: Weak<dyn Sessions>) {
@@ -165,6 +196,10 @@ struct Inner {
     /// What each transaction holds or waits for.
     names: BTreeMap<TxnId, BTreeSet<LockName>>,
     counter: u64,
+    gate: Option<Arc<Gate>>,
+    catalog_version: u64,
+    /// Who changes the catalog, and its version afterwards.
+    catalog_changes: Option<(TxnId, u64)>,
 }
 
 /// Name locks of a node without peers, for one shard.
@@ -200,6 +235,12 @@ impl Lock {
 }
 
 impl Inner {
+    fn publish_catalog(&self) {
+        if let Some(gate) = &self.gate {
+            gate.set_catalog_version(if self.catalog_changes.is_none() { self.catalog_version } else { 0 });
+        }
+    }
+
     /// Whether `from` waits, over whatever names, for `to`.
     fn waits_for(&self, from: TxnId, to: TxnId) -> bool {
         let (mut seen, mut todo) = (BTreeSet::new(), vec![from]);
@@ -292,6 +333,10 @@ impl LockService for LocalLocks {
 
     fn release_all(&self, owner: TxnId) {
         let mut inner = self.0.borrow_mut();
+        if let Some((_, version)) = inner.catalog_changes.take_if(|(changes, _)| *changes == owner) {
+            inner.catalog_version = version;
+            inner.publish_catalog();
+        }
         let mut granted = Vec::new();
         for name in inner.names.remove(&owner).unwrap_or_default() {
             let Some(lock) = inner.locks.get_mut(&name) else { continue };
@@ -310,7 +355,33 @@ impl LockService for LocalLocks {
         unreachable!("{session} can't have come in by itself to {name:?}: nothing is opened here");
     }
 
-    fn attach(&self, _gate: &Arc<Gate>, _sessions: Weak<dyn Sessions>) {}
+    fn catalog_version(&self, fresh: FreshVersion) -> LocalFuture<Result<u64, StoreError>> {
+        let mut inner = self.0.borrow_mut();
+        if inner.catalog_version == 0 {
+            inner.catalog_version = fresh();
+        }
+        inner.publish_catalog();
+        // While somebody changes the catalog this is the version before.
+        Box::pin(std::future::ready(Ok(inner.catalog_version)))
+    }
+
+    fn change_catalog(&self, owner: TxnId, version: FreshVersion) -> LocalFuture<Result<(), StoreError>> {
+        // No session of its own: nobody comes in by himself here.
+        let locker = Locker { txn: owner, session: SessionId { number: 0, transaction: 0 } };
+        let lock = LockService::lock(self, locker, CATALOG_VERSION, LockMode::Exclusive, WaitPolicy::Wait);
+        let locks = self.clone();
+        Box::pin(async move {
+            lock.await?;
+            let mut inner = locks.0.borrow_mut();
+            inner.catalog_changes = Some((owner, version()));
+            inner.publish_catalog();
+            Ok(())
+        })
+    }
+
+    fn attach(&self, gate: &Arc<Gate>, _sessions: Weak<dyn Sessions>) {
+        self.0.borrow_mut().gate = Some(gate.clone());
+    }
 
     fn probe(&self, _probe: Probe) {
         // A circle is found here when it is closed.

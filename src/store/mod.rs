@@ -15,7 +15,7 @@ mod types;
 pub use backend::{Backend, BoxFuture, CancelHandle, Session, SessionBackend, Store};
 pub use engine::{COUNTERS, NodeStore};
 pub use error::StoreError;
-pub use locks::{LocalLocks, LockService, Locker, search_in_other_shards};
+pub use locks::{CATALOG, LocalLocks, LockService, Locker, search_in_other_shards};
 pub use shard::ShardEngine;
 pub use types::*;
 

@@ -11,7 +11,7 @@ use std::rc::{Rc, Weak};
 use crate::btree::space::{SpaceReply, SpaceRequest, SpaceService, Urgency};
 use crate::btree::{KeyRange, NeedRoom, SpaceError, Tree, Visit};
 use crate::cache::Cache;
-use crate::fusion::ges::{Probe, SessionId, Sessions};
+use crate::fusion::ges::{FreshVersion, Probe, SessionId, Sessions};
 use crate::ids::{PartitionId, Scn, ShardId, TxnId};
 use crate::reactor::sync::Semaphore;
 use crate::reactor::{Class, Reactor};
@@ -420,6 +420,23 @@ impl ShardEngine {
         txn.cancel().race(lock).await?
     }
 
+    /// The transaction is about to commit a change of the catalog.
+    pub(super) async fn change_catalog(&self, txn: &Transaction) -> Result<(), StoreError> {
+        let owner = self.txns.identify(txn).await?;
+        txn.cancel().race(self.locks.change_catalog(owner, self.fresh_version())).await?
+    }
+
+    /// See [`Store::catalog_version`](super::Store::catalog_version).
+    pub(super) async fn catalog_version(&self) -> Result<u64, StoreError> {
+        self.locks.catalog_version(self.fresh_version()).await
+    }
+
+    /// Clocks only go forward, and whoever is granted a lock has heard of its former holders' clocks.
+    fn fresh_version(&self) -> FreshVersion {
+        let txns = self.txns.clone();
+        Box::new(move || txns.shared().clock.next(txns.reactor().wall_ms()).0)
+    }
+
     /// The session had come in at the gate and is done.
     pub(super) fn session_left(&self, session: SessionId, name: LockName) {
         self.locks.session_left(session, name);
@@ -481,14 +498,10 @@ impl ShardEngine {
         Ok(self.txns.identify(&branch.txn).await?)
     }
 
-    /// The branch here promises to follow `home`; `false`: it had nothing to say and is gone.
+    /// The branch here promises to follow `home`; `false`: it has changed nothing and keeps its locks until it is ended.
     pub(super) async fn prepare(&self, session: u64, home: TxnId) -> Result<bool, StoreError> {
         let Some(branch) = self.branch(session) else { return Ok(false) };
-        let wrote = self.txns.prepare(&branch.txn, home).await?;
-        if !wrote && let Some(branch) = self.take_branch(session).await {
-            self.release_locks(&branch.txn);
-        }
-        Ok(wrote)
+        Ok(self.txns.prepare(&branch.txn, home).await?)
     }
 
     /// The home is committed at `scn`.

@@ -15,8 +15,6 @@ pub struct Announcement {
     pub to: NodeId,
     /// Commits up to here.
     pub scn: Scn,
-    /// Some of them changed the catalog.
-    pub catalog: bool,
 }
 
 #[derive(Clone, Copy, Default, Debug)]
@@ -24,16 +22,15 @@ struct Peer {
     acknowledged: Scn,
     under_way: Option<Scn>,
     wanted: Scn,
-    catalog: bool,
 }
 
 impl Peer {
     fn next(&mut self, to: NodeId) -> Option<Announcement> {
-        if self.under_way.is_some() || (self.wanted <= self.acknowledged && !self.catalog) {
+        if self.under_way.is_some() || self.wanted <= self.acknowledged {
             return None;
         }
         self.under_way = Some(self.wanted);
-        Some(Announcement { to, scn: self.wanted, catalog: std::mem::take(&mut self.catalog) })
+        Some(Announcement { to, scn: self.wanted })
     }
 }
 
@@ -45,10 +42,9 @@ pub struct Broadcast {
 
 impl Broadcast {
     /// A commit wants to be known.
-    pub fn announce(&mut self, scn: Scn, catalog: bool, send: &mut Vec<Announcement>) {
+    pub fn announce(&mut self, scn: Scn, send: &mut Vec<Announcement>) {
         for (&node, peer) in &mut self.peers {
             peer.wanted = peer.wanted.max(scn);
-            peer.catalog |= catalog;
             send.extend(peer.next(node));
         }
     }
@@ -68,9 +64,9 @@ impl Broadcast {
         self.peers.values().all(|peer| peer.acknowledged >= scn)
     }
 
-    /// A peer has connected: it is told of everything up to our clock, and of a catalog that may have changed meanwhile.
+    /// A peer has connected: it is told of everything up to our clock.
     pub fn peer_up(&mut self, node: NodeId, clock: Scn, send: &mut Vec<Announcement>) {
-        let mut peer = Peer { wanted: clock, catalog: true, ..Peer::default() };
+        let mut peer = Peer { wanted: clock, ..Peer::default() };
         send.extend(peer.next(node));
         self.peers.insert(node, peer);
     }
@@ -95,7 +91,7 @@ mod tests {
         let (mut broadcast, mut sent) = (Broadcast::default(), Vec::new());
         for &node in nodes {
             broadcast.peer_up(node, Scn(5), &mut sent);
-            assert_eq!(sent.pop(), Some(Announcement { to: node, scn: Scn(5), catalog: true }));
+            assert_eq!(sent.pop(), Some(Announcement { to: node, scn: Scn(5) }));
             broadcast.acknowledged(node, Scn(5), &mut sent);
         }
         broadcast
@@ -106,13 +102,13 @@ mod tests {
         let (a, b) = (NodeId(2), NodeId(3));
         let mut broadcast = connected(&[a, b]);
         let mut sent = Vec::new();
-        broadcast.announce(Scn(10), false, &mut sent);
+        broadcast.announce(Scn(10), &mut sent);
         assert_eq!(sent.len(), 2);
-        broadcast.announce(Scn(11), true, &mut sent);
-        broadcast.announce(Scn(12), false, &mut sent);
+        broadcast.announce(Scn(11), &mut sent);
+        broadcast.announce(Scn(12), &mut sent);
         assert_eq!(sent.len(), 2, "one is under way to each");
         broadcast.acknowledged(a, Scn(10), &mut sent);
-        assert_eq!(sent[2..], [Announcement { to: a, scn: Scn(12), catalog: true }]);
+        assert_eq!(sent[2..], [Announcement { to: a, scn: Scn(12) }]);
         assert!(!broadcast.is_known(Scn(10)));
         broadcast.acknowledged(b, Scn(10), &mut sent);
         assert!(broadcast.is_known(Scn(10)) && !broadcast.is_known(Scn(11)));
@@ -126,7 +122,7 @@ mod tests {
     fn a_late_answer_from_a_broken_connection_counts_for_nothing() {
         let mut broadcast = connected(&[NodeId(2)]);
         let mut sent = Vec::new();
-        broadcast.announce(Scn(10), false, &mut sent);
+        broadcast.announce(Scn(10), &mut sent);
         broadcast.peer_down(NodeId(2));
         broadcast.peer_up(NodeId(2), Scn(12), &mut sent);
         broadcast.acknowledged(NodeId(2), Scn(10), &mut sent);

@@ -36,9 +36,6 @@ const OLDEST: u8 = STATE + 4;
 const FORGET: u8 = STATE + 5;
 const FORGOTTEN: u8 = STATE + 6;
 
-/// COMMIT: the catalog has changed.
-const FLAG_CATALOG: u8 = 0x10;
-
 /// In an answer's mode.
 const ACTIVE: u8 = 0;
 const COMMITTED: u8 = 1;
@@ -100,9 +97,8 @@ impl ClusterPeers {
     }
 
     fn announce_all(&self, announcements: Vec<Announcement>) {
-        for Announcement { to, scn, catalog } in announcements {
-            let flags = if catalog { FLAG_CATALOG } else { 0 };
-            self.send(to, Message { kind: COMMIT, flags, argument: scn.0, ..Message::default() });
+        for Announcement { to, scn } in announcements {
+            self.send(to, Message { kind: COMMIT, argument: scn.0, ..Message::default() });
         }
     }
 
@@ -200,9 +196,9 @@ impl Peers for ClusterPeers {
         })
     }
 
-    fn announce(&self, scn: Scn, catalog: bool) {
+    fn announce(&self, scn: Scn) {
         let mut announcements = Vec::new();
-        self.0.broadcast.borrow_mut().announce(scn, catalog, &mut announcements);
+        self.0.broadcast.borrow_mut().announce(scn, &mut announcements);
         self.announce_all(announcements);
     }
 
@@ -258,12 +254,7 @@ impl Handler for ClusterPeers {
                     let _ = sender.send(Some((header.mode, header.argument)));
                 }
             }
-            (COMMIT, _) => {
-                if header.flags & FLAG_CATALOG != 0 {
-                    self.0.shared.catalog_changed();
-                }
-                self.answer(from, COMMIT_KNOWN, header.request, OK, header.argument);
-            }
+            (COMMIT, _) => self.answer(from, COMMIT_KNOWN, header.request, OK, header.argument),
             (COMMIT_KNOWN, _) => {
                 let mut announcements = Vec::new();
                 self.0.broadcast.borrow_mut().acknowledged(from, Scn(header.argument), &mut announcements);

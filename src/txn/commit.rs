@@ -68,7 +68,7 @@ impl Txns {
     }
 
     async fn finish_commit(&self, txn: &Transaction, id: TxnId, lsn: Lsn, scn: Scn) -> Result<(), TxnError> {
-        self.0.peers.announce(scn, txn.changed_catalog());
+        self.0.peers.announce(scn);
         if let Err(error) = self.0.cache.log().flush_to(lsn).await {
             return Err(TxnError::CommitUnknown(error.to_string()));
         }
@@ -79,9 +79,6 @@ impl Txns {
 
     fn committed(&self, txn: &Transaction, id: TxnId, scn: Scn) {
         self.0.table.borrow_mut().committed(id, scn);
-        if txn.changed_catalog() {
-            self.0.shared.catalog_changed();
-        }
         count(&self.0.counters.commits);
         let replaced = std::mem::take(&mut *txn.replaced.borrow_mut());
         self.0.dead_chains.borrow_mut().extend(replaced.into_iter().map(|(_, dead): (u32, DeadChain)| (scn, dead)));
@@ -95,15 +92,14 @@ impl Txns {
         self.0.waits.ended(id);
     }
 
-    /// A branch promises to follow its home's outcome: durable when this returns. `false`: it has changed nothing and is
-    /// gone.
+    /// A branch promises to follow its home's outcome: durable when this returns. `false`: it has changed nothing and need
+    /// not; it still has its locks, and is to be ended when the outcome is known.
     ///
     /// # Errors
     /// Faults; the branch is to be aborted.
     pub async fn prepare(&self, txn: &Transaction, home: TxnId) -> Result<bool, TxnError> {
         let Some(id) = txn.id() else { return Ok(false) };
         if !self.0.table.borrow().has_written(id) {
-            self.forget_unwritten(id);
             return Ok(false);
         }
         let mut mtr = self.0.cache.begin_mtr_of(SLOT_REDO_MAX, 1).await?;

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::btree::Tree;
@@ -44,7 +43,7 @@ pub trait Peers {
     /// The state of another node's transaction. Waits while that is committing: the answer is never `Committing`.
     fn state(&self, txn: TxnId) -> LocalFuture<Result<TxnState, TxnError>>;
     /// Begins to make a commit's SCN known to all peers.
-    fn announce(&self, scn: Scn, catalog: bool);
+    fn announce(&self, scn: Scn);
     /// Resolves when all peers know of `scn`.
     fn known(&self, scn: Scn) -> LocalFuture<()>;
     /// Every [`HOUSEKEEPING_MS`]: this node's oldest snapshot.
@@ -60,27 +59,15 @@ pub struct NodeShared {
     pub clock: ScnClock,
     /// The snapshots in use.
     pub snapshots: Snapshots,
-    /// The locks that clients' threads take by themselves.
+    /// The locks that clients' threads take by themselves, and the catalog's version.
     pub gate: Arc<Gate>,
-    /// Grows with every commit that changed the catalog.
-    pub catalog_generation: Arc<AtomicU64>,
 }
 
 impl NodeShared {
     /// Nothing has happened yet.
     #[must_use]
     pub fn new(clock: ScnClock) -> NodeShared {
-        NodeShared {
-            snapshots: Snapshots::new(clock.clone()),
-            clock,
-            gate: Arc::default(),
-            catalog_generation: Arc::new(AtomicU64::new(1)),
-        }
-    }
-
-    /// The catalog has changed.
-    pub fn catalog_changed(&self) {
-        self.catalog_generation.fetch_add(1, Ordering::AcqRel);
+        NodeShared { snapshots: Snapshots::new(clock.clone()), clock, gate: Arc::default() }
     }
 }
 
@@ -475,7 +462,7 @@ impl Peers for NoPeers {
         let error = TxnError::Unavailable(format!("{} belongs to {}, which is not connected", txn, txn.node()));
         Box::pin(std::future::ready(Err(error)))
     }
-    fn announce(&self, _scn: Scn, _catalog: bool) {}
+    fn announce(&self, _scn: Scn) {}
     fn known(&self, _scn: Scn) -> LocalFuture<()> {
         Box::pin(std::future::ready(()))
     }

@@ -111,7 +111,6 @@ pub struct Transaction {
     /// REPEATABLE READ: the snapshot against which changes are checked.
     snapshot: Cell<Option<Scn>>,
     cancel: Cancel,
-    catalog: Cell<bool>,
     pub(super) touched: RefCell<Vec<Touched>>,
     /// Chains that this transaction has replaced, with the number of the change.
     pub(super) replaced: RefCell<Vec<(u32, DeadChain)>>,
@@ -124,7 +123,6 @@ impl Transaction {
             isolation,
             snapshot: Cell::new(None),
             cancel: Cancel::new(),
-            catalog: Cell::new(false),
             touched: RefCell::default(),
             replaced: RefCell::default(),
         }
@@ -165,17 +163,5 @@ impl Transaction {
     #[must_use]
     pub fn cancel(&self) -> &Cancel {
         &self.cancel
-    }
-
-    pub(super) fn wrote_to(&self, partition: PartitionId) {
-        if partition == PartitionId::CATALOG {
-            self.catalog.set(true);
-        }
-    }
-
-    /// Whether it has changed the catalog.
-    #[must_use]
-    pub fn changed_catalog(&self) -> bool {
-        self.catalog.get()
     }
 }

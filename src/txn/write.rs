@@ -294,7 +294,6 @@ impl Txns {
         *stored = None;
 
         let partition = tree.partition();
-        txn.wrote_to(partition);
         if let Some(chain) = replaced {
             txn.replaced.borrow_mut().push((sequence + 1, DeadChain { partition, chain }));
         }

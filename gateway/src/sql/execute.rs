@@ -97,8 +97,10 @@ pub async fn statement(
             let mode = match mode.as_str() {
                 "ACCESS SHARE" | "ROW SHARE" => LockMode::ConcurrentRead,
                 "ROW EXCLUSIVE" => LockMode::ConcurrentWrite,
-                "SHARE UPDATE EXCLUSIVE" | "SHARE" => LockMode::ProtectedRead,
-                "SHARE ROW EXCLUSIVE" => LockMode::ProtectedWrite,
+                "SHARE" => LockMode::ProtectedRead,
+                // The first goes with writers of rows in PostgreSQL; of the six modes this is the weakest that keeps out
+                // whatever it keeps out.
+                "SHARE UPDATE EXCLUSIVE" | "SHARE ROW EXCLUSIVE" => LockMode::ProtectedWrite,
                 "EXCLUSIVE" | "ACCESS EXCLUSIVE" => LockMode::Exclusive,
                 other => return Err(SqlError::syntax(format!("syntax error at or near \"{other}\""))),
             };

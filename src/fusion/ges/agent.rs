@@ -6,6 +6,8 @@
 mod opened;
 mod waiting;
 
+pub use opened::FreshVersion;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;

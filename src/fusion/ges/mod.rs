@@ -18,7 +18,7 @@ mod tests;
 pub mod types;
 mod wire;
 
-pub use agent::{Ges, GesStats, LockError, LockHandle, OPEN_MAX, Sessions, Transactions, WaitPolicy};
+pub use agent::{FreshVersion, Ges, GesStats, LockError, LockHandle, OPEN_MAX, Sessions, Transactions, WaitPolicy};
 pub use deadlock::Probe;
 pub use gate::{Gate, GateStats};
 pub use types::{LockMode, LockOwner, Resource, ResourceClass, SessionId, VALUE_BYTES, ValueBlock};

@@ -33,8 +33,9 @@ pub struct Resource {
 }
 
 impl Resource {
-    /// The SQL catalog as a whole. Its value block holds the catalog's version.
-    pub const CATALOG: Resource = Resource::new(ResourceClass::CATALOG, 0, 0);
+    /// The version of the SQL catalog, in its value block. Held in CR by whoever relies on it, in EX by whoever commits a
+    /// change of the catalog, for as long as that takes.
+    pub const CATALOG_VERSION: Resource = Resource::new(ResourceClass::CATALOG, 0, 1);
 
     /// Puts a name together.
     #[must_use]

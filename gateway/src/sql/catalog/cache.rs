@@ -1,8 +1,8 @@
 //! The node's copy of the catalog, and how the catalog lies in its partition.
 //!
 //! Shared by all sessions of a node. [`CatalogCache::current`] costs one atomic load while nobody commits DDL; it is never
-//! older than what was committed anywhere before the call, because the engine grows its generation before such a commit
-//! is acknowledged.
+//! older than what was committed anywhere before the call, because whoever commits DDL first takes from every node the lock
+//! under which it relies on its version.
 //!
 //! Rows: key `0x01, schema oid` or `0x02, relation oid` (big endian), value the JSON document.
 
@@ -52,10 +52,17 @@ impl CatalogCache {
         if let Some(catalog) = self.fresh(store) {
             return Ok(catalog);
         }
-        // The generation is read first: a commit while reading makes the copy look old, never the other way round.
-        let generation = store.catalog_generation();
+        // The version is read first: a commit while reading makes the copy look old, never the other way round.
+        let version = store.catalog_version().await?;
+        {
+            // The lock was away for a while, and nothing came of it.
+            let latest = self.latest.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if latest.generation == version {
+                return Ok(Arc::clone(&latest));
+            }
+        }
         let mut catalog = load(store).await?;
-        catalog.generation = generation;
+        catalog.generation = version;
         let catalog = Arc::new(catalog);
         *self.latest.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::clone(&catalog);
         Ok(catalog)

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use datafusion::sql::sqlparser::ast;
 use rustydb::ids::PartitionId;
-use rustydb::store::{LockMode, LockName, LockSpace, Placement, WaitPolicy};
+use rustydb::store::{CATALOG, LockMode, Placement, WaitPolicy};
 
 use super::api::Execution;
 use super::catalog::{Catalog, Oid, Relation, Schema, Table, cache};
@@ -62,9 +62,8 @@ pub(super) enum Change {
 impl SqlSession {
     /// Makes this transaction the only one that changes the catalog, and returns its newest state.
     pub(super) async fn own_catalog(&mut self) -> Result<Arc<Catalog>, SqlError> {
-        let name = LockName { space: LockSpace::Object, id1: 0, id2: 0 };
         let core = Arc::clone(&self.core);
-        let lock = async { Ok(core.store.lock().await.lock(name, LockMode::Exclusive, WaitPolicy::Wait).await?) };
+        let lock = async { Ok(core.store.lock().await.lock(CATALOG, LockMode::Exclusive, WaitPolicy::Wait).await?) };
         core.unless_canceled(lock).await?;
         self.catalog().await
     }

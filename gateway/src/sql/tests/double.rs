@@ -62,6 +62,10 @@ impl Backend for Memory {
         self.0.generation.load(Ordering::SeqCst)
     }
 
+    fn catalog_version(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(async { Ok(self.catalog_generation()) })
+    }
+
     fn session(&self) -> Box<dyn SessionBackend> {
         Box::new(MemorySession { shared: Arc::clone(&self.0), undo: Vec::new(), open: false, read_only: false, catalog: false })
     }

@@ -11,6 +11,10 @@ use super::super::types::{LockMode, LockOwner, Resource, SessionId, VALUE_BYTES}
 use super::{Ges, LockError, LockHandle, OPEN_MAX, Sessions, WaitPolicy};
 use crate::ids::TxnId;
 
+/// Draws a number that was never a version of the catalog: called when the lock is there, so that this node's clock has heard
+/// of its former holders'.
+pub type FreshVersion = Box<dyn FnOnce() -> u64>;
+
 impl Ges {
     /// From now on sessions take the locks of tables at `gate` where they can; `sessions` says whose transaction is whose.
     pub fn attach(&self, gate: Arc<Gate>, sessions: Weak<dyn Sessions>) {
@@ -40,25 +44,25 @@ impl Ges {
     /// The version of the catalog. Until it may change, on whichever node, the gate's version says the same; the node holds
     /// the catalog's lock in CR for that. While somebody commits a change of the catalog this waits until he has.
     ///
-    /// `fresh` is a number that was never a version: it is the version where nobody has written one, or where it is in
-    /// doubt, so that no copy of the catalog passes for it.
+    /// Where nobody has written one, or where it is in doubt, the version is `fresh`: no copy of the catalog passes for it.
     ///
     /// # Errors
     /// See [`LockError`].
-    pub async fn catalog_version(&self, fresh: u64) -> Result<u64, LockError> {
+    pub async fn catalog_version(&self, fresh: FreshVersion) -> Result<u64, LockError> {
         let _one_at_a_time = self.0.asks_version.acquire(1).await;
         let gate = self.0.gate.borrow().clone();
         let known = gate.as_ref().map_or(0, |gate| gate.catalog_version());
         if known != 0 {
             return Ok(known);
         }
-        let handle =
-            self.lock(Resource::CATALOG, LockOwner::Node(self.0.node), LockMode::ConcurrentRead, WaitPolicy::Wait).await?;
+        let handle = self
+            .lock(Resource::CATALOG_VERSION, LockOwner::Node(self.0.node), LockMode::ConcurrentRead, WaitPolicy::Wait)
+            .await?;
         let value = self.value(handle).filter(|value| value.valid);
         let written = value.map_or(0, |value| u64::from_le_bytes(value.bytes[..8].try_into().expect("8 of a value's bytes")));
-        let version = if written == 0 { fresh } else { written };
+        let version = if written == 0 { fresh() } else { written };
         if let Some(gate) = gate
-            && self.0.local.borrow_mut().open(Resource::CATALOG, LockMode::ConcurrentRead)
+            && self.0.local.borrow_mut().open(Resource::CATALOG_VERSION, LockMode::ConcurrentRead)
         {
             gate.set_catalog_version(version);
         }
@@ -71,10 +75,11 @@ impl Ges {
     ///
     /// # Errors
     /// See [`LockError`].
-    pub async fn change_catalog(&self, txn: TxnId, version: u64) -> Result<(), LockError> {
-        let handle = self.lock(Resource::CATALOG, LockOwner::Transaction(txn), LockMode::Exclusive, WaitPolicy::Wait).await?;
+    pub async fn change_catalog(&self, txn: TxnId, version: FreshVersion) -> Result<(), LockError> {
+        let handle =
+            self.lock(Resource::CATALOG_VERSION, LockOwner::Transaction(txn), LockMode::Exclusive, WaitPolicy::Wait).await?;
         let mut bytes = [0; VALUE_BYTES];
-        bytes[..8].copy_from_slice(&version.to_le_bytes());
+        bytes[..8].copy_from_slice(&version().to_le_bytes());
         assert!(self.set_value(handle, bytes), "{txn} has the catalog exclusively and may write its value");
         Ok(())
     }
@@ -111,7 +116,7 @@ impl Ges {
     pub(super) fn take_over(&self, resource: Resource, effects: &mut Vec<Effect>) {
         let gate = self.0.gate.borrow().clone();
         let inside = match gate {
-            Some(gate) if resource == Resource::CATALOG => {
+            Some(gate) if resource == Resource::CATALOG_VERSION => {
                 gate.set_catalog_version(0);
                 Vec::new()
             }
