@@ -85,7 +85,12 @@ impl Member {
     /// Queues a proposal for this replica, which leads as far as is known.
     pub fn propose(&self, proposal: Vec<u8>, waiter: Waiter, host: &Host) {
         if let Some(failed) = self.failed.borrow().clone() {
-            return host.complete(waiter, Err(failed));
+            // To another node: that it was not proposed here, and that it may ask again.
+            let error = match waiter {
+                Waiter::Here(_) => failed,
+                Waiter::There(..) => ProposeError::NotLeader { leader: None }.into(),
+            };
+            return host.complete(waiter, Err(error));
         }
         let waiting = self.proposals.borrow().len();
         if waiting >= QUEUE_MAX || self.oversized.get() {

@@ -29,3 +29,6 @@ pub use storage::{Durable, SnapshotState};
 pub use types::{
     Configuration, ConfigurationChange, GroupId, HardState, Leadership, LogIndex, MemberChange, ProposalId, Role, Term,
 };
+
+#[cfg(test)]
+mod tests;

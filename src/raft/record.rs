@@ -19,10 +19,10 @@ use super::storage::{Durable, SnapshotState};
 use super::types::{GroupId, HardState, LogIndex, Term};
 
 /// Most bytes of one record of entries, if it holds more than one.
-pub const APPEND_BYTES: usize = 256 * 1024;
+pub const APPEND_BYTES: usize = 64 * 1024;
 
 /// Most bytes of one part of an image.
-pub const IMAGE_PART_BYTES: usize = 256 * 1024;
+pub const IMAGE_PART_BYTES: usize = 64 * 1024;
 
 /// Most bytes of an image: snapshot, and entries behind it.
 pub const IMAGE_BYTES_MAX: usize = 64 << 20;

@@ -198,5 +198,5 @@ fn entries_that_are_written_later_replace_those_behind_them() {
 
     let large: Vec<Entry> = (2..40).map(|index| entry(index, 2, &"x".repeat(50_000))).collect();
     let records = append_records(group, &state(2, None), &large);
-    assert!(records.len() > 5 && records.iter().all(|record| record.len() <= 300_000));
+    assert!(records.len() > 5 && records.iter().all(|record| record.len() <= 100_000));
 }
