@@ -206,7 +206,7 @@ impl Member {
             }
         }
         self.resolve_reads();
-        let wanted = self.replica.borrow().wants_snapshot();
+        let wanted = self.replica.borrow().wants_snapshot() && !self.oversized.get();
         let applied = self.replica.borrow().applied_index();
         let late = host.reactor.now().since(self.last_snapshot.get()) >= host.snapshot_interval;
         if wanted || (late && applied > self.replica.borrow().snapshot_index()) {

@@ -6,15 +6,19 @@
 //! leaves only after [`Replica::persisted`], and a configuration takes effect when its entry is applied.
 //!
 //! What raft-rs 0.7 lacks is guarded here: a stale rejection can't set a follower's next entry back to one that it has
-//! confirmed (its #557, see `stale_rejection`); looking for changes of the configuration before an election copies no
-//! entries (its #530, see `storage`); its election timeouts come from the thread's random numbers, and are replaced before
-//! they count (see `redraw`); a snapshot that got lost is sent again; a leader that was removed steps down; a joint
+//! confirmed (its #557, see `guards.rs`); looking for changes of the configuration before an election copies no
+//! entries (its #530, see `storage.rs`); its election timeouts come from the thread's random numbers, and are replaced before
+//! they count (see `guards.rs`); a snapshot that got lost is sent again; a leader that was removed steps down; a joint
 //! configuration is left also when the leader that entered it is gone.
 //!
 //! Bounds: [`ReplicaConfig`]. Follows D. Ongaro, "Consensus: Bridging Theory and Practice", 2014.
 
+mod guards;
+mod outputs;
+
 use std::collections::{BTreeMap, VecDeque};
 
+pub use outputs::{Committed, Content, Outputs, PeerProgress, ReadAnswer, ReplicaConfig, ReplicaStatus, Write, WriteNumber};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use raft::{Config, ProgressState, RawNode, SnapshotStatus, StateRole};
 
@@ -26,177 +30,6 @@ use super::types::{
 };
 use crate::fusion::NodeSet;
 use crate::ids::NodeId;
-use crate::reactor::split_mix;
-
-/// What a replica is told when it is made.
-#[derive(Clone, Debug)]
-pub struct ReplicaConfig {
-    /// This node.
-    pub node: NodeId,
-    /// Ticks without a leader after which an election may begin, at least and at most: drawn anew for each wait.
-    pub election_ticks: (u32, u32),
-    /// Ticks between a leader's heartbeats.
-    pub heartbeat_ticks: u32,
-    /// Most entries of one message.
-    pub entries_per_append_max: usize,
-    /// Bytes of entries after which a message is full.
-    pub append_bytes: usize,
-    /// Messages with entries on their way to one follower.
-    pub appends_in_flight_max: usize,
-    /// Proposals that may wait to be committed.
-    pub uncommitted_entries_max: u64,
-    /// Bytes of such proposals.
-    pub uncommitted_bytes_max: usize,
-    /// Applied entries behind the snapshot after which a new one is wanted.
-    pub snapshot_threshold: u64,
-    /// Bytes of entries behind the snapshot after which a new one is wanted.
-    pub snapshot_bytes: usize,
-    /// Entries kept before a snapshot, for followers that are a little behind.
-    pub log_retention: u64,
-    /// Where the replica's random numbers begin.
-    pub seed: u64,
-}
-
-impl ReplicaConfig {
-    /// The defaults, with ticks of 10 ms: elections after 150 to 300 ms, heartbeats every 50 ms.
-    #[must_use]
-    pub fn new(node: NodeId, seed: u64) -> ReplicaConfig {
-        ReplicaConfig {
-            node,
-            election_ticks: (15, 30),
-            heartbeat_ticks: 5,
-            entries_per_append_max: 100,
-            append_bytes: 32 * 1024,
-            appends_in_flight_max: 64,
-            uncommitted_entries_max: 100_000,
-            uncommitted_bytes_max: 4 << 20,
-            snapshot_threshold: 10_000,
-            snapshot_bytes: 4 << 20,
-            log_retention: 10_000,
-            seed,
-        }
-    }
-}
-
-/// Names a write that a replica has asked for. Writes become durable in their order.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
-pub struct WriteNumber(u64);
-
-/// What must be made durable, in the order in which it was asked for.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Write {
-    /// Hard state and entries, which replace whatever stands at their indices and behind.
-    Append {
-        /// To be given to [`Replica::persisted`].
-        number: WriteNumber,
-        /// Goes with the entries.
-        hard_state: HardState,
-        /// May be none.
-        entries: Vec<Entry>,
-    },
-    /// A leader's snapshot replaces everything.
-    Install {
-        /// To be given to [`Replica::persisted`].
-        number: WriteNumber,
-        /// All of the replica.
-        durable: Durable,
-    },
-}
-
-/// What the state machine is told next.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Committed {
-    /// Replace the state by a leader's snapshot.
-    Snapshot(SnapshotState),
-    /// Apply an entry.
-    Entry {
-        /// Where it stands.
-        index: LogIndex,
-        /// The term that it was proposed in.
-        term: Term,
-        /// What it is.
-        content: Content,
-    },
-}
-
-/// What an entry is.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Content {
-    /// A leader's first: nothing for the state machine.
-    Nothing,
-    /// A proposal.
-    Proposal(Vec<u8>),
-    /// A change of the members, which takes effect when this is applied.
-    Change(ConfigurationChange),
-}
-
-/// An answered read.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ReadAnswer {
-    /// The name that it was asked by.
-    pub context: Vec<u8>,
-    /// Once this is applied, the read sees everything that was committed before it was asked.
-    pub index: LogIndex,
-}
-
-/// What is to be done, in any order between the lists, and in order within each.
-#[derive(Debug, Default)]
-pub struct Outputs {
-    /// To be sent now. Losing one is allowed.
-    pub messages: Vec<Message>,
-    /// To be made durable.
-    pub writes: Vec<Write>,
-    /// For the state machine; then [`Replica::applied`].
-    pub committed: Vec<Committed>,
-    /// Reads that may go on.
-    pub reads: Vec<ReadAnswer>,
-    /// Who leads has changed.
-    pub leadership: Option<Leadership>,
-}
-
-impl Outputs {
-    /// Whether there is nothing to do.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.messages.is_empty()
-            && self.writes.is_empty()
-            && self.committed.is_empty()
-            && self.reads.is_empty()
-            && self.leadership.is_none()
-    }
-}
-
-/// How a follower stands, as its leader knows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PeerProgress {
-    /// The follower.
-    pub node: NodeId,
-    /// It holds the log up to here.
-    pub matched: LogIndex,
-    /// It is being sent a snapshot.
-    pub in_snapshot: bool,
-    /// It answered lately.
-    pub active: bool,
-}
-
-/// How a replica stands.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ReplicaStatus {
-    /// Who leads.
-    pub leadership: Leadership,
-    /// The members, as of the applied entries.
-    pub configuration: Configuration,
-    /// Committed as far as this replica knows.
-    pub committed: LogIndex,
-    /// Applied here.
-    pub applied: LogIndex,
-    /// End of the log here.
-    pub last: LogIndex,
-    /// The entry that the snapshot stands for.
-    pub snapshot: LogIndex,
-    /// Of the other members; only with the leader.
-    pub peers: Vec<PeerProgress>,
-}
 
 /// Something that became ready, and whose messages may leave when it is durable, with everything before it.
 struct Waiting {
@@ -504,15 +337,6 @@ impl Replica {
         }
     }
 
-    /// Whether raft-rs would fail if this replica stood for election now. It lets the only voter lead at once, and insists
-    /// that its log is durable by then; and it looks for changes of the members behind the last applied entry, which are
-    /// gone while a leader's snapshot is on its way to the disk.
-    fn must_not_stand(&self) -> bool {
-        let log = &self.raw.raft.raft_log;
-        let alone = self.configuration().is_only_voter(self.config.node);
-        (alone && !self.waiting.is_empty()) || log.applied + 1 < log.first_index()
-    }
-
     fn not_leader(&self) -> ProposeError {
         let leader = self.leadership.leader.filter(|leader| *leader != self.config.node);
         ProposeError::NotLeader { leader }
@@ -585,72 +409,6 @@ impl Replica {
     fn newest(&self, count: u64) -> ProposalId {
         let last = self.raw.raft.raft_log.last_index();
         ProposalId { term: Term(self.raw.raft.term), index: LogIndex(last + 1 - count) }
-    }
-
-    /// Whether a rejection comes from before the follower confirmed what it has confirmed. raft-rs 0.7 would probe from
-    /// there, from an entry at or before one that is known to match (its issue #555, mended by #557 after the release), and then
-    /// send entries again that the follower may have compacted.
-    fn stale_rejection(&mut self, message: &Message) -> bool {
-        let raft = &mut self.raw.raft;
-        if raft.state != StateRole::Leader || message.term != raft.term {
-            return false;
-        }
-        let hint = match message.log_term {
-            0 => message.reject_hint,
-            term => raft.raft_log.find_conflict_by_term(message.reject_hint, term).0,
-        };
-        let Some(progress) = raft.mut_prs().get_mut(message.from) else { return false };
-        let stale = message.index <= progress.matched || hint < progress.matched;
-        if stale {
-            progress.recent_active = true;
-        }
-        stale
-    }
-
-    /// Draws an election timeout from our own numbers whenever raft-rs may have drawn one from the thread's. Its own is never
-    /// looked at: ours is set before every tick.
-    fn redraw(&mut self) {
-        let raft = &self.raw.raft;
-        let state = (raft.term, raft.state, raft.leader_id, self.campaigns);
-        if state != self.drawn_for {
-            self.drawn_for = state;
-            let (low, high) = self.config.election_ticks;
-            self.timeout = low + (split_mix(&mut self.random) % u64::from(high - low + 1)) as u32;
-        }
-    }
-
-    /// A snapshot is not confirmed but by what follows it; one that gets lost would leave the follower waiting for ever.
-    fn resend_snapshots(&mut self) {
-        let patience = 2 * self.config.election_ticks.1;
-        let leads = self.raw.raft.state == StateRole::Leader;
-        let mut lost = Vec::new();
-        let raft = &self.raw.raft;
-        self.snapshots.retain(|id, ticks| {
-            let waits = leads && raft.prs().get(*id).is_some_and(|progress| progress.state == ProgressState::Snapshot);
-            *ticks += 1;
-            if waits && *ticks > patience {
-                lost.push(*id);
-            }
-            waits && *ticks <= patience
-        });
-        for id in lost {
-            self.raw.report_snapshot(id, SnapshotStatus::Failure);
-        }
-    }
-
-    /// raft-rs proposes to leave a joint configuration when the leader applies its entry; a leader that came later does it here.
-    fn leave_joint(&mut self) {
-        let configuration = *self.configuration();
-        let raft = &self.raw.raft;
-        let due = configuration.is_joint()
-            && configuration.auto_leave
-            && raft.state == StateRole::Leader
-            && !raft.has_pending_conf()
-            && raft.lead_transferee.is_none();
-        if due {
-            // Refused only for reasons that pass; the next tick tries again.
-            let _ = self.raw.propose_conf_change(Vec::new(), ConfigurationChange::default().to_raft());
-        }
     }
 
     fn apply_change(&mut self, at: u64, change: &ConfigurationChange) {
@@ -762,31 +520,6 @@ impl Replica {
             self.told = entry.index;
             self.outputs.committed.push(Committed::Entry { index: LogIndex(entry.index), term: Term(entry.term), content });
         }
-    }
-
-    /// raft-rs adds what was just proposed to what it takes from the log, without counting: such messages become two.
-    fn split_appends(&mut self) {
-        let most = self.config.entries_per_append_max;
-        if self.outputs.messages.iter().all(|message| message.entries.len() <= most) {
-            return;
-        }
-        let mut split = Vec::with_capacity(self.outputs.messages.len() + 1);
-        for mut message in std::mem::take(&mut self.outputs.messages) {
-            while message.entries.len() > most {
-                let mut later: Vec<Entry> = message.take_entries().into();
-                let first: Vec<Entry> = later.drain(..most).collect();
-                let (index, term) = first.last().map(|entry| (entry.index, entry.term)).expect("at least one fits");
-                let mut next = message.clone();
-                message.set_entries(first.into());
-                split.push(message);
-                next.index = index;
-                next.log_term = term;
-                next.set_entries(later.into());
-                message = next;
-            }
-            split.push(message);
-        }
-        self.outputs.messages = split;
     }
 
     fn note_leadership(&mut self) {
