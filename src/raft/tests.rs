@@ -347,6 +347,50 @@ fn the_log_goes_round_many_times_and_keeps_what_raft_needs() {
 }
 
 #[test]
+fn several_groups_share_the_log_and_wait_there_until_they_are_taken_up() {
+    const SECOND: GroupId = GroupId(7);
+    let mut cluster = Cluster::new(6, 3, 4 << 20, RaftConfig::default());
+    let members = Configuration::of((1..=3).map(NodeId), []);
+    let second = |cluster: &Cluster, node: u8| {
+        let host = cluster.nodes[&node].host.clone();
+        let texts = Rc::new(Texts::default());
+        let machine = texts.clone();
+        let group = cluster.run(node, async move {
+            match host.resume(SECOND, machine.clone()).unwrap() {
+                Some(group) => group,
+                None => host.found(SECOND, members, machine).await.unwrap(),
+            }
+        });
+        (group, texts)
+    };
+    let seconds: Vec<_> = (1..=3).map(|node| second(&cluster, node)).collect();
+    let proposed = |cluster: &Cluster, group: Group, text: &str| {
+        let text = text.as_bytes().to_vec();
+        cluster.run(1, async move { group.propose_patiently(text, Duration::from_secs(20)).await.unwrap() })
+    };
+    for round in 0..20 {
+        cluster.propose(1, &format!("first {round}")).unwrap();
+        proposed(&cluster, seconds[0].0.clone(), &format!("second {round}"));
+    }
+    let twice = cluster.nodes[&1].host.clone();
+    let again = cluster.run(1, async move { twice.found(SECOND, members, Rc::new(Texts::default())).await.err() });
+    assert_eq!(again, Some(OpenError::Exists(SECOND)));
+
+    // Once with nobody who takes the second group up: it stays in the log.
+    for _ in 0..2 {
+        cluster.world.power_loss();
+        cluster.nodes.clear();
+        cluster.start(&[1, 2, 3], &Start::Resume);
+        assert_eq!(cluster.nodes[&2].host.recovered(), [SECOND]);
+    }
+    let seconds: Vec<_> = (1..=3).map(|node| second(&cluster, node)).collect();
+    proposed(&cluster, seconds[0].0.clone(), "second 20");
+    cluster.propose(1, "first 20").unwrap();
+    let expected = |name: &str| (0..=20).map(|round| format!("{name} {round}")).collect::<Vec<_>>();
+    assert_eq!((cluster.texts(1), seconds[0].1.texts.borrow().clone()), (expected("first"), expected("second")));
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run() {
     let trace = |seed| {
         let mut cluster = Cluster::new(seed, 3, 4 << 20, RaftConfig::default());
