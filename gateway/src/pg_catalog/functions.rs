@@ -73,8 +73,8 @@ impl ScalarUDFImpl for CatalogFunction {
         let mut cells = Vec::with_capacity(arrays.len());
         for row in 0..rows {
             cells.clear();
-            for (array, (kind, typmod)) in arrays.iter().zip(&kinds) {
-                let cell = if *array.data_type() == DataType::Null { Ok(None) } else { datum_at(array, row, *kind, *typmod) };
+            for (array, (kind, _)) in arrays.iter().zip(&kinds) {
+                let cell = if *array.data_type() == DataType::Null { Ok(None) } else { datum_at(array, row, *kind) };
                 cells.push(cell.map_err(|error| DataFusionError::External(Box::new(error)))?);
             }
             column.push((self.body)(&self.asker, &cells).as_ref());

@@ -68,7 +68,7 @@ fn scalar_as(value: &ScalarValue, column: &Column) -> Option<Datum> {
     let wanted = arrow_type(column.kind, column.typmod);
     let value = if value.data_type() == wanted { value.clone() } else { exact_cast(value, &wanted)? };
     let array = value.to_array().ok()?;
-    datum_at(array.as_ref(), 0, column.kind, -1).ok()?
+    datum_at(array.as_ref(), 0, column.kind).ok()?
 }
 
 /// A cast that keeps the value: integers among each other and strings among each other.

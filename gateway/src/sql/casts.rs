@@ -1,4 +1,5 @@
-//! Casts from numeric and float to an integer round, as PostgreSQL's do; Arrow's cut off.
+//! Casts from numeric and float to an integer round, as PostgreSQL's do; Arrow's cut off. Numerics without a scale become text
+//! with the digits that they print with.
 //!
 //! A rule of DataFusion's analyzer, pure over a plan.
 
@@ -15,13 +16,19 @@ use datafusion::optimizer::AnalyzerRule;
 /// See the module.
 #[derive(Debug)]
 pub struct RoundingCasts {
-    /// DataFusion's `round`.
+    /// `round`.
     pub round: Arc<ScalarUDF>,
+    /// `numeric_text`.
+    pub text: Arc<ScalarUDF>,
 }
 
 impl RoundingCasts {
     fn rounded(&self, expr: Expr, schema: &DFSchema) -> DfResult<Transformed<Expr>> {
         let Expr::Cast(cast) = &expr else { return Ok(Transformed::no(expr)) };
+        if *cast.field.data_type() == DataType::Utf8 && super::decimals::is_free(&cast.expr.get_type(schema)?) {
+            let inner = self.text.call(vec![(*cast.expr).clone()]);
+            return Ok(Transformed::yes(Expr::Cast(Cast { expr: Box::new(inner), field: Arc::clone(&cast.field) })));
+        }
         if !cast.field.data_type().is_integer() || matches!(&*cast.expr, Expr::ScalarFunction(f) if f.func.name() == "round") {
             return Ok(Transformed::no(expr));
         }

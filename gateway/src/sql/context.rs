@@ -45,7 +45,7 @@ impl Context {
     /// A planner over this view.
     #[must_use]
     pub fn planner(&self) -> Planner<'_> {
-        Planner::new(&self.db, &self.catalog, &self.core, &self.env)
+        Planner::new(&self.db, &self.catalog, &self.core, &self.env).with_function(super::sequences::nextval(self))
     }
 
     /// The parameters' types.

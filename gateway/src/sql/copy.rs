@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use datafusion::sql::sqlparser::ast;
 
 use super::api::{ColumnDesc, Execution, RowStream};
-use super::catalog::{Column, Table};
+use super::catalog::Column;
 use super::context::Context;
 use super::dml::insert::{Defaults, target_columns};
 use super::dml::references;
@@ -50,6 +50,14 @@ pub struct CopyOut {
     count: u64,
     /// For each column, whether FORCE_QUOTE names it.
     force_quote: Vec<bool>,
+}
+
+/// What an error shows of a value or a line: its first 100 characters.
+fn excerpt(text: &str) -> String {
+    match text.char_indices().nth(100) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text.to_owned(),
+    }
 }
 
 /// Starts COPY FROM STDIN. The table is locked already.
@@ -145,12 +153,16 @@ impl CopyIn {
             self.ended = true;
             return Ok(());
         }
-        let place = |fault: SqlError, at: u64, table: &Table| {
-            if fault.fields().detail.is_some() { fault } else { fault.with_detail(format!("COPY {}, line {at}", table.name)) }
-        };
         let row = match self.parse_line(line).await {
             Ok(row) => row,
-            Err(fault) => return Err(place(fault, self.line, self.writer.table())),
+            Err(fault) => {
+                let place = format!("COPY {}, line {}", self.writer.table().name, self.line);
+                // A value's error says its column; any other shows the line.
+                return Err(match fault.fields().context.clone() {
+                    Some(column) => fault.with_context(format!("{place}, {column}")),
+                    None => fault.with_context(format!("{place}: \"{}\"", excerpt(&String::from_utf8_lossy(line)))),
+                });
+            }
         };
         self.rows.push(row);
         if self.rows.len() >= ROWS_HELD { self.flush().await } else { Ok(()) }
@@ -180,7 +192,10 @@ impl CopyIn {
                 self.options.format == CopyFormat::Csv && forced && *t == self.options.null
             });
             row[*target] = match text {
-                Some(text) if !null => Some(Datum::parse(column.kind, column.typmod, text)?),
+                Some(text) if !null => Some(
+                    Datum::parse(column.kind, column.typmod, text)
+                        .map_err(|fault| fault.with_context(format!("column {}: \"{}\"", column.name, excerpt(text))))?,
+                ),
                 _ => None,
             };
         }

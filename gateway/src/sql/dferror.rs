@@ -36,6 +36,18 @@ fn type_name(arrow: &str) -> &str {
     }
 }
 
+/// A type in a list of arguments' types; integers of unknown origin are literals.
+fn argument_type(arrow: &str) -> &str {
+    match arrow {
+        "Int64" => "integer",
+        "Utf8" | "LargeUtf8" | "Utf8View" => "text",
+        "Null" => "unknown",
+        other if other.starts_with("Timestamp") && other.contains("+00:00") => "timestamp with time zone",
+        other if other.starts_with("Timestamp") => "timestamp without time zone",
+        other => type_name(other),
+    }
+}
+
 /// By the words of a message that has no kind of its own.
 fn by_words(message: &str) -> SqlError {
     let lower = message.to_ascii_lowercase();
@@ -55,6 +67,11 @@ fn by_words(message: &str) -> SqlError {
     if let Some(kind) = between(message, "Can't cast value ", " to type ").and(message.rsplit_once(" to type ")) {
         let kind = kind.1.split_whitespace().next().unwrap_or_default();
         return SqlError::new(code::NUMERIC_VALUE_OUT_OF_RANGE, format!("{} out of range", type_name(kind)));
+    }
+    for (array, kind) in [("Int16Array", "smallint"), ("Int32Array", "integer"), ("Int64Array", "bigint")] {
+        if message.contains(array) && lower.contains("overflow") {
+            return SqlError::new(code::NUMERIC_VALUE_OUT_OF_RANGE, format!("{kind} out of range"));
+        }
     }
     if lower.contains("overflow") || lower.contains("out of range") || lower.contains("too large to store") {
         return SqlError::new(code::NUMERIC_VALUE_OUT_OF_RANGE, "value out of range").with_detail(message.to_owned());
@@ -81,6 +98,12 @@ fn by_words(message: &str) -> SqlError {
             format!("column \"{column}\" must appear in the GROUP BY clause or be used in an aggregate function"),
         )
         .with_detail(message.to_owned());
+    }
+    if let Some(call) = between(message, "No function matches the given name and argument types '", "'")
+        && let Some((name, arguments)) = call.trim_end_matches(')').split_once('(')
+    {
+        let shown: Vec<&str> = arguments.split(", ").map(argument_type).collect();
+        return SqlError::undefined_function(name, &shown.join(", "));
     }
     if lower.contains("no function matches") || lower.contains("failed to coerce arguments") {
         return SqlError::new(code::UNDEFINED_FUNCTION, message.to_owned());

@@ -48,6 +48,8 @@ pub struct Fields {
     pub detail: Option<String>,
     /// What to do now.
     pub hint: Option<String>,
+    /// Where in the data it happened.
+    pub context: Option<String>,
     /// Character position in the statement, from 1.
     pub position: Option<u32>,
     /// Schema of the table at fault.
@@ -139,6 +141,7 @@ impl SqlError {
             message: message.into(),
             detail: None,
             hint: None,
+            context: None,
             position: None,
             schema: None,
             table: None,
@@ -175,6 +178,13 @@ impl SqlError {
         SqlError::new(code::SYNTAX_ERROR, message)
     }
 
+    /// `42883`, with PostgreSQL's hint.
+    #[must_use]
+    pub fn undefined_function(name: &str, arguments: &str) -> SqlError {
+        SqlError::new(code::UNDEFINED_FUNCTION, format!("function {name}({arguments}) does not exist"))
+            .with_hint("No function matches the given name and argument types. You might need to add explicit type casts.")
+    }
+
     /// `XX000`: a fault of ours.
     #[must_use]
     pub fn internal(message: impl Into<String>) -> SqlError {
@@ -185,6 +195,13 @@ impl SqlError {
     #[must_use]
     pub fn with_detail(mut self, detail: impl Into<String>) -> SqlError {
         self.0.detail = Some(detail.into());
+        self
+    }
+
+    /// Adds where in the data it happened.
+    #[must_use]
+    pub fn with_context(mut self, context: impl Into<String>) -> SqlError {
+        self.0.context = Some(context.into());
         self
     }
 

@@ -6,16 +6,20 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, Int32Array, Int64Array, RecordBatch, StringArray};
-use datafusion::arrow::datatypes::{DataType, Field, Float64Type, Schema};
+use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Schema};
 use datafusion::catalog::{TableFunctionArgs, TableProvider};
 use datafusion::common::{DFSchema, DataFusionError, Result as DfResult, ScalarValue};
 use datafusion::datasource::MemTable;
 use datafusion::execution::FunctionRegistry;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::ExprSchemable as _;
-use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
+use datafusion::logical_expr::expr::{AggregateFunction, WindowFunction, WindowFunctionParams};
+use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawAggregateExpr, RawBinaryExpr, RawWindowExpr};
 use datafusion::logical_expr::simplify::SimplifyContext;
-use datafusion::logical_expr::{ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
+use datafusion::logical_expr::{
+    AggregateUDF, ColumnarValue, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+    WindowFunctionDefinition,
+};
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::sql::sqlparser::ast::BinaryOperator;
 
@@ -125,6 +129,11 @@ struct Operators {
     add: Arc<ScalarUDF>,
     subtract: Arc<ScalarUDF>,
     multiply: Arc<ScalarUDF>,
+    divide_numeric: Arc<ScalarUDF>,
+    multiply_numeric: Arc<ScalarUDF>,
+    average: Arc<ScalarUDF>,
+    sum: Arc<AggregateUDF>,
+    count: Arc<AggregateUDF>,
 }
 
 impl ExprPlanner for Operators {
@@ -147,6 +156,20 @@ impl ExprPlanner for Operators {
                 } else if small(&expr.right) {
                     narrow(&mut expr.left);
                 }
+                if let (Ok(left), Ok(right)) = (expr.left.get_type(schema), expr.right.get_type(schema))
+                    && super::decimals::applies(&left, &right)
+                {
+                    let free = super::decimals::is_free(&left) || super::decimals::is_free(&right);
+                    match expr.op {
+                        BinaryOperator::Divide => {
+                            return Ok(PlannerResult::Planned(self.divide_numeric.call(vec![expr.left, expr.right])));
+                        }
+                        BinaryOperator::Multiply if free => {
+                            return Ok(PlannerResult::Planned(self.multiply_numeric.call(vec![expr.left, expr.right])));
+                        }
+                        _ => {}
+                    }
+                }
                 let checked = match expr.op {
                     BinaryOperator::Plus => &self.add,
                     BinaryOperator::Minus => &self.subtract,
@@ -162,6 +185,110 @@ impl ExprPlanner for Operators {
         };
         let text = |e: Expr| Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(e), DataType::Utf8));
         Ok(PlannerResult::Planned(function.call(vec![text(expr.left), text(expr.right)])))
+    }
+
+    /// avg is sum by count, with PostgreSQL's digits.
+    fn plan_aggregate(&self, raw: RawAggregateExpr) -> DfResult<PlannerResult<RawAggregateExpr>> {
+        if raw.func.name() != "avg" || raw.args.len() != 1 {
+            return Ok(PlannerResult::Original(raw));
+        }
+        let part = |func: &Arc<AggregateUDF>| {
+            Expr::AggregateFunction(AggregateFunction::new_udf(
+                Arc::clone(func),
+                raw.args.clone(),
+                raw.distinct,
+                raw.filter.clone(),
+                raw.order_by.clone(),
+                raw.null_treatment,
+            ))
+        };
+        Ok(PlannerResult::Planned(self.average.call(vec![part(&self.sum), part(&self.count)])))
+    }
+
+    fn plan_window(&self, raw: RawWindowExpr) -> DfResult<PlannerResult<RawWindowExpr>> {
+        if raw.func_def.name() != "avg" || raw.args.len() != 1 {
+            return Ok(PlannerResult::Original(raw));
+        }
+        let part = |func: &Arc<AggregateUDF>| {
+            Expr::WindowFunction(Box::new(WindowFunction {
+                fun: WindowFunctionDefinition::AggregateUDF(Arc::clone(func)),
+                params: WindowFunctionParams {
+                    args: raw.args.clone(),
+                    partition_by: raw.partition_by.clone(),
+                    order_by: raw.order_by.clone(),
+                    window_frame: raw.window_frame.clone(),
+                    filter: raw.filter.clone(),
+                    null_treatment: raw.null_treatment,
+                    distinct: raw.distinct,
+                },
+            }))
+        };
+        Ok(PlannerResult::Planned(self.average.call(vec![part(&self.sum), part(&self.count)])))
+    }
+}
+
+/// The type of a value, as PostgreSQL names it.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct TypeOf(Signature);
+
+impl ScalarUDFImpl for TypeOf {
+    fn name(&self) -> &str {
+        "pg_typeof"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.0
+    }
+
+    fn return_type(&self, _arguments: &[DataType]) -> DfResult<DataType> {
+        Ok(DataType::Utf8)
+    }
+
+    fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> DfResult<ColumnarValue> {
+        let kind = super::types::arrow::field_type(&arguments.arg_fields[0]).0;
+        Ok(ColumnarValue::Scalar(ScalarValue::Utf8(Some(kind.sql_name().to_owned()))))
+    }
+}
+
+/// A function that there is none of: it fails once the types of its arguments are known.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Missing {
+    name: String,
+    signature: Signature,
+}
+
+/// Stands for a function of that name that there is none of, so that the error can name its arguments' types.
+#[must_use]
+pub fn missing(name: &str) -> Arc<ScalarUDF> {
+    let any = vec![datafusion::logical_expr::TypeSignature::VariadicAny, datafusion::logical_expr::TypeSignature::Nullary];
+    Arc::new(ScalarUDF::new_from_impl(Missing { name: name.to_owned(), signature: Signature::one_of(any, Volatility::Stable) }))
+}
+
+impl ScalarUDFImpl for Missing {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _arguments: &[DataType]) -> DfResult<DataType> {
+        Ok(DataType::Null)
+    }
+
+    fn return_field_from_args(&self, arguments: ReturnFieldArgs<'_>) -> DfResult<FieldRef> {
+        let shown = arguments.arg_fields.iter().zip(arguments.scalar_arguments).map(|(field, value)| match value {
+            Some(ScalarValue::Utf8(_)) | Some(ScalarValue::Null) if field.metadata().is_empty() => "unknown",
+            Some(ScalarValue::Int64(Some(value))) if i32::try_from(*value).is_ok() => "integer",
+            _ => super::types::arrow::field_type(field).0.sql_name(),
+        });
+        let shown: Vec<&str> = shown.collect();
+        Err(SqlError::undefined_function(&self.name, &shown.join(", ")).into())
+    }
+
+    fn invoke_with_args(&self, _arguments: ScalarFunctionArgs) -> DfResult<ColumnarValue> {
+        Err(SqlError::undefined_function(&self.name, "").into())
     }
 }
 
@@ -252,7 +379,7 @@ pub fn register(state: &mut SessionState) -> Result<(), SqlError> {
         let lengths: Vec<Option<i32>> = (0..arrays[0].len())
             .map(|at| {
                 let (kind, typmod) = super::types::arrow::default_type(arrays[0].data_type());
-                Ok(match super::types::arrow::datum_at(arrays[0].as_ref(), at, kind, typmod)? {
+                Ok(match super::types::arrow::datum_at(arrays[0].as_ref(), at, kind)? {
                     Some(Datum::Bytea(bytes)) => Some(bytes.len() as i32),
                     Some(other) => Some(other.to_text(kind, typmod).len() as i32),
                     None => None,
@@ -271,14 +398,25 @@ pub fn register(state: &mut SessionState) -> Result<(), SqlError> {
     for function in functions {
         state.register_udf(Arc::new(function)).map_err(from_datafusion)?;
     }
+    for function in super::decimals::functions() {
+        state.register_udf(Arc::new(function)).map_err(from_datafusion)?;
+    }
+    let type_of = TypeOf(Signature::any(1, Volatility::Stable));
+    state.register_udf(Arc::new(ScalarUDF::new_from_impl(type_of))).map_err(from_datafusion)?;
     let round = state.udf("round").map_err(from_datafusion)?;
-    state.add_analyzer_rule(Arc::new(super::casts::RoundingCasts { round }));
+    let text = state.udf("numeric_text").map_err(from_datafusion)?;
+    state.add_analyzer_rule(Arc::new(super::casts::RoundingCasts { round, text }));
     let operators = Operators {
         get: state.udf("json_get").map_err(from_datafusion)?,
         get_text: state.udf("json_get_text").map_err(from_datafusion)?,
         add: Arc::new(Checked::function("int_add")),
         subtract: Arc::new(Checked::function("int_subtract")),
         multiply: Arc::new(Checked::function("int_multiply")),
+        divide_numeric: state.udf("numeric_div").map_err(from_datafusion)?,
+        multiply_numeric: state.udf("numeric_mul").map_err(from_datafusion)?,
+        average: state.udf("numeric_avg").map_err(from_datafusion)?,
+        sum: state.udaf("sum").map_err(from_datafusion)?,
+        count: state.udaf("count").map_err(from_datafusion)?,
     };
     state.register_expr_planner(Arc::new(operators)).map_err(from_datafusion)
 }

@@ -50,6 +50,8 @@ pub struct Planner<'a> {
     fault: Mutex<Option<SqlError>>,
     asker: OnceLock<Arc<Asker>>,
     system_functions: OnceLock<HashMap<String, Arc<ScalarUDF>>>,
+    /// A function of the statement's own.
+    own: Option<Arc<ScalarUDF>>,
 }
 
 impl<'a> Planner<'a> {
@@ -67,7 +69,15 @@ impl<'a> Planner<'a> {
             fault: Mutex::new(None),
             asker: OnceLock::new(),
             system_functions: OnceLock::new(),
+            own: None,
         }
+    }
+
+    /// Adds a function that knows the statement's context.
+    #[must_use]
+    pub fn with_function(mut self, function: ScalarUDF) -> Planner<'a> {
+        self.own = Some(Arc::new(function));
+        self
     }
 
     /// Shows the hidden columns of a table.
@@ -151,7 +161,8 @@ impl<'a> Planner<'a> {
         let planner = SqlToRel::new_with_options(self, self.options());
         let mut context = PlannerContext::new().with_prepare_param_data_types(types.to_vec());
         let statement = ast::Statement::Query(Box::new(query));
-        planner.sql_statement_to_plan_with_context(statement, &mut context).map_err(|fault| self.fault_of(fault))
+        let plan = planner.sql_statement_to_plan_with_context(statement, &mut context);
+        plan.and_then(super::literals::narrow).map_err(|fault| self.fault_of(fault))
     }
 
     fn fault_of(&self, fault: datafusion::common::DataFusionError) -> SqlError {
@@ -289,7 +300,7 @@ pub fn batch_rows(batch: &RecordBatch, columns: &[ColumnDesc]) -> Result<Vec<Row
     for (at, column) in columns.iter().enumerate() {
         let array = batch.column(at);
         for (row, out) in rows.iter_mut().enumerate() {
-            out.push(datum_at(array.as_ref(), row, column.kind, column.typmod)?);
+            out.push(datum_at(array.as_ref(), row, column.kind)?);
         }
     }
     Ok(rows)
@@ -324,7 +335,15 @@ impl ContextProvider for Planner<'_> {
     }
 
     fn get_function_meta(&self, name: &str) -> Option<Arc<ScalarUDF>> {
-        self.db.state.scalar_functions().get(name).or_else(|| self.system_functions().get(name)).cloned()
+        let state = &self.db.state;
+        let found = state.scalar_functions().get(name).or_else(|| self.system_functions().get(name)).cloned();
+        let elsewhere = || {
+            state.aggregate_functions().contains_key(name)
+                || state.window_functions().contains_key(name)
+                || state.higher_order_functions().contains_key(name)
+        };
+        let own = || self.own.iter().find(|own| own.name() == name).cloned();
+        found.or_else(own).or_else(|| (!elsewhere()).then(|| super::functions::missing(name)))
     }
 
     fn get_higher_order_meta(&self, name: &str) -> Option<Arc<HigherOrderUDF>> {

@@ -96,6 +96,17 @@ pub fn output_name(expr: &Expr) -> String {
     named(expr).unwrap_or_else(|| "?column?".to_owned())
 }
 
+/// Whether the name that an expression gives is only that of a type, which an outer cast's goes before.
+fn is_weak(expr: &Expr) -> bool {
+    match expr {
+        Expr::Cast { expr, .. } => is_weak(expr),
+        Expr::Nested(inner) => is_weak(inner),
+        Expr::TypedString(_) | Expr::Interval(_) | Expr::Value(_) => true,
+        Expr::Case { else_result, .. } => else_result.as_deref().is_none_or(is_weak),
+        other => named(other).is_none(),
+    }
+}
+
 fn named(expr: &Expr) -> Option<String> {
     Some(match expr {
         Expr::Identifier(ident) => fold(ident),
@@ -104,7 +115,8 @@ fn named(expr: &Expr) -> Option<String> {
         Expr::Nested(inner) => return named(inner),
         Expr::Collate { expr, .. } | Expr::CompoundFieldAccess { root: expr, .. } => return named(expr),
         Expr::Cast { expr, data_type, .. } => {
-            return named(expr).or_else(|| sql_type(data_type).ok().map(|t| t.kind.name().trim_start_matches('_').to_owned()));
+            let strong = if is_weak(expr) { None } else { named(expr) };
+            return strong.or_else(|| sql_type(data_type).ok().map(|t| t.kind.name().trim_start_matches('_').to_owned()));
         }
         Expr::TypedString(typed) => sql_type(&typed.data_type).ok()?.kind.name().to_owned(),
         Expr::Interval(_) => "interval".to_owned(),
@@ -267,6 +279,10 @@ impl Rewriter<'_> {
                 cast(Expr::Array(ast::Array { elem: items, named: true }), PgType::TextArray)
             }
             "version" => string(VERSION),
+            "pg_typeof" => match arguments(function).as_slice() {
+                [Expr::Value(value)] if matches!(value.value, Value::SingleQuotedString(_) | Value::Null) => string("unknown"),
+                _ => return None,
+            },
             "mod" => match arguments(function).as_slice() {
                 [a, b] => {
                     let nested = |e: &Expr| Box::new(Expr::Nested(Box::new(e.clone())));

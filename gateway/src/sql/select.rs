@@ -134,9 +134,12 @@ async fn effects(context: &Context, query: &mut ast::Query) -> Result<(), SqlErr
     if calls.found.is_empty() {
         return Ok(());
     }
-    if calls.from && calls.found.iter().any(|(name, _)| name == "nextval" || name == "setval") {
-        return Err(SqlError::unsupported("nextval or setval in a query with FROM")
-            .with_hint("Let a column's DEFAULT call it, or call it in a SELECT of its own."));
+    if calls.from && calls.found.iter().any(|(name, _)| name == "setval") {
+        return Err(SqlError::unsupported("setval in a query with FROM").with_hint("Call it in a SELECT of its own."));
+    }
+    if calls.from && calls.found.iter().any(|(name, _)| name == "nextval") {
+        // Called for each row, by the function that the planner knows under this name.
+        return Ok(());
     }
     if let SetExpr::Select(select) = &mut *query.body {
         for item in &mut select.projection {

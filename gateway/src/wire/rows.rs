@@ -127,6 +127,7 @@ fn report(error: &SqlError, severity: &str) -> Vec<(u8, String)> {
     let optional = [
         (b'D', &fields.detail),
         (b'H', &fields.hint),
+        (b'W', &fields.context),
         (b'P', &position),
         (b's', &fields.schema),
         (b't', &fields.table),

@@ -51,11 +51,42 @@ struct Going {
     oids: Vec<Oid>,
     /// Tables that lose foreign keys.
     unlinked: Vec<Arc<Table>>,
+    /// What goes though nobody named it, as notices say it.
+    cascaded: Vec<String>,
+}
+
+/// A relation as messages name it: its kind, and its name with the schema where the search path does not have it.
+fn shown(catalog: &Catalog, relation: &Relation, path: &[String]) -> String {
+    let kind = match relation {
+        Relation::Table(_) => "table",
+        Relation::View(_) => "view",
+        Relation::Sequence(_) => "sequence",
+    };
+    let schema = catalog.schema_name(relation.schema());
+    if path.iter().any(|visible| visible == schema) {
+        format!("{kind} {}", relation.name())
+    } else {
+        format!("{kind} {schema}.{}", relation.name())
+    }
+}
+
+/// What is told of objects that went along.
+fn cascade_notice(cascaded: &[String]) -> Option<SqlError> {
+    match cascaded {
+        [] => None,
+        [one] => Some(SqlError::notice(format!("drop cascades to {one}"))),
+        many => {
+            let lines: Vec<String> = many.iter().map(|object| format!("drop cascades to {object}")).collect();
+            let notice = SqlError::notice(format!("drop cascades to {} other objects", many.len()));
+            Some(notice.with_detail(lines.join("\n")))
+        }
+    }
 }
 
 /// Follows what depends on a relation; refuses unless `cascade`.
-fn follow(catalog: &Catalog, first: &[Relation], cascade: bool) -> Result<Going, SqlError> {
-    let mut going = Going { oids: first.iter().map(Relation::oid).collect(), unlinked: Vec::new() };
+fn follow(catalog: &Catalog, first: &[Relation], cascade: bool, path: &[String]) -> Result<Going, SqlError> {
+    let oids = first.iter().map(Relation::oid).collect();
+    let mut going = Going { oids, unlinked: Vec::new(), cascaded: Vec::new() };
     let mut at = 0;
     while at < going.oids.len() {
         let oid = going.oids[at];
@@ -70,12 +101,15 @@ fn follow(catalog: &Catalog, first: &[Relation], cascade: bool) -> Result<Going,
         for view in dependents(catalog, oid) {
             if !going.oids.contains(&view.oid) {
                 details.push(format!("view {} depends on {kind} {name}", view.name));
+                going.cascaded.push(shown(catalog, &Relation::View(Arc::clone(&view)), path));
                 going.oids.push(view.oid);
             }
         }
         for (table, key) in catalog.references_to(oid) {
             if !going.oids.contains(&table.oid) {
                 details.push(format!("constraint {} on table {} depends on table {name}", key.name, table.name));
+                let on = shown(catalog, &Relation::Table(Arc::clone(table)), path);
+                going.cascaded.push(format!("constraint {} on {on}", key.name));
                 if !going.unlinked.iter().any(|t| t.oid == table.oid) {
                     going.unlinked.push(Arc::clone(table));
                 }
@@ -192,7 +226,8 @@ pub(super) async fn objects(
     if let Some(gone) = found.iter().find(|r| catalog.relation(r.oid()).is_none()) {
         return Err(undefined_table(None, gone.name()));
     }
-    let going = follow(&catalog, &found, cascade)?;
+    let going = follow(&catalog, &found, cascade, &path)?;
+    session.notices.extend(cascade_notice(&going.cascaded));
     let changes = session.drop_relations(&catalog, &going);
     session.apply(changes).await?;
     Ok(tag)
@@ -220,15 +255,23 @@ async fn schemas(
                 format!("cannot drop schema {name} because it is required by the database system"),
             ));
         }
-        let inside: Vec<Relation> = catalog.relations().filter(|r| r.schema() == schema.oid).cloned().collect();
+        let mut inside: Vec<Relation> = catalog.relations().filter(|r| r.schema() == schema.oid).cloned().collect();
+        inside.sort_unstable_by_key(Relation::oid);
+        let path = session.settings.search_path(&session.user);
+        // A sequence that goes with its column goes with its table.
+        let owned = |relation: &&Relation| matches!(relation, Relation::Sequence(sequence) if sequence.owned_by.is_some());
+        let named = inside.iter().filter(|relation| !owned(relation));
+        let named: Vec<String> = named.map(|relation| shown(&catalog, relation, &path)).collect();
         if !inside.is_empty() && !cascade {
-            let details: Vec<String> = inside.iter().map(|r| format!("{} depends on schema {name}", r.name())).collect();
+            let details: Vec<String> = named.iter().map(|object| format!("{object} depends on schema {name}")).collect();
             return Err(still_needed("schema", &name, &details));
         }
         for relation in &inside {
             session.lock_relation(relation.oid(), LockMode::Exclusive).await?;
         }
-        let going = follow(&catalog, &inside, true)?;
+        let mut going = follow(&catalog, &inside, true, &path)?;
+        going.cascaded.splice(0..0, named);
+        session.notices.extend(cascade_notice(&going.cascaded));
         let mut changes = session.drop_relations(&catalog, &going);
         changes.push(Change::RemoveSchema(schema.oid));
         session.apply(changes).await?;

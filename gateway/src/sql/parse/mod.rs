@@ -4,6 +4,7 @@
 //! Pure functions. Bounded by [`STATEMENT_BYTES_MAX`] and sqlparser's recursion limit.
 
 mod copy;
+mod ctes;
 mod front;
 
 use std::sync::Arc;
@@ -145,25 +146,33 @@ pub fn parse(sql: &str) -> Result<Vec<ParsedStatement>, SqlError> {
     let lines = line_starts(sql);
     let mut statements = Vec::new();
     let mut group: Vec<TokenWithSpan> = Vec::new();
-    let mut flush = |group: &mut Vec<TokenWithSpan>| -> Result<(), SqlError> {
+    // `semicolon`: the one behind the statement, if there is one.
+    let mut flush = |group: &mut Vec<TokenWithSpan>, semicolon: Option<&TokenWithSpan>| -> Result<(), SqlError> {
         let meaningful = |t: &TokenWithSpan| !matches!(t.token, Token::Whitespace(_) | Token::EOF);
         if let (Some(first), Some(last)) = (group.iter().position(meaningful), group.iter().rposition(meaningful)) {
             let start = offset(sql, &lines, group[first].span.start.line, group[first].span.start.column);
             let end = offset(sql, &lines, group[last].span.end.line, group[last].span.end.column);
             let text = sql.get(start..end.max(start)).unwrap_or(sql);
-            statements.push(parse_one(text, group[first..=last].to_vec(), sql, &lines)?);
+            let parsed = parse_one(text, group[first..=last].to_vec(), sql, &lines).map_err(|fault| match semicolon {
+                Some(semicolon) if fault.fields().message == "syntax error at end of input" => {
+                    let at = offset(sql, &lines, semicolon.span.start.line, semicolon.span.start.column);
+                    SqlError::syntax("syntax error at or near \";\"").at(char_position(sql, at))
+                }
+                _ => fault,
+            });
+            statements.push(parsed?);
         }
         group.clear();
         Ok(())
     };
     for token in tokens {
         if token.token == Token::SemiColon {
-            flush(&mut group)?;
+            flush(&mut group, Some(&token))?;
         } else {
             group.push(token);
         }
     }
-    flush(&mut group)?;
+    flush(&mut group, None)?;
     Ok(statements)
 }
 
@@ -220,8 +229,20 @@ fn classify(parsed: ast::Statement) -> Result<Statement, SqlError> {
                 }
                 Statement::Insert(Box::new(insert))
             }
+            ast::SetExpr::Update(ast::Statement::Update(mut update)) => {
+                if let Some(with) = query.with {
+                    ctes::inline_in_update(with, &mut update)?;
+                }
+                Statement::Update(Box::new(update))
+            }
+            ast::SetExpr::Delete(ast::Statement::Delete(mut delete)) => {
+                if let Some(with) = query.with {
+                    ctes::inline_in_delete(with, &mut delete)?;
+                }
+                Statement::Delete(Box::new(delete))
+            }
             ast::SetExpr::Insert(_) | ast::SetExpr::Update(_) | ast::SetExpr::Delete(_) => {
-                return Err(SqlError::unsupported("WITH before UPDATE or DELETE"));
+                return Err(SqlError::unsupported("WITH before this kind of statement"));
             }
             _ => Statement::Query(query),
         },
@@ -277,7 +298,7 @@ fn syntax_error(fault: &ParserError, sql: &str, lines: &[usize]) -> SqlError {
         let word = message.rsplit_once("found: ").map(|(_, w)| w);
         return match word {
             Some("EOF") => SqlError::syntax("syntax error at end of input"),
-            Some(word) => SqlError::syntax(format!("syntax error at or near \"{word}\"")).with_detail(message.clone()),
+            Some(word) => SqlError::syntax(format!("syntax error at or near \"{word}\"")),
             None => SqlError::syntax(message.clone()),
         };
     };
@@ -286,12 +307,7 @@ fn syntax_error(fault: &ParserError, sql: &str, lines: &[usize]) -> SqlError {
     let position = char_position(sql, offset(sql, lines, line, column));
     match said.rsplit_once("found: ") {
         Some((_, "EOF")) => SqlError::syntax("syntax error at end of input").at(position),
-        Some((expected, word)) => {
-            let expected = expected.trim_start_matches("Expected: ").trim_end_matches(", ");
-            SqlError::syntax(format!("syntax error at or near \"{word}\""))
-                .with_detail(format!("Expected {expected}."))
-                .at(position)
-        }
+        Some((_, word)) => SqlError::syntax(format!("syntax error at or near \"{word}\"")).at(position),
         None => SqlError::syntax(said.to_owned()).at(position),
     }
 }

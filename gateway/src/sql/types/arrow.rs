@@ -20,7 +20,7 @@ use datafusion::arrow::datatypes::{
 };
 use datafusion::common::ScalarValue;
 
-use super::{Datum, Interval, Numeric, PgType, make_numeric_typmod, numeric_typmod};
+use super::{Datum, Interval, Numeric, PgType, numeric_typmod};
 use crate::sql::error::SqlError;
 
 /// Metadata key of a field's PostgreSQL type (its name in pg_type).
@@ -31,7 +31,9 @@ pub const TYPMOD_KEY: &str = "pg_typmod";
 pub const ZONE: &str = "+00:00";
 
 /// Digits behind the point that an unconstrained numeric has inside DataFusion.
-pub const FREE_SCALE: i8 = 18;
+pub const FREE_SCALE: i8 = 24;
+/// Digits behind the point that a quotient has inside DataFusion: more than PostgreSQL ever prints of one.
+pub const QUOTIENT_SCALE: i8 = 28;
 
 /// The Arrow type that a PostgreSQL type computes as.
 #[must_use]
@@ -92,9 +94,6 @@ pub fn default_type(data_type: &DataType) -> (PgType, i32) {
         DataType::UInt32 => PgType::Oid,
         DataType::Float16 | DataType::Float32 => PgType::Float4,
         DataType::Float64 => PgType::Float8,
-        DataType::Decimal128(precision, scale) | DataType::Decimal256(precision, scale) if *scale >= 0 => {
-            return (PgType::Numeric, make_numeric_typmod(*precision, *scale));
-        }
         DataType::Decimal32(..) | DataType::Decimal64(..) | DataType::Decimal128(..) | DataType::Decimal256(..) => {
             PgType::Numeric
         }
@@ -332,7 +331,7 @@ pub fn to_scalar(kind: PgType, typmod: i32, value: Option<&Datum>) -> Result<Sca
 ///
 /// # Errors
 /// When the array holds something else, or text that is not of that type.
-pub fn datum_at(array: &dyn Array, row: usize, kind: PgType, typmod: i32) -> Result<Option<Datum>, SqlError> {
+pub fn datum_at(array: &dyn Array, row: usize, kind: PgType) -> Result<Option<Datum>, SqlError> {
     if array.is_null(row) {
         return Ok(None);
     }
@@ -356,12 +355,13 @@ pub fn datum_at(array: &dyn Array, row: usize, kind: PgType, typmod: i32) -> Res
         DataType::Float16 => Datum::Float4(array.as_primitive::<Float16Type>().value(row).to_f32()),
         DataType::Float32 => Datum::Float4(array.as_primitive::<Float32Type>().value(row)),
         DataType::Float64 => Datum::Float8(array.as_primitive::<Float64Type>().value(row)),
-        DataType::Decimal128(_, scale) => {
-            decimal(Numeric::from_i128(array.as_primitive::<Decimal128Type>().value(row), (*scale).max(0) as u8), *scale, typmod)?
+        DataType::Decimal128(precision, scale) => {
+            let unscaled = array.as_primitive::<Decimal128Type>().value(row);
+            decimal(Numeric::from_i128(unscaled, (*scale).max(0) as u8), *precision, *scale)?
         }
-        DataType::Decimal256(_, scale) => {
+        DataType::Decimal256(precision, scale) => {
             let unscaled = array.as_primitive::<Decimal256Type>().value(row);
-            decimal(Numeric { unscaled, scale: (*scale).max(0) as u8 }, *scale, typmod)?
+            decimal(Numeric { unscaled, scale: (*scale).max(0) as u8 }, *precision, *scale)?
         }
         DataType::Utf8 => Datum::Text(array.as_string::<i32>().value(row).to_owned()),
         DataType::LargeUtf8 => Datum::Text(array.as_string::<i64>().value(row).to_owned()),
@@ -409,7 +409,7 @@ pub fn datum_at(array: &dyn Array, row: usize, kind: PgType, typmod: i32) -> Res
         DataType::Dictionary(_, value_type) => {
             let plain = datafusion::arrow::compute::cast(&array.slice(row, 1), value_type)
                 .map_err(|fault| SqlError::internal(fault.to_string()))?;
-            return datum_at(plain.as_ref(), 0, kind, typmod);
+            return datum_at(plain.as_ref(), 0, kind);
         }
         _ => {
             let options = datafusion::arrow::util::display::FormatOptions::default();
@@ -424,20 +424,25 @@ pub fn datum_at(array: &dyn Array, row: usize, kind: PgType, typmod: i32) -> Res
     natural.cast(kind, -1).map(Some)
 }
 
-/// A decimal as it shall print: with its column's scale where there is one, else without zeros at its end.
-fn decimal(value: Numeric, scale: i8, typmod: i32) -> Result<Datum, SqlError> {
-    let value = if scale < 0 {
+/// A value of a decimal type that has no scale of its own, with the scale that it prints with.
+#[must_use]
+pub fn shown_decimal(value: Numeric, scale: i8) -> Numeric {
+    if scale == QUOTIENT_SCALE { value.as_quotient() } else { value.normalized() }
+}
+
+/// A decimal as it shall print: with its type's scale where there is one.
+fn decimal(value: Numeric, precision: u8, scale: i8) -> Result<Datum, SqlError> {
+    if scale < 0 {
         let factor = Numeric::parse(&format!("1e{}", -i32::from(scale)))?;
-        value.checked_mul(factor).ok_or_else(|| SqlError::new("22003", "value overflows numeric format"))?
-    } else {
-        value
-    };
-    Ok(Datum::Numeric(if typmod < 0 { value.normalized() } else { value }))
+        let whole = value.checked_mul(factor).ok_or_else(|| SqlError::new("22003", "value overflows numeric format"))?;
+        return Ok(Datum::Numeric(whole));
+    }
+    Ok(Datum::Numeric(if precision == 76 { shown_decimal(value, scale) } else { value }))
 }
 
 fn list(items: &dyn Array, kind: PgType) -> Result<Datum, SqlError> {
-    let (natural, typmod) = default_type(items.data_type());
+    let natural = default_type(items.data_type()).0;
     let element = kind.element().unwrap_or(natural);
-    let values = (0..items.len()).map(|at| datum_at(items, at, element, typmod)).collect::<Result<_, _>>()?;
+    let values = (0..items.len()).map(|at| datum_at(items, at, element)).collect::<Result<_, _>>()?;
     Ok(Datum::Array(element, values))
 }

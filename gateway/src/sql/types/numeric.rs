@@ -22,6 +22,9 @@ pub struct Numeric {
     pub scale: u8,
 }
 
+/// Most digits behind the point of a quotient.
+const QUOTIENT_DIGITS_MAX: i32 = 28;
+
 fn power(exponent: u32) -> Option<i256> {
     if exponent > DIGITS_MAX { None } else { i256::from_i128(10).checked_pow(exponent) }
 }
@@ -180,6 +183,59 @@ impl Numeric {
     pub fn checked_mul(self, other: Numeric) -> Option<Numeric> {
         let scale = self.scale.checked_add(other.scale)?;
         Some(Numeric { unscaled: self.unscaled.checked_mul(other.unscaled)?, scale })
+    }
+
+    /// Where the first digit of base 10,000 stands (0: just before the point) and that digit, as PostgreSQL's numerics are
+    /// made of them; also whether nothing follows it. Zero has a zero at 0.
+    fn leading(self) -> (i32, u32, bool) {
+        let digits = self.unscaled.wrapping_abs().to_string();
+        if digits == "0" {
+            return (0, 0, true);
+        }
+        let exponent = digits.len() as i32 - i32::from(self.scale);
+        let weight = (exponent - 1).div_euclid(4);
+        let length = (exponent - 4 * weight) as usize;
+        let group: String = digits.chars().chain(std::iter::repeat('0')).take(length).collect();
+        (weight, group.parse().unwrap_or(0), digits.bytes().skip(length).all(|digit| digit == b'0'))
+    }
+
+    /// The digits behind the point that PostgreSQL's division gives (`select_div_scale`): 16 significant ones at least.
+    fn quotient_scale(self, other: Numeric) -> u8 {
+        let ((weight, first, _), (other_weight, other_first, _)) = (self.leading(), other.leading());
+        let estimate = weight - other_weight - i32::from(first <= other_first);
+        let scale = (16 - estimate * 4).max(i32::from(self.scale)).max(i32::from(other.scale));
+        scale.clamp(0, QUOTIENT_DIGITS_MAX) as u8
+    }
+
+    /// The quotient, with as many digits as PostgreSQL's.
+    ///
+    /// # Errors
+    /// `22012`, `22003`.
+    pub fn divided_by(self, other: Numeric) -> Result<Numeric, SqlError> {
+        if other.unscaled == i256::ZERO {
+            return Err(SqlError::new(code::DIVISION_BY_ZERO, "division by zero"));
+        }
+        let overflow = || SqlError::new(code::NUMERIC_VALUE_OUT_OF_RANGE, "value overflows numeric format");
+        let scale = self.quotient_scale(other);
+        // One digit more than asked, then rounded; where 76 digits do not hold that, fewer.
+        let shift = i32::from(scale) + 1 + i32::from(other.scale) - i32::from(self.scale);
+        let (mut above, mut below) = (self.unscaled, other.unscaled);
+        if shift >= 0 {
+            above = power(shift as u32).and_then(|factor| above.checked_mul(factor)).ok_or_else(overflow)?;
+        } else {
+            below = power(shift.unsigned_abs()).and_then(|factor| below.checked_mul(factor)).ok_or_else(overflow)?;
+        }
+        let unscaled = above.checked_div(below).ok_or_else(overflow)?;
+        Numeric { unscaled, scale: scale + 1 }.rescale(scale).ok_or_else(overflow)
+    }
+
+    /// A quotient with the digits that PostgreSQL's division most likely gave it, told by its size alone.
+    #[must_use]
+    pub fn as_quotient(self) -> Numeric {
+        let (weight, first, alone) = self.leading();
+        let weight = weight - i32::from(first <= 1 && alone);
+        let scale = (16 - weight * 4).clamp(0, QUOTIENT_DIGITS_MAX);
+        self.rescale(scale as u8).unwrap_or(self)
     }
 
     /// The same value without zeros at the end of its fraction.

@@ -1,0 +1,23 @@
+-- The digits that arithmetic of numerics gives, and the types of results.
+select 7.0/2 as a, 1/3.0 as b, 10.0/3 as c, 1.5/7 as d, 100::numeric/7 as e, 2::numeric/3 as f, 1e10/3.0 as g, 0.0001/3 as h;
+select 22.5/1.5 as a, 1.0/3.00000 as b, 0.00000012/7.3 as c, 4.2/0.7 as d, 0/3.0 as e, 5.0/5 as g, -7/2.0 as h;
+create table amounts (id int primary key, price numeric(10,2), quantity int, free numeric, ratio float8);
+insert into amounts values (1, 12.50, 3, 1.5, 0.5), (2, 99.99, 7, 2.25, 1.25), (3, null, 1, null, null), (4, 0.01, 2, 1000000.75, 2.5);
+select id, price / quantity as each, price * quantity as total, free / 3 as third, free * 2.5 as more, ratio / 3 as part from amounts order by id;
+select avg(price), avg(quantity), avg(free), avg(ratio), sum(price) / count(*) as mean from amounts;
+select quantity % 2 as odd, avg(price), avg(quantity) from amounts group by 1 order by 1;
+select avg(distinct quantity), avg(quantity) filter (where id > 2) as late from amounts;
+select id, avg(quantity) over (order by id) as running from amounts order by id;
+select avg(quantity) as nothing from amounts where id > 10;
+select max(free), min(price), max(free) - min(free) as spread from amounts;
+select round(price / 3, 2) as r, ceil(price / 3) as c, floor(price / 3) as f, trunc(price / 3, 1) as t from amounts order by id;
+select ceil(2.5), floor(2.5), round(2.5), trunc(2.57), round(2.567, 2), trunc(2.567, 1), ceil(-0.5), round(-2.5), round(1234.5, -2), abs(-2.5);
+select round(3.5::float8), round(2.5::float8), ceil(2.2::float8), floor(-2.2::float8), trunc(-2.7::float8);
+select 2.5::float8::int, 3.5::float8::int, 2.5::numeric::int, 3.5::numeric::int, (-2.5)::float8::int, (-2.5)::numeric::int, 1.5::float8::bigint;
+select (price / quantity)::text, 'each ' || free from amounts order by id;
+select price / 0 from amounts;
+select pg_typeof(1.5), pg_typeof('x'), pg_typeof(null), pg_typeof(now()), pg_typeof(avg(quantity)), pg_typeof(sum(quantity)), pg_typeof(max(price)) from amounts;
+select nope(1);
+select nope(1, 'x', 2.5);
+select nope('a'::text, now());
+select lower(1);
