@@ -250,6 +250,38 @@ impl ScalarUDFImpl for TypeOf {
     }
 }
 
+/// A correlated subquery's value and how many rows it had: more than one is an error.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct OneRow(Signature);
+
+impl ScalarUDFImpl for OneRow {
+    fn name(&self) -> &str {
+        "one_row"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.0
+    }
+
+    fn return_type(&self, arguments: &[DataType]) -> DfResult<DataType> {
+        Ok(arguments[0].clone())
+    }
+
+    fn return_field_from_args(&self, arguments: ReturnFieldArgs<'_>) -> DfResult<FieldRef> {
+        Ok(Arc::new(arguments.arg_fields[0].as_ref().clone().with_nullable(true)))
+    }
+
+    fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> DfResult<ColumnarValue> {
+        let counts = arguments.args[1].to_array(arguments.number_rows)?;
+        let counts = counts.as_primitive::<datafusion::arrow::datatypes::Int64Type>();
+        if counts.iter().flatten().any(|count| count > 1) {
+            let message = "more than one row returned by a subquery used as an expression";
+            return Err(SqlError::new(super::error::code::CARDINALITY_VIOLATION, message).into());
+        }
+        Ok(arguments.args[0].clone())
+    }
+}
+
 /// A function that there is none of: it fails once the types of its arguments are known.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Missing {
@@ -403,6 +435,8 @@ pub fn register(state: &mut SessionState) -> Result<(), SqlError> {
     }
     let type_of = TypeOf(Signature::any(1, Volatility::Stable));
     state.register_udf(Arc::new(ScalarUDF::new_from_impl(type_of))).map_err(from_datafusion)?;
+    let one_row = OneRow(Signature::any(2, Volatility::Immutable));
+    state.register_udf(Arc::new(ScalarUDF::new_from_impl(one_row))).map_err(from_datafusion)?;
     let round = state.udf("round").map_err(from_datafusion)?;
     let text = state.udf("numeric_text").map_err(from_datafusion)?;
     state.add_analyzer_rule(Arc::new(super::casts::RoundingCasts { round, text }));

@@ -265,8 +265,10 @@ fn decorrelate(query: &mut Query) -> Option<Expr> {
         return None;
     };
     let item = std::mem::replace(item, null());
-    query.order_by = None;
-    query.limit_clause = None;
+    let order = query.order_by.take();
+    let limited = query.limit_clause.take().is_some();
+    // The catalogs' own questions are for one row by their keys.
+    let of_catalogs = query_relations(query).iter().all(|name| name.starts_with("pg_"));
     let mut outer = outer;
     let subquery = if sides(&item, &inner).1 {
         // The expression mixes both queries' columns: it is evaluated outside, over a subquery for each inner column.
@@ -295,7 +297,23 @@ fn decorrelate(query: &mut Query) -> Option<Expr> {
         whole
     } else {
         let name = super::rewrite::output_name(&item);
-        Expr::Subquery(Box::new(selecting(query, call("max", vec![item]), &name)?))
+        let mut value = call("max", vec![item.clone()]);
+        if let (true, Some(ast::OrderByKind::Expressions(list))) = (limited, order.map(|order| order.kind)) {
+            // The first of an order.
+            value = call("first_value", vec![item]);
+            if let Expr::Function(function) = &mut value
+                && let FunctionArguments::List(arguments) = &mut function.args
+            {
+                arguments.clauses.push(ast::FunctionArgumentClause::OrderBy(list));
+            }
+        }
+        let value = Expr::Subquery(Box::new(selecting(query, value, &name)?));
+        if limited || of_catalogs {
+            value
+        } else {
+            let count = Expr::Subquery(Box::new(selecting(query, parse("count(*)"), "n")?));
+            call("one_row", vec![value, count])
+        }
     };
     // CASE forgets that text was JSON.
     let is_json = matches!(&subquery, Expr::Function(function) if name_of(function) == "json_build_object");
@@ -315,6 +333,13 @@ fn decorrelate(query: &mut Query) -> Option<Expr> {
             else_result: None,
         }),
     })
+}
+
+fn query_relations(query: &Query) -> Vec<String> {
+    match &*query.body {
+        SetExpr::Select(select) => relation_names(select).into_iter().map(|(name, _, _)| name).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// The query with one output.
@@ -400,6 +425,19 @@ fn inline_lateral(select: &mut Select) {
     });
 }
 
+/// Outputs with subqueries get their names before the subqueries are rewritten.
+fn name_subqueries(select: &mut Select) {
+    for item in &mut select.projection {
+        if let SelectItem::UnnamedExpr(expr @ (Expr::Subquery(_) | Expr::BinaryOp { .. } | Expr::Function(_) | Expr::Cast { .. })) =
+            item
+            && expr.to_string().contains("(SELECT")
+        {
+            let alias = Ident::with_quote('"', super::rewrite::output_name(expr));
+            *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias };
+        }
+    }
+}
+
 struct Isms;
 
 impl VisitorMut for Isms {
@@ -414,6 +452,7 @@ impl VisitorMut for Isms {
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<()> {
         inline_lateral(select);
+        name_subqueries(select);
         count_exists(select);
         super::pgarrays::expand_items(select);
         ControlFlow::Continue(())

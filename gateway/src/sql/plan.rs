@@ -338,7 +338,8 @@ impl ContextProvider for Planner<'_> {
         let state = &self.db.state;
         let found = state.scalar_functions().get(name).or_else(|| self.system_functions().get(name)).cloned();
         let elsewhere = || {
-            state.aggregate_functions().contains_key(name)
+            matches!(name, "unnest" | "grouping")
+                || state.aggregate_functions().contains_key(name)
                 || state.window_functions().contains_key(name)
                 || state.higher_order_functions().contains_key(name)
         };

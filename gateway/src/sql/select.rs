@@ -443,7 +443,10 @@ async fn keyed_rows(context: &Context, targets: &[Target], query: &ast::Query) -
 }
 
 /// The select list with wildcards spelled out.
-fn visible_items(context: &Context, select: &ast::Select) -> Result<Vec<SelectItem>, SqlError> {
+///
+/// # Errors
+/// `0A000` where FROM has anything but tables.
+pub fn visible_items(context: &Context, select: &ast::Select) -> Result<Vec<SelectItem>, SqlError> {
     let all = targets(context, select, None)?;
     let expand = |target: &Target, out: &mut Vec<SelectItem>| {
         for column in target.table.live_columns() {

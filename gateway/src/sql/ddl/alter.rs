@@ -6,7 +6,7 @@ use datafusion::sql::sqlparser::ast::{self, AlterColumnOperation, AlterTableOper
 use rustydb::store::LockMode;
 
 use super::create::{self, Constraint, Draft};
-use super::{Change, already_exists, cut};
+use super::{Change, already_exists, cut, views};
 use crate::sql::catalog::{Catalog, Column, Identity, Relation, Table, undefined_table};
 use crate::sql::error::{SqlError, code};
 use crate::sql::expr::{self, Inputs};
@@ -65,6 +65,7 @@ async fn other_relation(
                 if catalog.name_taken(relation.schema(), &to) {
                     return Err(already_exists(&to));
                 }
+                let mut changes = views::table_renamed(&catalog, relation.oid(), &to)?;
                 let renamed = match &relation {
                     Relation::View(view) => Relation::View(Arc::new(crate::sql::catalog::View { name: to, ..(**view).clone() })),
                     Relation::Sequence(sequence) => {
@@ -72,7 +73,8 @@ async fn other_relation(
                     }
                     Relation::Table(_) => return Err(SqlError::internal("a table among other relations")),
                 };
-                session.apply(vec![Change::Put(renamed)]).await?;
+                changes.push(Change::Put(renamed));
+                session.apply(changes).await?;
             }
             AlterTableOperation::OwnerTo { .. } => {}
             other => return Err(SqlError::unsupported(format_args!("ALTER ... {other} of a view or sequence"))),
@@ -152,6 +154,7 @@ async fn one(
                 ));
             }
             new.columns[at].name.clone_from(&to);
+            changes.extend(views::column_renamed(catalog, new, &from, &to)?);
             for check in &mut new.checks {
                 let mut expr = crate::sql::parse::parse_expression(&check.expression)?;
                 let _ = ast::visit_expressions_mut(&mut expr, |e| {
@@ -171,6 +174,7 @@ async fn one(
             if catalog.name_taken(new.schema, &to) {
                 return Err(already_exists(&to));
             }
+            changes.extend(views::table_renamed(catalog, new.oid, &to)?);
             new.name = to;
             Ok(())
         }

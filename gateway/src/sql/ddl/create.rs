@@ -537,7 +537,8 @@ pub(super) async fn view(session: &mut SqlSession, create: &ast::CreateView) -> 
         Some(old) => old.oid(),
         None => session.db.new_oid().await?,
     };
-    let view = View { oid, schema, name, query: create.query.to_string(), columns };
+    let query = super::views::spelled_out(&context, &create.query).to_string();
+    let view = View { oid, schema, name, query, columns };
     session.apply(vec![Change::Put(Relation::View(Arc::new(view)))]).await?;
     Ok("CREATE VIEW")
 }

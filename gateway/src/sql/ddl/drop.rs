@@ -30,7 +30,7 @@ pub(super) fn view_reads(catalog: &Catalog, view: &View) -> HashSet<Oid> {
     found
 }
 
-fn dependents(catalog: &Catalog, oid: Oid) -> Vec<Arc<View>> {
+pub(super) fn dependents(catalog: &Catalog, oid: Oid) -> Vec<Arc<View>> {
     catalog
         .relations()
         .filter_map(|r| match r {

@@ -9,6 +9,7 @@ mod create;
 mod drop;
 mod rebuild;
 pub mod sequence;
+mod views;
 
 use std::sync::Arc;
 

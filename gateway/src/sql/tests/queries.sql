@@ -76,7 +76,7 @@ select id from emp order by pay desc nulls last fetch first 2 rows only
 -- 4
 
 select missing_function(1)
--- 42883 function missing_function does not exist
+-- 42883 function missing_function(integer) does not exist
 
 explain select * from emp where id = 3
 -- FilterExec: id@0 = 3
