@@ -24,9 +24,10 @@ mod fastpath;
 mod functions;
 pub mod key_codec;
 pub mod parse;
-mod literals;
+
 mod pgarrays;
 mod pgisms;
+mod pgtypes;
 mod plan;
 pub(crate) mod rewrite;
 pub mod row_codec;

@@ -162,7 +162,7 @@ impl<'a> Planner<'a> {
         let mut context = PlannerContext::new().with_prepare_param_data_types(types.to_vec());
         let statement = ast::Statement::Query(Box::new(query));
         let plan = planner.sql_statement_to_plan_with_context(statement, &mut context);
-        plan.and_then(super::literals::narrow).map_err(|fault| self.fault_of(fault))
+        plan.and_then(super::pgtypes::apply).map_err(|fault| self.fault_of(fault))
     }
 
     fn fault_of(&self, fault: datafusion::common::DataFusionError) -> SqlError {

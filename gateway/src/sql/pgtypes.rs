@@ -1,12 +1,15 @@
-//! Integer literals are `integer` where they fit, as PostgreSQL reads them; DataFusion makes them all bigint.
+//! Types that PostgreSQL gives and DataFusion does not: an integer literal is `integer` where it fits, and the sum of
+//! bigints is a numeric, which does not wrap around.
 //!
 //! Pure over a plan, right after it is made.
 
+use std::sync::Arc;
+
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{Result as DfResult, ScalarValue};
+use datafusion::common::{DFSchema, Result as DfResult, ScalarValue};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder};
+use datafusion::logical_expr::{Cast, Expr, ExprSchemable as _, LogicalPlan, LogicalPlanBuilder};
 
 fn narrowed(expr: Expr) -> DfResult<Transformed<Expr>> {
     Ok(match expr {
@@ -14,6 +17,26 @@ fn narrowed(expr: Expr) -> DfResult<Transformed<Expr>> {
             Ok(small) => Transformed::yes(Expr::Literal(ScalarValue::Int32(Some(small)), metadata)),
             Err(_) => Transformed::no(Expr::Literal(ScalarValue::Int64(Some(value)), metadata)),
         },
+        other => Transformed::no(other),
+    })
+}
+
+/// A sum of bigints counts in decimals.
+fn wide_sum(expr: Expr, schema: &DFSchema) -> DfResult<Transformed<Expr>> {
+    let is_bigint = |args: &[Expr]| args.len() == 1 && matches!(args[0].get_type(schema), Ok(DataType::Int64));
+    let widen = |args: &mut Vec<Expr>| {
+        let value = std::mem::take(&mut args[0]);
+        args[0] = Expr::Cast(Cast::new(Box::new(value), DataType::Decimal128(38, 0)));
+    };
+    Ok(match expr {
+        Expr::AggregateFunction(mut sum) if sum.func.name() == "sum" && is_bigint(&sum.params.args) => {
+            widen(&mut sum.params.args);
+            Transformed::yes(Expr::AggregateFunction(sum))
+        }
+        Expr::WindowFunction(mut sum) if sum.fun.name() == "sum" && is_bigint(&sum.params.args) => {
+            widen(&mut sum.params.args);
+            Transformed::yes(Expr::WindowFunction(sum))
+        }
         other => Transformed::no(other),
     })
 }
@@ -46,7 +69,7 @@ fn values(rows: Vec<Vec<Expr>>) -> DfResult<LogicalPlan> {
 ///
 /// # Errors
 /// A bug: the plan was sound before.
-pub fn narrow(plan: LogicalPlan) -> DfResult<LogicalPlan> {
+pub fn apply(plan: LogicalPlan) -> DfResult<LogicalPlan> {
     // The table that a recursive query reads has its types already.
     if plan.exists(|node| Ok(matches!(node, LogicalPlan::RecursiveQuery(_))))? {
         return Ok(plan);
@@ -56,9 +79,18 @@ pub fn narrow(plan: LogicalPlan) -> DfResult<LogicalPlan> {
         LogicalPlan::Limit(_) | LogicalPlan::TableScan(_) => Ok(Transformed::no(node)),
         other => {
             let names = NamePreserver::new(&other);
+            let sums = matches!(other, LogicalPlan::Aggregate(_) | LogicalPlan::Window(_));
+            let schema = match other.inputs().first() {
+                Some(input) if sums => Arc::clone(input.schema()),
+                _ => Arc::new(DFSchema::empty()),
+            };
             let changed = other.map_expressions(|expr| {
                 let name = names.save(&expr);
-                Ok(expr.transform_up(narrowed)?.update_data(|expr| name.restore(expr)))
+                let small = expr.transform_up(narrowed)?;
+                let wide = small.transform_data(|expr| {
+                    if sums { expr.transform_up(|expr| wide_sum(expr, &schema)) } else { Ok(Transformed::no(expr)) }
+                })?;
+                Ok(wide.update_data(|expr| name.restore(expr)))
             })?;
             // What lies below may have changed its types even where this node has no literal.
             changed.map_data(LogicalPlan::recompute_schema).map(|done| Transformed::yes(done.data))
