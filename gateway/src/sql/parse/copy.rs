@@ -8,7 +8,7 @@ use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::ParsedStatement;
-use super::front::{Parsed, Words};
+use super::words::{Parsed, Words};
 use crate::sql::error::SqlError;
 
 /// COPY's format.

@@ -6,6 +6,8 @@
 mod copy;
 mod ctes;
 mod front;
+mod sequence;
+mod words;
 
 use std::sync::Arc;
 
