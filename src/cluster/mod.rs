@@ -11,6 +11,7 @@ mod node;
 pub mod recovery;
 mod shard;
 mod status;
+pub mod view;
 
 pub use node::Node;
 pub use status::{Phase, Snapshot, Status};

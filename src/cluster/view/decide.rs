@@ -1,0 +1,338 @@
+//! Who decides on the next view: targets, proposals and pledges.
+//!
+//! Every node works out, from what it sees and what its peers say they see, which members the next view can have: all
+//! that are connected to each other. The lowest of them leads: it proposes this to the others, and each follows one
+//! coordinator at a time until that withdraws, is done, or is lost. Where a broken link makes two lead, the higher
+//! withdraws as soon as it sees somebody follow the lower, unless it has a quorum already; then the lower follows, or is
+//! fenced.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::types::names;
+use super::{EVERY_LIFE, Fence, Message, Output, Pledge, Quorum, Rule, View, Views};
+use crate::ids::{Epoch, Incarnation, NodeId};
+
+type Member = (NodeId, Incarnation);
+
+/// What a coordinator asks for.
+#[derive(Clone, Debug)]
+pub(super) struct Proposal {
+    pub(super) ballot: u64,
+    pub(super) base: Epoch,
+    pub(super) members: Vec<Member>,
+}
+
+/// How far a change of view is, at its coordinator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Pledges and fences are gathered.
+    Gathering,
+    /// The volume is recovered, or its epoch begun.
+    Beginning,
+    /// Members leave the former epoch; these have.
+    Freezing(BTreeSet<NodeId>),
+}
+
+/// A change of view that this node leads.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) ballot: u64,
+    /// The epoch of the view that it starts from; 0 at a cold start.
+    pub(super) base: Epoch,
+    pub(super) members: Vec<Member>,
+    /// Those whose pledge counts.
+    pub(super) voters: BTreeSet<NodeId>,
+    /// Who is left out and must be fenced, by number.
+    pub(super) lost: Vec<Member>,
+    pub(super) accepted: BTreeSet<NodeId>,
+    /// A member was lost on the way.
+    pub(super) broken: bool,
+    pub(super) step: Step,
+}
+
+impl Attempt {
+    pub(super) fn has_node(&self, node: NodeId) -> bool {
+        self.members.iter().any(|(member, _)| *member == node)
+    }
+
+    pub(super) fn waiting_for(&self, fences: &BTreeMap<Member, Fence>, me: NodeId) -> String {
+        let missing = |have: &BTreeSet<NodeId>| {
+            let missing: Vec<NodeId> =
+                self.members.iter().map(|(node, _)| *node).filter(|node| *node != me && !have.contains(node)).collect();
+            names(&missing)
+        };
+        let failing = self.lost.iter().find_map(|lost| match fences.get(lost) {
+            Some(Fence::Asked { failures }) => Some((lost.0, *failures)),
+            _ => None,
+        });
+        match &self.step {
+            Step::Gathering => match failing {
+                Some((node, 0)) => format!("fences {node}"),
+                Some((node, failures)) => {
+                    format!("can't fence {node} (tried {failures} times): see the log, or turn it off and confirm that it is")
+                }
+                None => format!("waits for {} to follow into the next view", missing(&self.accepted)),
+            },
+            Step::Beginning if self.base == Epoch(0) => "replays the redo on the volume".into(),
+            Step::Beginning => "begins an epoch on the volume".into(),
+            Step::Freezing(frozen) => format!("waits for {} to leave the former epoch", missing(frozen)),
+        }
+    }
+}
+
+/// What the next view can be.
+struct Target {
+    base: Epoch,
+    members: Vec<Member>,
+    voters: BTreeSet<NodeId>,
+    lost: Vec<Member>,
+}
+
+impl Views {
+    /// Follows, leads, or gives up leading.
+    pub(super) fn decide(&mut self, out: &mut Vec<Output>) {
+        if self.attempt.as_ref().is_some_and(|attempt| !self.valid(attempt) || self.outranked(attempt)) {
+            self.give_up();
+        }
+        if self.attempt.is_none() && self.volume.is_none() | !self.rules.hold(Rule::OneVolumeWork) {
+            self.follow(out);
+        }
+        if self.attempt.is_none()
+            && self.pledge.is_none()
+            && let Some(target) = self.target()
+        {
+            self.propose(target, out);
+        }
+    }
+
+    fn give_up(&mut self) {
+        if let Some(attempt) = self.attempt.take() {
+            let members = attempt.members.iter().map(|(node, _)| *node);
+            self.withdraw.extend(members.filter(|node| self.peers.contains_key(node)));
+        }
+    }
+
+    fn propose(&mut self, target: Target, out: &mut Vec<Output>) {
+        // Whoever was in the attempt before and is in this one knows by this that the former is given up.
+        for node in std::mem::take(&mut self.withdraw) {
+            if !target.members.iter().any(|(member, _)| *member == node) {
+                out.push(Output::Send(node, Message::Withdraw { ballot: self.ballot }));
+            }
+        }
+        self.ballot += 1;
+        let Target { base, members, voters, lost } = target;
+        for (node, _) in members.iter().filter(|(node, _)| *node != self.me) {
+            out.push(Output::Send(*node, Message::Propose { ballot: self.ballot, base, members: members.clone() }));
+        }
+        // Of the lives that nobody has seen, a new one may have begun since the last time.
+        self.fences.retain(|(_, life), fence| *life != EVERY_LIFE || matches!(fence, Fence::Asked { .. }));
+        self.attempt = Some(Attempt {
+            ballot: self.ballot,
+            base,
+            members,
+            voters,
+            lost,
+            accepted: BTreeSet::from([self.me]),
+            broken: false,
+            step: Step::Gathering,
+        });
+    }
+
+    /// Answers the proposal of the lowest coordinator that asks, if this node is free to.
+    fn follow(&mut self, out: &mut Vec<Output>) {
+        if self.pledge.is_some() && self.rules.hold(Rule::OnePledge) {
+            return;
+        }
+        let next =
+            self.asked.iter().find(|(_, proposal)| self.acceptable(proposal)).map(|(node, proposal)| (*node, proposal.ballot));
+        if let Some((to, ballot)) = next {
+            self.asked.remove(&to);
+            self.pledge = Some((to, ballot));
+            out.push(Output::Send(to, Message::Accept { ballot }));
+        }
+    }
+
+    fn acceptable(&self, proposal: &Proposal) -> bool {
+        let ours = self.view.as_ref().map_or(Epoch(0), |view| view.epoch);
+        // Nobody starts cold beside a cluster that runs.
+        let runs = proposal.base == Epoch(0) && self.known_views().next().is_some();
+        proposal.members.contains(&(self.me, self.life)) && proposal.base >= ours && !runs
+    }
+
+    /// The views that connected nodes say they have entered, and this node's.
+    fn known_views(&self) -> impl Iterator<Item = &View> {
+        let told = self.peers.values().filter_map(|peer| peer.state.as_ref()?.view.as_ref());
+        told.chain(&self.view)
+    }
+
+    /// The newest view that any of them has entered.
+    pub(super) fn newest(&self) -> Option<&View> {
+        // Of the same view, whoever knows that nobody is unrecovered any more knows better.
+        self.known_views().max_by_key(|view| (view.epoch, std::cmp::Reverse(view.unrecovered.len())))
+    }
+
+    /// Whether this life may still become or stay a member.
+    fn usable(&self, node: NodeId, life: Incarnation) -> bool {
+        let shot =
+            self.fences.contains_key(&(node, life)) || matches!(self.fences.get(&(node, EVERY_LIFE)), Some(Fence::Asked { .. }));
+        self.peers.get(&node).is_some_and(|peer| peer.life == life && !peer.suspected) && !shot
+    }
+
+    /// Whether `a` says that it is connected to `b`.
+    fn sees(&self, a: NodeId, b: NodeId) -> bool {
+        let Some(peer) = (if a == self.me { self.peers.get(&b) } else { self.peers.get(&a) }) else { return false };
+        if a == self.me { !peer.suspected } else { peer.state.as_ref().is_some_and(|state| state.links.contains(&b)) }
+    }
+
+    /// Leaves out the worst connected until all are connected to each other.
+    fn prune(&self, candidates: &mut BTreeSet<NodeId>) {
+        loop {
+            let gaps = |a: NodeId| candidates.iter().filter(|b| **b != a && !(self.sees(a, **b) && self.sees(**b, a))).count();
+            match candidates.iter().map(|node| (gaps(*node), *node)).max() {
+                Some((gaps, worst)) if gaps > 0 => candidates.remove(&worst),
+                _ => return,
+            };
+        }
+    }
+
+    fn life_of(&self, node: NodeId) -> Member {
+        (node, if node == self.me { self.life } else { self.peers[&node].life })
+    }
+
+    /// What this node would lead into now, if anything has to change and it is the one to lead.
+    fn target(&self) -> Option<Target> {
+        match self.newest() {
+            Some(base) => self.running_target(base),
+            None => self.cold_target(),
+        }
+    }
+
+    fn cold_target(&self) -> Option<Target> {
+        if self.peers.values().any(|peer| peer.state.is_none() && !peer.suspected) {
+            return None;
+        }
+        let mut members: BTreeSet<NodeId> =
+            self.peers.iter().filter(|(node, peer)| self.usable(**node, peer.life)).map(|(node, _)| *node).collect();
+        members.insert(self.me);
+        self.prune(&mut members);
+        let all = members.len() == self.configured.len();
+        let enough = all || (self.patience_over && self.quorum_of(members.len()) == Quorum::Majority);
+        if !enough || members.first() != Some(&self.me) || self.waits_for_another(&members) {
+            return None;
+        }
+        let missing = self.configured.iter().filter(|node| !members.contains(node));
+        let lost = missing.map(|node| (*node, EVERY_LIFE)).filter(|_| self.rules.hold(Rule::FenceTheMissing)).collect();
+        Some(Target { base: Epoch(0), members: members.iter().map(|node| self.life_of(*node)).collect(), voters: members, lost })
+    }
+
+    fn running_target(&self, base: &View) -> Option<Target> {
+        if !base.has(self.me, self.life) {
+            return None;
+        }
+        let mut members = BTreeSet::from([self.me]);
+        for &(node, life) in base.members.iter().filter(|(node, _)| *node != self.me) {
+            if self.usable(node, life) {
+                // It is about to say how it is.
+                self.peers[&node].state.as_ref()?;
+                members.insert(node);
+            }
+        }
+        self.prune(&mut members);
+        if members.first() != Some(&self.me) || self.waits_for_another(&members) {
+            return None;
+        }
+        if !self.quorum_of(members.len()).exists() && self.rules.hold(Rule::Quorum) {
+            return None;
+        }
+        let lost: Vec<Member> = base.members.iter().copied().filter(|(node, _)| !members.contains(node)).collect();
+        let voters = members.clone();
+        if lost.is_empty() && !self.unsettled(base, &members) {
+            // Losses go first; whoever wants to come in is let in when nothing else is to be done.
+            let joiners = self.joiners(base, &members);
+            if joiners.is_empty() {
+                return None;
+            }
+            members.extend(joiners);
+        }
+        Some(Target { base: base.epoch, members: members.iter().map(|node| self.life_of(*node)).collect(), voters, lost })
+    }
+
+    /// Whether a member has lost messages in this view, or was left behind by a change that nobody leads any more.
+    fn unsettled(&self, base: &View, members: &BTreeSet<NodeId>) -> bool {
+        let ours = self.view.as_ref().is_none_or(|view| view.epoch != base.epoch) || !self.went || self.disturbed;
+        let theirs = members.iter().filter_map(|node| self.peers.get(node)?.state.as_ref());
+        ours || theirs.into_iter().any(|state| {
+            let here = state.view.as_ref().is_some_and(|view| view.epoch == base.epoch);
+            (here && state.disturbed) || (state.pledge == Pledge::Free && !(here && state.went))
+        })
+    }
+
+    /// Whether one of these follows another that leads, or leads itself: that change comes first.
+    fn waits_for_another(&self, members: &BTreeSet<NodeId>) -> bool {
+        members.iter().filter_map(|node| self.peers.get(node)?.state.as_ref()).any(|state| match state.pledge {
+            Pledge::Free => false,
+            // Somebody out of reach: the lower goes first, the higher gives up when it hears of it.
+            Pledge::To(leader) => leader != self.me && (members.contains(&leader) || leader < self.me),
+            Pledge::Leads { .. } => true,
+        })
+    }
+
+    /// Starting nodes that everybody sees and whose former life has been dealt with.
+    fn joiners(&self, base: &View, members: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let mut joiners = BTreeSet::new();
+        for (&node, peer) in &self.peers {
+            let released = !base.unrecovered.contains(&node) || !self.rules.hold(Rule::JoinAfterRelease);
+            let starting = peer.state.as_ref().is_some_and(|state| state.view.is_none() && state.pledge == Pledge::Free);
+            let everybody = members.iter().chain(&joiners);
+            let mut linked = everybody.map(|other| self.sees(node, *other) && self.sees(*other, node));
+            if starting && released && !base.has_node(node) && self.usable(node, peer.life) && linked.all(|linked| linked) {
+                joiners.insert(node);
+            }
+        }
+        joiners
+    }
+
+    /// Whether the attempt has the pledges that it needs to fence.
+    pub(super) fn settled(&self, attempt: &Attempt) -> bool {
+        if !self.rules.hold(Rule::Quorum) {
+            return true;
+        }
+        // Half is enough only where more can't be had.
+        let enough = match self.quorum_of(attempt.voters.len()) {
+            Quorum::Half => Quorum::Half,
+            _ => Quorum::Majority,
+        };
+        self.quorum_of(attempt.voters.intersection(&attempt.accepted).count()) == enough
+    }
+
+    /// Whether the attempt can still come to its end as it was proposed.
+    fn valid(&self, attempt: &Attempt) -> bool {
+        let newest = self.newest().map_or(Epoch(0), |view| view.epoch);
+        let expected = match (&attempt.step, &self.view) {
+            (Step::Freezing(_), Some(view)) => view.epoch,
+            _ => attempt.base,
+        };
+        let connected = attempt.members.iter().all(|&(a, life)| {
+            (a == self.me || self.peers.get(&a).is_some_and(|peer| peer.life == life))
+                && attempt.members.iter().all(|(b, _)| a == *b || self.sees(a, *b))
+        });
+        !attempt.broken && connected && newest == expected
+    }
+
+    /// Whether this attempt has to give way to another coordinator's.
+    fn outranked(&self, attempt: &Attempt) -> bool {
+        if attempt.step != Step::Gathering || self.settled(attempt) {
+            return false;
+        }
+        let asks = self.asked.iter().any(|(leader, proposal)| {
+            let settled = |state: &super::State| state.pledge == (Pledge::Leads { settled: true });
+            let settled = self.peers.get(leader).is_some_and(|peer| peer.state.as_ref().is_some_and(settled));
+            self.acceptable(proposal) && (*leader < self.me || settled)
+        });
+        let followed = attempt.members.iter().any(|(node, _)| {
+            let state = self.peers.get(node).and_then(|peer| peer.state.as_ref());
+            state.is_some_and(|state| matches!(state.pledge, Pledge::To(leader) if leader < self.me))
+        });
+        asks || followed
+    }
+}
