@@ -11,15 +11,18 @@
 //! released. It relies on one thing: a life reported as fenced, from then on, writes nothing, fences nobody and answers
 //! nobody. Owned by the node's first shard; bounded by the number of configured nodes.
 
+mod agent;
 mod decide;
 mod enter;
 mod rules;
 #[cfg(test)]
 mod tests;
 mod types;
+mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use self::agent::ViewsAgent;
 use self::decide::{Attempt, Proposal};
 use self::rules::{Rule, Rules};
 use self::types::names;

@@ -1,0 +1,264 @@
+//! The membership's messages as bytes, drawn in `docs/membership.md`. The interconnect's header carries the kind, the body
+//! the rest, little-endian; a node of any state can be told, whatever its epoch.
+//!
+//! Plain functions. A body is at most [`BODY_MAX`] bytes; whatever arrives is decoded or refused, never trusted.
+
+use std::collections::BTreeSet;
+
+use super::types::{Message, Pledge, State, View};
+use crate::ids::{Epoch, Incarnation, NODES_MAX, NodeId, Scn};
+use crate::interconnect::{BODY_BYTES_MAX, Service};
+
+/// The kinds of the cluster service from here on are the membership's.
+const BASE: u8 = Service::Cluster.base() + 8;
+const STATE: u8 = BASE;
+const PROPOSE: u8 = BASE + 1;
+const ACCEPT: u8 = BASE + 2;
+const WITHDRAW: u8 = BASE + 3;
+const FREEZE: u8 = BASE + 4;
+const FROZEN: u8 = BASE + 5;
+const GO: u8 = BASE + 6;
+const INSTANCES_RECOVERED: u8 = BASE + 7;
+const RELEASED: u8 = BASE + 8;
+const EXCLUDED: u8 = BASE + 9;
+
+const WENT: u8 = 1;
+const SUSPENDED: u8 = 2;
+const DISTURBED: u8 = 4;
+const HAS_VIEW: u8 = 8;
+
+const PLEDGE_FREE: u8 = 0;
+const PLEDGE_TO: u8 = 1;
+const PLEDGE_LEADS: u8 = 2;
+const PLEDGE_SETTLED: u8 = 3;
+
+/// Most bytes of a body: a state with a view of all the nodes that a cluster may have.
+const BODY_MAX: usize = 19 + 18 + NODES_MAX * 10;
+
+const _: () = assert!(BODY_MAX <= BODY_BYTES_MAX);
+
+impl Message {
+    /// Kind and body.
+    #[must_use]
+    pub fn encode(&self) -> (u8, Vec<u8>) {
+        let mut body = Vec::new();
+        let number = |number: u64| number.to_le_bytes().to_vec();
+        let kind = match self {
+            Message::State(state) => {
+                put_state(&mut body, state);
+                STATE
+            }
+            Message::Propose { ballot, base, members } => {
+                body.extend(ballot.to_le_bytes());
+                body.extend(base.0.to_le_bytes());
+                put_members(&mut body, members);
+                PROPOSE
+            }
+            Message::Freeze { ballot, view } => {
+                body.extend(ballot.to_le_bytes());
+                put_view(&mut body, view);
+                FREEZE
+            }
+            Message::Accept { ballot } => return (ACCEPT, number(*ballot)),
+            Message::Withdraw { ballot } => return (WITHDRAW, number(*ballot)),
+            Message::Frozen(epoch) => return (FROZEN, number(epoch.0)),
+            Message::Go(epoch) => return (GO, number(epoch.0)),
+            Message::InstancesRecovered(epoch) => return (INSTANCES_RECOVERED, number(epoch.0)),
+            Message::Released(epoch) => return (RELEASED, number(epoch.0)),
+            Message::Excluded(life) => return (EXCLUDED, number(life.0)),
+        };
+        assert!(body.len() <= BODY_MAX, "a message about the membership of {} bytes", body.len());
+        (kind, body)
+    }
+
+    /// From what arrived; `None` when it is none of ours or damaged.
+    #[must_use]
+    pub fn decode(kind: u8, body: &[u8]) -> Option<Message> {
+        let mut rest = body;
+        let rest = &mut rest;
+        let message = match kind {
+            STATE => Message::State(take_state(rest)?),
+            PROPOSE => Message::Propose { ballot: take_u64(rest)?, base: Epoch(take_u64(rest)?), members: take_members(rest)? },
+            ACCEPT => Message::Accept { ballot: take_u64(rest)? },
+            WITHDRAW => Message::Withdraw { ballot: take_u64(rest)? },
+            FREEZE => Message::Freeze { ballot: take_u64(rest)?, view: take_view(rest)? },
+            FROZEN => Message::Frozen(Epoch(take_u64(rest)?)),
+            GO => Message::Go(Epoch(take_u64(rest)?)),
+            INSTANCES_RECOVERED => Message::InstancesRecovered(Epoch(take_u64(rest)?)),
+            RELEASED => Message::Released(Epoch(take_u64(rest)?)),
+            EXCLUDED => Message::Excluded(Incarnation(take_u64(rest)?)),
+            _ => return None,
+        };
+        rest.is_empty().then_some(message)
+    }
+}
+
+fn put_state(body: &mut Vec<u8>, state: &State) {
+    let flag = |on: bool, flag: u8| if on { flag } else { 0 };
+    body.push(
+        flag(state.went, WENT)
+            | flag(state.suspended, SUSPENDED)
+            | flag(state.disturbed, DISTURBED)
+            | flag(state.view.is_some(), HAS_VIEW),
+    );
+    let (pledge, to) = match state.pledge {
+        Pledge::Free => (PLEDGE_FREE, 0),
+        Pledge::To(node) => (PLEDGE_TO, node.0),
+        Pledge::Leads { settled: false } => (PLEDGE_LEADS, 0),
+        Pledge::Leads { settled: true } => (PLEDGE_SETTLED, 0),
+    };
+    body.extend([pledge, to]);
+    let links = state.links.iter().fold(0u128, |links, node| links | 1 << node.0);
+    body.extend(links.to_le_bytes());
+    if let Some(view) = &state.view {
+        put_view(body, view);
+    }
+}
+
+fn take_state(rest: &mut &[u8]) -> Option<State> {
+    let [flags, pledge, to] = take(rest)?;
+    if flags & !(WENT | SUSPENDED | DISTURBED | HAS_VIEW) != 0 {
+        return None;
+    }
+    let links = u128::from_le_bytes(take(rest)?);
+    Some(State {
+        went: flags & WENT != 0,
+        suspended: flags & SUSPENDED != 0,
+        disturbed: flags & DISTURBED != 0,
+        pledge: match pledge {
+            PLEDGE_FREE => Pledge::Free,
+            PLEDGE_TO => Pledge::To(NodeId(to)),
+            PLEDGE_LEADS => Pledge::Leads { settled: false },
+            PLEDGE_SETTLED => Pledge::Leads { settled: true },
+            _ => return None,
+        },
+        links: (1..=NODES_MAX as u8).filter(|node| links >> node & 1 == 1).map(NodeId).collect::<BTreeSet<_>>(),
+        view: if flags & HAS_VIEW != 0 { Some(take_view(rest)?) } else { None },
+    })
+}
+
+fn put_view(body: &mut Vec<u8>, view: &View) {
+    body.extend(view.epoch.0.to_le_bytes());
+    body.extend(view.scn.0.to_le_bytes());
+    put_members(body, &view.members);
+    body.push(view.unrecovered.len() as u8);
+    body.extend(view.unrecovered.iter().map(|node| node.0));
+}
+
+fn take_view(rest: &mut &[u8]) -> Option<View> {
+    let (epoch, scn) = (Epoch(take_u64(rest)?), Scn(take_u64(rest)?));
+    let members = take_members(rest)?;
+    let [count] = take(rest)?;
+    let mut unrecovered = Vec::new();
+    for _ in 0..count {
+        unrecovered.push(take_node(rest)?);
+    }
+    let view = View { epoch, members, unrecovered, scn };
+    let sorted = view.unrecovered.is_sorted_by(|a, b| a < b) && !view.members.is_empty();
+    (sorted && !view.unrecovered.iter().any(|node| view.has_node(*node))).then_some(view)
+}
+
+fn put_members(body: &mut Vec<u8>, members: &[(NodeId, Incarnation)]) {
+    body.push(members.len() as u8);
+    for (node, life) in members {
+        body.push(node.0);
+        body.extend(life.0.to_le_bytes());
+    }
+}
+
+fn take_members(rest: &mut &[u8]) -> Option<Vec<(NodeId, Incarnation)>> {
+    let [count] = take(rest)?;
+    let mut members = Vec::new();
+    for _ in 0..count {
+        members.push((take_node(rest)?, Incarnation(take_u64(rest)?)));
+    }
+    members.is_sorted_by(|a, b| a.0 < b.0).then_some(members)
+}
+
+fn take_node(rest: &mut &[u8]) -> Option<NodeId> {
+    let [node] = take(rest)?;
+    (1..=NODES_MAX).contains(&usize::from(node)).then_some(NodeId(node))
+}
+
+fn take_u64(rest: &mut &[u8]) -> Option<u64> {
+    take(rest).map(u64::from_le_bytes)
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (bytes, left) = rest.split_first_chunk()?;
+    *rest = left;
+    Some(*bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn members() -> impl Strategy<Value = Vec<(NodeId, Incarnation)>> {
+        prop::collection::btree_map(1..=NODES_MAX as u8, any::<u64>(), 1..=NODES_MAX)
+            .prop_map(|members| members.into_iter().map(|(node, life)| (NodeId(node), Incarnation(life))).collect())
+    }
+
+    fn views() -> impl Strategy<Value = View> {
+        (members(), any::<u64>(), any::<u64>(), prop::collection::btree_set(1..=NODES_MAX as u8, 0..20)).prop_map(
+            |(members, epoch, scn, unrecovered)| {
+                let member = |node: &u8| members.iter().any(|(member, _)| member.0 == *node);
+                let unrecovered = unrecovered.into_iter().filter(|node| !member(node)).map(NodeId).collect();
+                View { epoch: Epoch(epoch), members, unrecovered, scn: Scn(scn) }
+            },
+        )
+    }
+
+    fn messages() -> impl Strategy<Value = Message> {
+        let pledge = prop_oneof![
+            Just(Pledge::Free),
+            (1..=NODES_MAX as u8).prop_map(|node| Pledge::To(NodeId(node))),
+            any::<bool>().prop_map(|settled| Pledge::Leads { settled }),
+        ];
+        let links = prop::collection::btree_set((1..=NODES_MAX as u8).prop_map(NodeId), 0..=NODES_MAX);
+        let flags = any::<(bool, bool, bool)>();
+        let states = (prop::option::of(views()), flags, pledge, links).prop_map(|(view, flags, pledge, links)| State {
+            view,
+            went: flags.0,
+            suspended: flags.1,
+            disturbed: flags.2,
+            pledge,
+            links,
+        });
+        prop_oneof![
+            states.prop_map(Message::State),
+            (any::<u64>(), any::<u64>(), members()).prop_map(|(ballot, base, members)| Message::Propose {
+                ballot,
+                base: Epoch(base),
+                members
+            }),
+            (any::<u64>(), views()).prop_map(|(ballot, view)| Message::Freeze { ballot, view }),
+            any::<u64>().prop_map(|ballot| Message::Accept { ballot }),
+            any::<u64>().prop_map(|ballot| Message::Withdraw { ballot }),
+            any::<u64>().prop_map(|epoch| Message::Frozen(Epoch(epoch))),
+            any::<u64>().prop_map(|epoch| Message::Go(Epoch(epoch))),
+            any::<u64>().prop_map(|epoch| Message::InstancesRecovered(Epoch(epoch))),
+            any::<u64>().prop_map(|epoch| Message::Released(Epoch(epoch))),
+            any::<u64>().prop_map(|life| Message::Excluded(Incarnation(life))),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_message_comes_out_as_it_went_in_and_never_in_part(message in messages(), cut in any::<prop::sample::Index>()) {
+            let (kind, body) = message.encode();
+            prop_assert_eq!(Message::decode(kind, &body), Some(message));
+            prop_assert_eq!(Message::decode(kind, &body[..cut.index(body.len())]), None);
+        }
+
+        #[test]
+        fn whatever_arrives_is_decoded_or_refused(kind: u8, body in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Some(message) = Message::decode(kind, &body) {
+                // A pledge and links have bits that say nothing; everything else is as it was.
+                let (again, _) = message.encode();
+                prop_assert_eq!(again, kind);
+            }
+        }
+    }
+}
