@@ -11,10 +11,10 @@ use std::fmt;
 use std::rc::Rc;
 
 use crate::fusion::recovery::{Replay, ReplayError, Replayed};
-use crate::ids::{BLOCK_SIZE, BlockNo, Lsn, NodeId, Scn, ShardId, TxnId};
+use crate::ids::{BLOCK_SIZE, BlockNo, Lsn, NodeId, Scn, ShardId};
 use crate::reactor::{Class, IoBuf, Reactor};
 use crate::volume::{Volume, VolumeError};
-use crate::wal::redo::{CheckpointMark, CommitMultiShard, RecordKind};
+use crate::wal::redo::{CheckpointMark, RecordKind};
 use crate::wal::{LogError, LogScan};
 
 /// Blocks read, replayed and written at once.
@@ -31,8 +31,6 @@ pub struct Report {
     pub written: u64,
     /// Above every SCN found anywhere.
     pub scn: Scn,
-    /// Transactions over several shards whose parts are all in the logs: they are committed.
-    pub committed: Vec<(TxnId, Scn)>,
 }
 
 /// Why the volume can't be recovered. It has not been made worse; the same recovery can be tried again.
@@ -117,7 +115,7 @@ pub async fn recover(reactor: &Reactor, volume: &Volume, progress: Progress) -> 
         replay.observe(slot.scn);
     }
     replay.observe(volume.read_control().await?.scn);
-    read_logs(reactor, volume, &mut replay, &mut report).await?;
+    read_logs(reactor, volume, &mut replay).await?;
     report.groups = replay.groups();
     report.scn = replay.highest_scn();
 
@@ -148,9 +146,7 @@ pub async fn recover(reactor: &Reactor, volume: &Volume, progress: Progress) -> 
     Ok(report)
 }
 
-async fn read_logs(reactor: &Reactor, volume: &Volume, replay: &mut Replay, report: &mut Report) -> Result<(), RecoveryError> {
-    let mut ends = std::collections::BTreeMap::new();
-    let mut commits = Vec::new();
+async fn read_logs(reactor: &Reactor, volume: &Volume, replay: &mut Replay) -> Result<(), RecoveryError> {
     for area in volume.geometry().redo_areas() {
         let mut scan = LogScan::open(reactor, volume.file(), area).await?;
         replay.observe(scan.checkpoint().scn);
@@ -162,20 +158,9 @@ async fn read_logs(reactor: &Reactor, volume: &Volume, replay: &mut Replay, repo
                     let mark = CheckpointMark::decode(record.payload).map_err(|fault| bad(fault.to_string()))?;
                     replay.observe(mark.scn);
                 }
-                RecordKind::CommitMultiShard => {
-                    let commit = CommitMultiShard::decode(record.payload).map_err(|fault| bad(fault.to_string()))?;
-                    replay.observe(commit.scn);
-                    commits.push((area.node, commit));
-                }
                 // What was written is seen on the disk itself; Raft's entries belong to Raft.
                 RecordKind::BlockWritten | RecordKind::Raft => {}
             }
-        }
-        ends.insert((area.node, area.shard), scan.end().lsn);
-    }
-    for (node, commit) in commits {
-        if commit.parts.iter().all(|(shard, lsn)| ends.get(&(node, *shard)).is_some_and(|end| end >= lsn)) {
-            report.committed.push((commit.transaction, commit.scn));
         }
     }
     Ok(())

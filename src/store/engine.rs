@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::fusion::ges::SessionId;
-use crate::ids::{NodeId, PartitionId, SHARDS_MAX, Scn, ShardId, TxnId};
+use crate::ids::{NodeId, PartitionId, SHARDS_MAX, Scn, ShardId};
 use crate::reactor::mail::{MailError, Remote};
 use crate::reactor::sync::{CrossReceiver, CrossSender, cross_oneshot};
 use crate::txn::{Isolation, NodeShared, SnapshotSlot, WaitPolicy};
@@ -56,25 +56,6 @@ impl NodeStore {
         Store::new(Arc::new(self.clone()))
     }
 
-    /// Takes up what the node's former life left between its shards: branches of transactions over several shards follow
-    /// what stands in their home's slot. Once all shards are open, before clients are let in.
-    ///
-    /// # Errors
-    /// Faults.
-    pub async fn settle_branches(&self) -> Result<(), StoreError> {
-        for shard in (0..self.shards()).map(ShardId) {
-            let unsettled = self.in_shard(shard, async move |engine: Rc<ShardEngine>| Ok(engine.txns().unsettled())).await?;
-            for (branch, home) in unsettled {
-                let state = self
-                    .in_shard(home.shard(), async move |engine: Rc<ShardEngine>| Ok(engine.txns().home_outcome(home).await?))
-                    .await?;
-                self.in_shard(shard, async move |engine: Rc<ShardEngine>| Ok(engine.txns().settle_branch(branch, state).await?))
-                    .await?;
-            }
-        }
-        Ok(())
-    }
-
     /// Makes the partitions that every node expects, if they are not there.
     ///
     /// # Errors
@@ -91,7 +72,7 @@ impl NodeStore {
     }
 
     /// Posts a letter that answers through its sender, now or later.
-    fn post<T: Send + 'static>(
+    pub(super) fn post<T: Send + 'static>(
         &self,
         shard: ShardId,
         letter: impl FnOnce(Rc<ShardEngine>, CrossSender<Result<T, StoreError>>) + Send + 'static,
@@ -117,7 +98,7 @@ impl NodeStore {
         self.post(shard, move |engine, sender| engine.clone().spawn(async move { sender.send(work(engine).await) }))
     }
 
-    async fn in_shard<T: Send + 'static>(
+    pub(super) async fn in_shard<T: Send + 'static>(
         &self,
         shard: ShardId,
         work: impl AsyncFnOnce(Rc<ShardEngine>) -> Result<T, StoreError> + Send + 'static,
@@ -376,13 +357,15 @@ impl EngineSession {
         work: impl AsyncFnOnce(&ShardEngine, &crate::txn::Transaction) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let context = self.context();
-        self.touch(shard);
         let work = async move |engine: Rc<ShardEngine>| {
             let done = engine.in_branch(context, work).await?;
             Ok((done, engine.position(context.session)))
         };
+        // A letter that was taken makes the branch, also if nobody waits for its answer any more.
+        let answer = self.store.start(shard, work)?;
+        self.touch(shard);
         // What fails has undone itself: then the position is the one from before.
-        let (done, position) = self.store.in_shard(shard, work).await?;
+        let (done, position) = answer.await.unwrap_or(Err(StoreError::ShardGone(shard)))?;
         self.positions[usize::from(shard.0)] = position;
         Ok(done)
     }
@@ -502,70 +485,6 @@ impl EngineSession {
             }
         }
         Ok((results, false))
-    }
-
-    /// Commits over several shards: all but the home promise durably, the home decides, all follow.
-    async fn commit_over(store: NodeStore, session: u64, home: ShardId, others: Vec<ShardId>) -> Result<Committed, StoreError> {
-        let home_txn: TxnId = store.in_shard(home, async move |engine| engine.home_id(session).await).await?;
-        let mut promises = Vec::with_capacity(others.len());
-        for &shard in &others {
-            promises
-                .push((shard, store.start(shard, async move |engine: Rc<ShardEngine>| engine.prepare(session, home_txn).await)));
-        }
-        let (mut prepared, mut unchanged, mut failed) = (Vec::new(), Vec::new(), None);
-        for (shard, promise) in promises {
-            let answer = match promise {
-                Ok(promise) => promise.await.unwrap_or(Err(StoreError::ShardGone(shard))),
-                Err(error) => Err(error),
-            };
-            match answer {
-                Ok(true) => prepared.push(shard),
-                Ok(false) => unchanged.push(shard),
-                Err(error) => failed = Some(error),
-            }
-        }
-        if let Some(error) = failed {
-            // The others first: as long as one is prepared, the home's slot must say what became of it.
-            for shard in others.into_iter().chain([home]) {
-                let _ = store
-                    .in_shard(shard, async move |engine| {
-                        engine.roll_back(session).await;
-                        Ok(())
-                    })
-                    .await;
-            }
-            return Err(error);
-        }
-        let done = EngineSession::commit_prepared(&store, session, home, prepared).await;
-        // Those have only locks, and have kept them until here.
-        for shard in unchanged {
-            store.in_shard(shard, async move |engine| engine.commit(session).await).await?;
-        }
-        done
-    }
-
-    /// The home decides, and those that are prepared follow.
-    async fn commit_prepared(
-        store: &NodeStore,
-        session: u64,
-        home: ShardId,
-        prepared: Vec<ShardId>,
-    ) -> Result<Committed, StoreError> {
-        if prepared.is_empty() {
-            return store.in_shard(home, async move |engine| engine.commit(session).await).await;
-        }
-        let scn = store.in_shard(home, async move |engine| engine.commit_home(session).await).await?;
-        let mut followers = Vec::with_capacity(prepared.len());
-        for shard in prepared {
-            followers.push((
-                shard,
-                store.start(shard, async move |engine: Rc<ShardEngine>| engine.commit_prepared(session, scn).await)?,
-            ));
-        }
-        for (shard, follower) in followers {
-            follower.await.unwrap_or(Err(StoreError::ShardGone(shard)))?;
-        }
-        Ok(Committed { scn: Some(scn) })
     }
 }
 
@@ -783,10 +702,12 @@ impl SessionBackend for EngineSession {
                 }
             }
             let (store, session, mut shards) = (self.store.clone(), self.id, self.touched());
-            let done = match shards.pop() {
+            // A shard with changes, best: then it may turn out to be the only one, and no other has a part in the commit.
+            let home = shards.iter().rposition(|shard| self.positions[usize::from(shard.0)] > 0).or(shards.len().checked_sub(1));
+            let done = match home.map(|home| shards.remove(home)) {
                 None => Ok(Committed { scn: None }),
                 Some(only) if shards.is_empty() => store.in_shard(only, async move |engine| engine.commit(session).await).await,
-                Some(home) => EngineSession::commit_over(store, session, home, shards).await,
+                Some(home) => store.commit_over(session, home, shards).await,
             };
             self.end_transaction();
             done

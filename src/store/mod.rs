@@ -9,6 +9,7 @@ mod backend;
 mod engine;
 mod error;
 mod locks;
+mod several;
 mod shard;
 mod types;
 
@@ -16,6 +17,7 @@ pub use backend::{Backend, BoxFuture, CancelHandle, Session, SessionBackend, Sto
 pub use engine::{COUNTERS, NodeStore};
 pub use error::StoreError;
 pub use locks::{CATALOG, LocalLocks, LockService, Locker, search_in_other_shards};
+pub use several::Settled;
 pub use shard::ShardEngine;
 pub use types::*;
 

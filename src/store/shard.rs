@@ -19,6 +19,7 @@ use crate::txn::{Cancel, Decision, Glance, How, Isolation, Outcome, Position, Tr
 
 use super::StoreError;
 use super::locks::{LockService, Locker};
+use super::several::Several;
 use super::types::*;
 
 /// Dead rows taken out in one redo group.
@@ -55,6 +56,8 @@ pub struct ShardEngine {
     service: Rc<dyn SpaceService>,
     locks: Rc<dyn LockService>,
     branches: RefCell<HashMap<u64, Rc<Branch>>>,
+    /// What commits over several shards need.
+    pub(super) several: Several,
     /// What can be canceled now.
     running: RefCell<HashMap<u64, Cancel>>,
     lock_trips: Cell<u64>,
@@ -91,6 +94,7 @@ impl ShardEngine {
             service,
             locks,
             branches: RefCell::default(),
+            several: Several::default(),
             running: RefCell::default(),
             lock_trips: Cell::new(0),
         });
@@ -248,7 +252,7 @@ impl ShardEngine {
         done
     }
 
-    async fn give_up(&self, txn: &Transaction) {
+    pub(super) async fn give_up(&self, txn: &Transaction) {
         if let Err(error) = self.txns.abort(txn).await {
             tracing::warn!(%error, "a rollback was interrupted and goes on in the background");
         }
@@ -456,7 +460,7 @@ impl ShardEngine {
         Ok(self.txns.roll_back_to(txn, Position(position)).await?)
     }
 
-    async fn take_branch(&self, session: u64) -> Option<Rc<Branch>> {
+    pub(super) async fn take_branch(&self, session: u64) -> Option<Rc<Branch>> {
         let branch = self.branch(session)?;
         // An operation that nobody waits for any more ends at its next wait.
         branch.txn.cancel().cancel();
@@ -467,7 +471,7 @@ impl ShardEngine {
         Some(branch)
     }
 
-    fn release_locks(&self, txn: &Transaction) {
+    pub(super) fn release_locks(&self, txn: &Transaction) {
         if let Some(id) = txn.id() {
             self.locks.release_all(id);
         }
@@ -490,34 +494,6 @@ impl ShardEngine {
         }
         self.release_locks(&branch.txn);
         Ok(Committed { scn: committed? })
-    }
-
-    /// First half of a commit over several shards, in the home shard: what the others will name.
-    pub(super) async fn home_id(&self, session: u64) -> Result<TxnId, StoreError> {
-        let branch = self.branch(session).ok_or(StoreError::NoTransaction)?;
-        Ok(self.txns.identify(&branch.txn).await?)
-    }
-
-    /// The branch here promises to follow `home`; `false`: it has changed nothing and keeps its locks until it is ended.
-    pub(super) async fn prepare(&self, session: u64, home: TxnId) -> Result<bool, StoreError> {
-        let Some(branch) = self.branch(session) else { return Ok(false) };
-        Ok(self.txns.prepare(&branch.txn, home).await?)
-    }
-
-    /// The home is committed at `scn`.
-    pub(super) async fn commit_prepared(&self, session: u64, scn: Scn) -> Result<(), StoreError> {
-        let Some(branch) = self.take_branch(session).await else { return Ok(()) };
-        let done = self.txns.commit_prepared(&branch.txn, scn).await;
-        self.release_locks(&branch.txn);
-        Ok(done?)
-    }
-
-    /// Commits the home branch for others that are prepared, also if it has changed nothing itself.
-    pub(super) async fn commit_home(&self, session: u64) -> Result<Scn, StoreError> {
-        let branch = self.take_branch(session).await.ok_or(StoreError::NoTransaction)?;
-        let committed = self.txns.commit_for_others(&branch.txn).await;
-        self.release_locks(&branch.txn);
-        Ok(committed?)
     }
 
     /// Makes a partition of this number; harmless if it is there.

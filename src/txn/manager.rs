@@ -23,7 +23,7 @@ use super::error::TxnError;
 use super::outcomes::Outcomes;
 use super::row::{FLAG_DELETED, FLAG_OVERFLOW, Row, Version};
 use super::snapshot::Snapshots;
-use super::table::{Table, Unfinished};
+use super::table::{Left, Table, Unfinished};
 use super::transaction::{Cancel, DeadChain, Transaction};
 use super::types::Isolation;
 use super::undo::UndoLog;
@@ -147,14 +147,14 @@ pub(super) struct Inner {
     pub(super) trees: RefCell<HashMap<PartitionId, Tree, BuildHasherDefault<BlockHasher>>>,
     pub(super) dead_chains: RefCell<std::collections::VecDeque<(Scn, DeadChain)>>,
     pub(super) scratch: RefCell<Vec<u8>>,
-    pub(super) unsettled: RefCell<Vec<(TxnId, TxnId)>>,
+    pub(super) unsettled: RefCell<Vec<Unfinished>>,
     pub(super) counters: TxnCounters,
 }
 
 impl Txns {
     /// Opens the shard's undo home (making it on the first start) and takes up what a former life left. Rolling its dead
-    /// transactions back goes on in the background; branches of transactions over several shards are returned, to be
-    /// settled by [`Txns::settle_branch`] before anything else is let in.
+    /// transactions back goes on in the background; those over several shards are kept, to be settled by [`Txns::settle`]
+    /// before anything else is let in.
     ///
     /// # Errors
     /// When the undo home cannot be had or is damaged.
@@ -184,19 +184,23 @@ impl Txns {
             unsettled: RefCell::default(),
             counters: TxnCounters::default(),
         }));
-        for Unfinished { txn, home } in unfinished {
-            match home {
-                Some(home) => txns.0.unsettled.borrow_mut().push((txn, home)),
-                None => txns.roll_back_in_background(txn),
+        for unfinished in unfinished {
+            match unfinished.left {
+                Left::Dead => txns.roll_back_in_background(unfinished.txn),
+                Left::Home { scn, .. } => txns.0.shared.clock.observe(scn),
+                Left::Branch { .. } => {}
+            }
+            if unfinished.left != Left::Dead {
+                txns.0.unsettled.borrow_mut().push(unfinished);
             }
         }
         Ok(txns)
     }
 
-    /// Branches that a former life has prepared, with the transactions in whose slots their outcomes stand. They must be
-    /// settled before the home's slots can be reused: before clients are let in.
+    /// Decisions and promises over several shards that a former life has left. They must be settled before the homes' slots
+    /// can be reused: before clients are let in.
     #[must_use]
-    pub fn unsettled(&self) -> Vec<(TxnId, TxnId)> {
+    pub fn unsettled(&self) -> Vec<Unfinished> {
         self.0.unsettled.borrow().clone()
     }
 

@@ -10,9 +10,10 @@
 //!
 //! `wrap` counts the uses of the slot and is part of the transaction's id. `undo head` is the newest undo record that is
 //! not rolled back. `home` is set for a branch of a transaction over several shards: its outcome is that of the
-//! transaction named there.
+//! transaction named there. In the slot of such a home, while it is deciding, the shards of its branches stand there, a bit
+//! each.
 
-use crate::ids::{Scn, TxnId};
+use crate::ids::{SHARDS_MAX, Scn, ShardId, TxnId};
 
 use super::row::UndoPtr;
 
@@ -29,6 +30,25 @@ pub const TABLE_HEADER_BYTES: usize = SLOTS_PER_BLOCK * SLOT_BYTES;
 
 const _: () = assert!(TABLE_HEADER_BYTES <= crate::volume::page::USER_HEADER_MAX && SLOTS_MAX <= u16::MAX as usize);
 
+/// Some of a node's shards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ShardSet(u64);
+
+const _: () = assert!(SHARDS_MAX <= u64::BITS as usize);
+
+impl ShardSet {
+    /// The shards in it, in order.
+    pub fn iter(self) -> impl Iterator<Item = ShardId> {
+        (0..SHARDS_MAX as u8).filter(move |shard| self.0 & (1 << shard) != 0).map(ShardId)
+    }
+}
+
+impl FromIterator<ShardId> for ShardSet {
+    fn from_iter<I: IntoIterator<Item = ShardId>>(shards: I) -> ShardSet {
+        ShardSet(shards.into_iter().fold(0, |set, shard| set | (1 << shard.0)))
+    }
+}
+
 /// What a slot says of its transaction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SlotState {
@@ -44,6 +64,13 @@ pub enum SlotState {
     Prepared {
         /// The transaction in whose slot the outcome stands.
         home: TxnId,
+    },
+    /// A home that is committed at this SCN if in each of these shards a branch of it is prepared.
+    Deciding {
+        /// The commit's SCN.
+        scn: Scn,
+        /// Where its branches are.
+        parts: ShardSet,
     },
 }
 
@@ -68,6 +95,7 @@ impl Slot {
             SlotState::Committed(scn) => (2, scn.0, 0),
             SlotState::RolledBack(scn) => (3, scn.0, 0),
             SlotState::Prepared { home } => (4, 0, home.raw()),
+            SlotState::Deciding { scn, parts } => (5, scn.0, parts.0),
         };
         let mut bytes = [0; SLOT_BYTES];
         bytes[0..4].copy_from_slice(&self.wrap.to_le_bytes());
@@ -89,6 +117,7 @@ impl Slot {
             2 => SlotState::Committed(scn),
             3 => SlotState::RolledBack(scn),
             4 => SlotState::Prepared { home: TxnId::from_raw(word(24))? },
+            5 => SlotState::Deciding { scn, parts: ShardSet(word(24)) },
             _ => return None,
         };
         if bytes[5..8] != [0; 3] || scn > Scn::MAX {
@@ -134,7 +163,8 @@ mod tests {
             Just(SlotState::Free),
             Just(SlotState::Active),
             scn.clone().prop_map(SlotState::Committed),
-            scn.prop_map(SlotState::RolledBack),
+            scn.clone().prop_map(SlotState::RolledBack),
+            (scn, any::<u64>()).prop_map(|(scn, parts)| SlotState::Deciding { scn, parts: ShardSet(parts) }),
             any::<u32>().prop_map(|wrap| SlotState::Prepared { home: TxnId::new(NodeId(3), ShardId(1), 5, wrap) }),
         ]
     }

@@ -14,7 +14,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use crate::ids::{NodeId, Scn, ShardId, TxnId};
 
 use super::row::UndoPtr;
-use super::slot::{SLOTS_MAX, Slot, SlotState};
+use super::slot::{SLOTS_MAX, ShardSet, Slot, SlotState};
 use super::visibility::TxnState;
 
 /// Most outcomes kept in memory of transactions whose slots have been reused.
@@ -46,8 +46,27 @@ enum State {
 pub struct Unfinished {
     /// Which.
     pub txn: TxnId,
-    /// Set for a prepared branch: commit it if this one is committed, else roll it back.
-    pub home: Option<TxnId>,
+    /// As what.
+    pub left: Left,
+}
+
+/// How a crash left a transaction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Left {
+    /// Running: it is dead.
+    Dead,
+    /// A branch that has promised to follow this one.
+    Branch {
+        /// The transaction in whose slot the outcome stands.
+        home: TxnId,
+    },
+    /// A home that is committed if all its branches have promised.
+    Home {
+        /// The commit's SCN.
+        scn: Scn,
+        /// Where its branches are.
+        parts: ShardSet,
+    },
 }
 
 /// A shard's transaction table.
@@ -66,6 +85,8 @@ pub struct Table {
     former: HashMap<(u16, u32), TxnState>,
     /// The same in the order of their ends.
     former_ends: VecDeque<(Scn, (u16, u32))>,
+    /// Committed, but their slots on the volume are still needed for what the slots of other shards say.
+    held: BTreeSet<u16>,
 }
 
 impl Table {
@@ -82,11 +103,12 @@ impl Table {
             unfinished: BTreeSet::new(),
             former: HashMap::new(),
             former_ends: VecDeque::new(),
+            held: BTreeSet::new(),
         }
     }
 
     /// The table as the volume has it, with the transactions that the shard's former life left unfinished: each counts as
-    /// aborted until [`Table::resolve_prepared`] says otherwise.
+    /// aborted, but for those over several shards, whose outcome is still to be found.
     #[must_use]
     pub fn load(node: NodeId, shard: ShardId, slots: impl IntoIterator<Item = (u16, Slot)>) -> (Table, Vec<Unfinished>) {
         let mut table = Table::new(node, shard);
@@ -101,16 +123,20 @@ impl Table {
                 SlotState::Committed(scn) => State::Committed(scn),
                 SlotState::RolledBack(scn) => State::RolledBack(scn),
                 SlotState::Active => State::Aborted,
-                // Whoever asks must not be told anything before the home transaction's outcome is known.
-                SlotState::Prepared { .. } => State::Committing(None),
+                // Whoever asks must not be told anything before the outcome is known.
+                SlotState::Prepared { .. } | SlotState::Deciding { .. } => State::Committing(None),
             };
             match slot.state {
                 SlotState::Free => table.free.push(number),
                 SlotState::Committed(scn) | SlotState::RolledBack(scn) => ended.push((scn, number)),
-                SlotState::Active | SlotState::Prepared { .. } => {
+                SlotState::Active | SlotState::Prepared { .. } | SlotState::Deciding { .. } => {
                     table.unfinished.insert((Scn::ZERO, number));
-                    let home = if let SlotState::Prepared { home } = slot.state { Some(home) } else { None };
-                    left.push(Unfinished { txn: TxnId::new(node, shard, number, slot.wrap), home });
+                    let how = match slot.state {
+                        SlotState::Prepared { home } => Left::Branch { home },
+                        SlotState::Deciding { scn, parts } => Left::Home { scn, parts },
+                        _ => Left::Dead,
+                    };
+                    left.push(Unfinished { txn: TxnId::new(node, shard, number, slot.wrap), left: how });
                 }
             }
         }
@@ -209,6 +235,28 @@ impl Table {
         self.end(txn, State::Committed(scn), scn);
     }
 
+    /// As [`Table::committed`], but the slot is not used again before [`Table::release`].
+    pub fn committed_and_held(&mut self, txn: TxnId, scn: Scn) {
+        self.end(txn, State::Committed(scn), scn);
+        self.ended.pop_back();
+        self.held.insert(txn.slot());
+    }
+
+    /// Whether it is committed and its slot held.
+    #[must_use]
+    pub fn is_held(&self, txn: TxnId) -> bool {
+        self.held.contains(&txn.slot()) && self.entries[usize::from(txn.slot())].wrap == txn.wrap()
+    }
+
+    /// A held slot may be used again; harmless if it is not held any more.
+    pub fn release(&mut self, txn: TxnId) {
+        if self.is_held(txn) {
+            let State::Committed(scn) = self.entry(txn).state else { unreachable!("{txn} is held, so it is committed") };
+            self.held.remove(&txn.slot());
+            self.ended.push_back((scn, txn.slot()));
+        }
+    }
+
     /// The transaction gives up: its rows count as their predecessors from now on.
     pub fn abort(&mut self, txn: TxnId) {
         let entry = self.entry_mut(txn);
@@ -293,6 +341,21 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_that_others_lean_on_is_not_reused() {
+        let mut table = table();
+        let home = table.begin(Scn(10), Scn(0)).unwrap();
+        table.committing(home, Some(Scn(20)));
+        table.committed_and_held(home, Scn(20));
+        assert_eq!((table.state(home), table.oldest_begin()), (Some(TxnState::Committed(Scn(20))), None));
+        let next = table.begin(Scn(30), Scn(25)).unwrap();
+        assert_ne!(next.slot(), home.slot());
+        table.release(home);
+        table.release(home);
+        assert_eq!(table.begin(Scn(31), Scn(25)).map(|txn| (txn.slot(), txn.wrap())), Some((home.slot(), home.wrap() + 1)));
+        assert!(!table.is_held(home));
+    }
+
+    #[test]
     fn an_old_snapshot_does_not_use_the_table_up() {
         let mut table = table();
         let all: Vec<_> = std::iter::from_fn(|| table.begin(Scn(5), Scn(0))).collect();
@@ -325,10 +388,22 @@ mod tests {
             (1, slot(2, SlotState::Committed(Scn(50)))),
             (2, slot(6, SlotState::Prepared { home })),
             (3, slot(0, SlotState::Free)),
+            (4, slot(9, SlotState::Deciding { scn: Scn(60), parts: [ShardId(1)].into_iter().collect() })),
         ];
         let (mut table, left) = Table::load(node, shard, slots);
         let (dead, branch) = (TxnId::new(node, shard, 0, 4), TxnId::new(node, shard, 2, 6));
-        assert_eq!(left, [Unfinished { txn: dead, home: None }, Unfinished { txn: branch, home: Some(home) }]);
+        let deciding = TxnId::new(node, shard, 4, 9);
+        assert_eq!(
+            left,
+            [
+                Unfinished { txn: dead, left: Left::Dead },
+                Unfinished { txn: branch, left: Left::Branch { home } },
+                Unfinished { txn: deciding, left: Left::Home { scn: Scn(60), parts: [ShardId(1)].into_iter().collect() } },
+            ]
+        );
+        assert_eq!(table.state(deciding), Some(TxnState::Committing(None)));
+        table.abort(deciding);
+        table.rolled_back(deciding, Scn(56));
         assert_eq!(table.state(dead), Some(TxnState::Aborted));
         assert_eq!(table.state(branch), Some(TxnState::Committing(None)), "nobody may be told before the home is asked");
         table.committing(branch, Some(Scn(60)));

@@ -10,7 +10,7 @@ use std::fmt;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::ids::{BlockId, BlockNo, Incarnation, Lsn, PartitionId, Scn, ShardId, TxnId};
+use crate::ids::{BlockId, BlockNo, Incarnation, Lsn, PartitionId, Scn};
 
 /// What a record of the log is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,8 +20,6 @@ pub enum RecordKind {
     RedoGroup = 1,
     /// [`BlocksWritten`]: block writes that have completed, so that recovery may skip what is older.
     BlockWritten = 2,
-    /// [`CommitMultiShard`]: a transaction that touched several shards is committed when all its parts are durable.
-    CommitMultiShard = 3,
     /// [`CheckpointMark`]: where a checkpoint stood.
     CheckpointMark = 4,
     /// Entries of Raft groups; their form belongs to that layer.
@@ -33,7 +31,7 @@ impl RecordKind {
     #[must_use]
     pub fn from_u8(byte: u8) -> Option<RecordKind> {
         use RecordKind::*;
-        [RedoGroup, BlockWritten, CommitMultiShard, CheckpointMark, Raft].into_iter().find(|kind| *kind as u8 == byte)
+        [RedoGroup, BlockWritten, CheckpointMark, Raft].into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -58,11 +56,6 @@ pub enum RedoFault {
         /// How many it claims.
         count: usize,
     },
-    /// A number that is no transaction's.
-    NotATransaction {
-        /// The number.
-        raw: u64,
-    },
     /// A block's changes begin at the group's own SCN or above it.
     NotBefore {
         /// The block.
@@ -76,7 +69,6 @@ impl fmt::Display for RedoFault {
             RedoFault::TooShort { at } => write!(f, "the record ends at byte {at}, before its content does"),
             RedoFault::TooLong { extra } => write!(f, "{extra} bytes follow the record's content"),
             RedoFault::TooManyBlocks { count } => write!(f, "it claims {count} blocks; a group has at most {GROUP_BLOCKS_MAX}"),
-            RedoFault::NotATransaction { raw } => write!(f, "{raw:#018x} is no transaction"),
             RedoFault::NotBefore { block } => write!(f, "{block} would be changed from an SCN that is not before the group's"),
         }
     }
@@ -112,21 +104,6 @@ struct WrittenEntry {
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct CommitHeader {
-    transaction: U64,
-    scn: U64,
-}
-
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct CommitPart {
-    lsn: U64,
-    shard: u8,
-    reserved: [u8; 7],
-}
-
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
 struct MarkPayload {
     lsn: U64,
     scn: U64,
@@ -137,8 +114,6 @@ const _: () = {
     assert!(size_of::<GroupHeader>() == 16);
     assert!(size_of::<EntryHeader>() == 24);
     assert!(size_of::<WrittenEntry>() == 24);
-    assert!(size_of::<CommitHeader>() == 16);
-    assert!(size_of::<CommitPart>() == 16);
     assert!(size_of::<MarkPayload>() == 24);
 };
 
@@ -325,39 +300,6 @@ impl BlocksWritten {
     }
 }
 
-/// Commit of a transaction that touched several shards of its node: it counts only if every part is durable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommitMultiShard {
-    /// The transaction.
-    pub transaction: TxnId,
-    /// Its commit SCN.
-    pub scn: Scn,
-    /// Where its work ends in the logs of the node's other shards.
-    pub parts: Vec<(ShardId, Lsn)>,
-}
-
-impl CommitMultiShard {
-    /// Appends the payload to `out`.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        let header = CommitHeader { transaction: U64::new(self.transaction.raw()), scn: U64::new(self.scn.0) };
-        out.extend_from_slice(header.as_bytes());
-        for (shard, lsn) in &self.parts {
-            let part = CommitPart { lsn: U64::new(lsn.0), shard: shard.0, reserved: [0; 7] };
-            out.extend_from_slice(part.as_bytes());
-        }
-    }
-
-    /// From a payload.
-    pub fn decode(payload: &[u8]) -> Result<CommitMultiShard, RedoFault> {
-        let (header, rest) = CommitHeader::ref_from_prefix(payload).map_err(|_| RedoFault::TooShort { at: payload.len() })?;
-        let raw = header.transaction.get();
-        let transaction = TxnId::from_raw(raw).ok_or(RedoFault::NotATransaction { raw })?;
-        let parts = list::<CommitPart>(rest, size_of::<CommitHeader>())?;
-        let parts = parts.iter().map(|part| (ShardId(part.shard), Lsn(part.lsn.get()))).collect();
-        Ok(CommitMultiShard { transaction, scn: Scn(header.scn.get()), parts })
-    }
-}
-
 /// Where a checkpoint stood when it was taken; also carries an SCN that the clock of a restarted node must pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointMark {
@@ -398,7 +340,6 @@ fn list<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8], offset: usize) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::NodeId;
     use proptest::prelude::*;
 
     fn block_id() -> impl Strategy<Value = BlockId> {
@@ -442,24 +383,17 @@ mod tests {
                 let _ = RedoGroup::decode(&bytes).map(|group| group.entries().count());
             }
             let _ = BlocksWritten::decode(&bytes).map(|blocks| blocks.count());
-            let _ = CommitMultiShard::decode(&bytes);
             let _ = CheckpointMark::decode(&bytes);
         }
 
         #[test]
         fn the_other_records_give_back_what_was_put_in(
             blocks in proptest::collection::vec((block_id(), any::<u64>().prop_map(Scn)), 0..20),
-            parts in proptest::collection::vec((any::<u8>().prop_map(ShardId), any::<u64>().prop_map(Lsn)), 0..20),
             (scn, lsn, incarnation) in (any::<u64>(), any::<u64>(), any::<u64>()),
         ) {
             let mut payload = Vec::new();
             BlocksWritten::encode(&blocks, &mut payload);
             prop_assert_eq!(BlocksWritten::decode(&payload).unwrap().collect::<Vec<_>>(), blocks);
-
-            let commit = CommitMultiShard { transaction: TxnId::new(NodeId(3), ShardId(1), 9, 44), scn: Scn(scn), parts };
-            payload.clear();
-            commit.encode(&mut payload);
-            prop_assert_eq!(CommitMultiShard::decode(&payload).unwrap(), commit);
 
             let mark = CheckpointMark { lsn: Lsn(lsn), scn: Scn(scn), incarnation: Incarnation(incarnation) };
             payload.clear();

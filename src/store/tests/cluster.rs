@@ -69,6 +69,8 @@ struct Cluster {
     shards: u8,
     members: Vec<Member>,
     life: u64,
+    /// What all restarts found between the shards of nodes.
+    settled: Settled,
 }
 
 /// What the shards of a node have in common.
@@ -154,7 +156,7 @@ impl Cluster {
             };
             Volume::format(&inside, Path::new(VOLUME), &options, &mut |_| {}).await.unwrap();
         });
-        let mut cluster = Cluster { world, shards, members: Vec::new(), life: 0 };
+        let mut cluster = Cluster { world, shards, members: Vec::new(), life: 0, settled: Settled::default() };
         cluster.start();
         cluster
     }
@@ -195,10 +197,15 @@ impl Cluster {
             let store = NodeStore::new(plan.node, plan.remotes, plan.shared);
             let (engines, kept) = (0..reactors.len()).map(|shard| started.remove(&(plan.node.0, shard)).unwrap()).unzip();
             let member = Member { reactor: reactors[0].clone(), store: store.store(), engines, _kept: Rc::new(kept) };
-            self.world.block_on(&reactors[0], async move {
-                store.settle_branches().await.unwrap();
+            let settled = self.world.block_on(&reactors[0], async move {
+                let settled = store.settle_branches().await.unwrap();
+                assert_eq!(store.settle_branches().await.unwrap(), Settled::default(), "settled once, settled for good");
                 store.create_system_partitions().await.unwrap();
+                settled
             });
+            self.settled.committed += settled.committed;
+            self.settled.rolled_back += settled.rolled_back;
+            self.settled.branches += settled.branches;
             self.members.push(member);
         }
     }
@@ -519,4 +526,65 @@ fn a_transaction_over_two_shards_is_there_whole_or_not_at_all() {
             assert_eq!(cluster.read(1, left, "m").as_deref(), Some("0"));
         }
     }
+}
+
+/// Power goes at every stage of commits over two shards: also where a decision is durable and a promise is not, and the
+/// other way round.
+#[test]
+fn a_commit_of_which_only_one_shards_part_is_durable_has_not_happened() {
+    let mut settled = Settled::default();
+    for seed in 40..44 {
+        let more = lose_power_between_two_shards(seed);
+        settled.committed += more.committed;
+        settled.rolled_back += more.rolled_back;
+        settled.branches += more.branches;
+    }
+    assert!(settled.committed > 0 && settled.rolled_back > 0, "the power went at other moments: {settled:?}");
+}
+
+/// One cluster that loses its power again and again; what its restarts found.
+fn lose_power_between_two_shards(seed: u64) -> Settled {
+    let mut cluster = Cluster::with_shards(seed, 2);
+    let store = cluster.members[0].store.clone();
+    let (left, right) = cluster.run(0, async move {
+        (store.create_partition(Placement::Any).await.unwrap(), store.create_partition(Placement::Any).await.unwrap())
+    });
+    let acknowledged = Rc::new(Cell::new(0));
+    let rows = move |client: usize| vec![(left, vec![b'a' + client as u8]), (right, vec![b'a' + client as u8])];
+    for row in (0..6).flat_map(rows) {
+        cluster.write(0, vec![WriteOp::Put { partition: row.0, key: row.1, value: b"0".to_vec() }]);
+    }
+    for round in 0..8 {
+        let before = acknowledged.get();
+        for client in 0..6usize {
+            let (store, acknowledged) = (cluster.members[client % 3].store.clone(), acknowledged.clone());
+            let _ = cluster.spawn(client % 3, async move {
+                loop {
+                    let add_one = |_: usize, row: Option<&[u8]>| Modify::Put((amount(row) + 1).to_string().into_bytes());
+                    // In both orders, so that either shard is the home.
+                    let mut rows = rows(client);
+                    rows.rotate_left(client % 2);
+                    store.session().modify_many(rows, Box::new(add_one)).await.unwrap();
+                    acknowledged.set(acknowledged.get() + 1);
+                }
+            });
+        }
+        cluster.world.run_until(|| acknowledged.get() > before + 6).unwrap();
+        cluster.world.run_for(Duration::from_micros((seed * 8 + round) * 37 % 1000));
+        cluster.power_loss();
+        cluster.start();
+        let mut sum = 0;
+        for client in 0..6 {
+            let mut session = cluster.members[client % 3].store.session();
+            let both = cluster.run(client % 3, async move {
+                let [(left, key), (right, _)] = rows(client).try_into().unwrap();
+                (session.get(left, &key).await.unwrap(), session.get(right, &key).await.unwrap())
+            });
+            assert_eq!(both.0, both.1, "client {client} after round {round} with seed {seed}");
+            sum += amount(both.0.as_deref());
+        }
+        assert!(sum >= acknowledged.get(), "{sum} of {} acknowledged after round {round} with seed {seed}", acknowledged.get());
+        acknowledged.set(sum);
+    }
+    cluster.settled
 }
