@@ -4,6 +4,7 @@
 //! runtime.
 
 mod failure;
+pub mod fencing;
 pub mod formation;
 mod late;
 mod membership;

@@ -5,6 +5,7 @@
 //! silently. Names follow the product's documents (`[cluster]`, `[rac]`, `[rac.interconnect]`, …).
 
 mod error;
+mod ha;
 mod size;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,9 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use self::error::ConfigError;
+pub use self::ha::{
+    COMMAND_PLACEHOLDERS, COMMAND_WORDS_MAX, FencingConfig, FencingMethod, FencingMethods, FencingMode, HaConfig, WatchdogUse,
+};
 pub use self::size::ByteSize;
 use crate::ids::{NODES_MAX, NodeId, SHARDS_MAX};
 
@@ -34,6 +38,9 @@ pub struct Config {
     /// The consensus of the control group and of replicated partitions.
     #[serde(default)]
     pub raft: RaftConfig,
+    /// What happens to a node that is declared dead.
+    #[serde(default)]
+    pub ha: HaConfig,
     /// What clients connect to.
     #[serde(default)]
     pub server: ServerConfig,
@@ -433,6 +440,7 @@ impl Config {
         within("raft.snapshot_threshold", raft.snapshot_threshold, 10, 10_000_000)?;
         within("raft.snapshot_interval", raft.snapshot_interval, 1, 604_800)?;
         within("raft.log_retention", raft.log_retention, 0, 1_000_000)?;
+        self.ha.check(&within)?;
         within("server.max_connections", self.server.max_connections, 1, 100_000)?;
         within("engine.shards", self.engine.shards, 1, SHARDS_MAX as u64)?;
         within("engine.undo_retention", self.engine.undo_retention, 0, 604_800)?;

@@ -81,6 +81,25 @@ fn elections_wait_for_more_than_one_heartbeat() {
 }
 
 #[test]
+fn fencing_is_configured_by_method() {
+    let config = Config::parse(THREE).unwrap();
+    assert_eq!((config.ha.fencing_mode, config.ha.fencing_method.as_slice().len()), (FencingMode::Automatic, 4));
+    let written = "[ha]\nfencing_mode = \"manual\"\nfencing_method = \"power_management\"\n";
+    let message = refusal(&format!("{THREE}\n{written}"));
+    assert!(message.contains("ha.fencing.command is missing"), "{message}");
+    let config =
+        Config::parse(&format!("{THREE}\n{written}[ha.fencing]\ncommand = [\"fence_ipmilan\", \"--plug={{node}}\"]\n")).unwrap();
+    assert_eq!(config.ha.fencing_method.as_slice(), [FencingMethod::Command]);
+    let message = refusal(&format!("{THREE}\n[ha.fencing]\ncommand = [\"fence\", \"{{host}}\"]\n"));
+    assert!(message.contains("ha.fencing.command = {host} is out of range"), "{message}");
+    let message = refusal(&format!("{THREE}\n[ha.fencing]\nlease_margin = 9999\n"));
+    assert_eq!(message, "ha.fencing.lease_margin = 9999 is out of range: it must be 10000 to 600000");
+    Config::parse(&format!("{THREE}\n[ha.fencing]\nlease_margin = 9999\nwatchdog = \"off\"\n")).unwrap();
+    let message = refusal(&format!("{THREE}\n[ha]\nfencing_method = [\"lease\", \"lease\"]\n"));
+    assert!(message.contains("none twice"), "{message}");
+}
+
+#[test]
 fn a_node_must_be_one_of_the_cluster() {
     let message = refusal(&THREE.replace("\"node2\"\n", "\"node9\"\n"));
     assert!(message.contains("cluster.nodes is missing") && message.contains("node9"), "{message}");
