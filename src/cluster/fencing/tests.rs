@@ -107,11 +107,13 @@ fn a_command_that_takes_too_long_is_killed_with_its_children() {
     }
 }
 
+type Fence = Box<dyn FnMut(&Victim) -> Result<Proof, FencingError> + Send>;
+
 /// A method that does what the test says.
 struct Scripted {
     method: FencingMethod,
     patience: Duration,
-    fence: Box<dyn FnMut(&Victim) -> Result<Proof, FencingError> + Send>,
+    fence: Fence,
     able: bool,
 }
 
