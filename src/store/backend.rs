@@ -87,6 +87,8 @@ pub trait SessionBackend: Send {
     fn commit(&mut self) -> StoreResult<'_, Committed>;
     /// See [`Session::rollback`].
     fn rollback(&mut self) -> StoreResult<'_, ()>;
+    /// See [`Session::try_lock_for_statement`].
+    fn try_lock_for_statement(&mut self, name: LockName) -> bool;
     /// See [`Session::lock`].
     fn lock(&mut self, name: LockName, mode: LockMode, wait: WaitPolicy) -> StoreResult<'_, ()>;
 }
@@ -384,6 +386,13 @@ impl Session {
     /// [`StoreError::ShardGone`]; ended in any case: what could not be undone now is undone in the background.
     pub async fn rollback(&mut self) -> Result<(), StoreError> {
         self.backend.rollback().await
+    }
+
+    /// Outside a transaction: keeps a relation from being altered or dropped (mode CR) until [`Session::end_statement`], if
+    /// that costs no trip. False: it would, or no statement has begun; begin a transaction and [`Session::lock`] there.
+    #[must_use]
+    pub fn try_lock_for_statement(&mut self, name: LockName) -> bool {
+        self.backend.try_lock_for_statement(name)
     }
 
     /// Takes a lock for the rest of the transaction, or converts the one held to a stronger mode.

@@ -341,6 +341,13 @@ impl EngineSession {
         AtGate { store: self.store.clone(), session: self.at_locks(), names }
     }
 
+    /// Outside a transaction the locks end with the statement (also one that was given up half way).
+    fn leave_statements_locks(&mut self) {
+        if self.transaction.is_none() && !self.at_gate.is_empty() {
+            drop(self.leave_gate());
+        }
+    }
+
     fn end_transaction(&mut self) {
         drop(self.leave_gate());
         self.changed_catalog = false;
@@ -494,6 +501,7 @@ impl SessionBackend for EngineSession {
             return Err(StoreError::NoTransaction);
         }
         self.drop_snapshot();
+        drop(self.leave_gate());
         self.transaction = Some((isolation, read_only));
         self.transactions += 1;
         Ok(())
@@ -505,6 +513,7 @@ impl SessionBackend for EngineSession {
 
     fn new_statement(&mut self) {
         self.in_statement = true;
+        self.leave_statements_locks();
         if !matches!(self.transaction, Some((Isolation::RepeatableRead, _))) {
             self.drop_snapshot();
         }
@@ -512,6 +521,7 @@ impl SessionBackend for EngineSession {
 
     fn end_statement(&mut self) {
         self.in_statement = false;
+        self.leave_statements_locks();
         if !matches!(self.transaction, Some((Isolation::RepeatableRead, _))) {
             self.drop_snapshot();
         }
@@ -731,6 +741,25 @@ impl SessionBackend for EngineSession {
         })
     }
 
+    fn try_lock_for_statement(&mut self, name: LockName) -> bool {
+        if self.transaction.is_some() || !self.in_statement {
+            return false;
+        }
+        if self.at_gate.iter().any(|(locked, _)| *locked == name) {
+            return true;
+        }
+        if self.at_gate.is_empty() {
+            // The lock service may still have to hear that an earlier statement is done.
+            self.transactions += 1;
+        }
+        let mode = LockMode::ConcurrentRead;
+        let entered = self.store.0.shared.gate.enter(resource(name), self.at_locks(), mode.into());
+        if entered {
+            self.at_gate.push((name, mode));
+        }
+        entered
+    }
+
     fn lock(&mut self, name: LockName, mode: LockMode, wait: WaitPolicy) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             if self.transaction.is_none() {
@@ -741,10 +770,15 @@ impl SessionBackend for EngineSession {
             if at_gate.is_some_and(|held| mode <= held) {
                 return Ok(());
             }
-            // Who has come in there and wants more asks the shard, which then knows of all that he has.
-            if name.space == LockSpace::Relation && at_gate.is_none() && mode <= LockMode::ConcurrentWrite {
+            // Who has come in there and wants more than is to be had there asks the shard, which then knows of all that he has.
+            if name.space == LockSpace::Relation && mode <= LockMode::ConcurrentWrite {
                 let gate = &self.store.0.shared.gate;
-                if gate.enter(resource(name), session, mode.into()) {
+                let granted = match at_gate {
+                    None => gate.enter(resource(name), session, mode.into()),
+                    Some(_) => gate.raise(resource(name), session, mode.into()),
+                };
+                if granted {
+                    self.at_gate.retain(|(locked, _)| *locked != name);
                     self.at_gate.push((name, mode));
                     return Ok(());
                 }

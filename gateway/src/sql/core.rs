@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use datafusion::common::DataFusionError;
 use rustydb::ids::PartitionId;
-use rustydb::store::{CancelHandle, ScanChunk, ScanLimit, ScanRange, Session};
+use rustydb::store::{CancelHandle, LockMode, LockName, ScanChunk, ScanLimit, ScanRange, Session, StoreError, WaitPolicy};
 use tokio::sync::{Mutex, Notify};
 
 use super::error::{SqlError, code};
@@ -90,6 +91,30 @@ impl SessionCore {
             result = work => result,
             () = woken => Err(canceled()),
         }
+    }
+
+    /// Takes a lock for the rest of the transaction; gives up after `limit`.
+    ///
+    /// # Errors
+    /// `55P03` when it could not be had in time or, with [`WaitPolicy::NoWait`], at once; `40P01`, `57014`.
+    pub async fn lock(&self, name: LockName, mode: LockMode, wait: WaitPolicy, limit: Option<Duration>) -> Result<(), SqlError> {
+        let work = async {
+            let lock = async { self.store.lock().await.lock(name, mode, wait).await };
+            tokio::pin!(lock);
+            let Some(limit) = limit else { return Ok(lock.await?) };
+            if let Ok(done) = tokio::time::timeout(limit, &mut lock).await {
+                return Ok(done?);
+            }
+            self.cancel_store.cancel();
+            match lock.await {
+                Err(StoreError::Canceled) => {
+                    Err(SqlError::new(code::LOCK_NOT_AVAILABLE, "canceling statement due to lock timeout"))
+                }
+                // It came just then.
+                other => Ok(other?),
+            }
+        };
+        self.unless_canceled(work).await
     }
 
     /// The next rows of a scan.

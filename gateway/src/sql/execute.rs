@@ -1,6 +1,6 @@
 //! From a statement to its executor, inside the statement's transaction.
 //!
-//! Takes the relation locks that a statement needs before it looks at the catalog for good.
+//! The relation locks that a statement needs are taken before it looks at the catalog for good (`relation_locks`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,7 +9,7 @@ use datafusion::physical_plan::displayable;
 use datafusion::sql::sqlparser::ast;
 use futures::StreamExt as _;
 use rustydb::ids::PartitionId;
-use rustydb::store::LockMode;
+use rustydb::store::{LockMode, WaitPolicy};
 
 use super::api::{ColumnDesc, Execution, RowStream, Tag};
 use super::catalog::Table;
@@ -32,7 +32,7 @@ pub async fn statement(
     parameters: Vec<Parameter>,
 ) -> Result<Execution, SqlError> {
     let single = session.transaction.state == State::Single;
-    let catalog = session.catalog().await?;
+    let catalog = session.lock_relations_of(&parsed.statement).await?;
     let context = session.context(catalog, parameters.clone());
     match &parsed.statement {
         Statement::Query(query) => {
@@ -91,9 +91,6 @@ pub async fn statement(
             if single {
                 return Err(SqlError::new(code::NO_ACTIVE_SQL_TRANSACTION, "LOCK TABLE can only be used in transaction blocks"));
             }
-            if *nowait {
-                return Err(SqlError::unsupported("LOCK TABLE ... NOWAIT"));
-            }
             let mode = match mode.as_str() {
                 "ACCESS SHARE" | "ROW SHARE" => LockMode::ConcurrentRead,
                 "ROW EXCLUSIVE" => LockMode::ConcurrentWrite,
@@ -104,9 +101,10 @@ pub async fn statement(
                 "EXCLUSIVE" | "ACCESS EXCLUSIVE" => LockMode::Exclusive,
                 other => return Err(SqlError::syntax(format!("syntax error at or near \"{other}\""))),
             };
+            let wait = if *nowait { WaitPolicy::NoWait } else { WaitPolicy::Wait };
             for name in tables {
                 let table = target_table(&context.catalog, &context.env, name)?;
-                session.lock_relation(table.oid, mode).await?;
+                session.lock_table(&table, mode, wait).await?;
             }
             Ok(Execution::Command { tag: "LOCK TABLE".to_owned() })
         }
@@ -114,7 +112,7 @@ pub async fn statement(
     }
 }
 
-/// Locks a table against DDL, and looks at the catalog again afterwards.
+/// Sees that the statement may write, and that its table is locked; looks at the catalog again if it had to wait.
 async fn for_writing(
     session: &mut SqlSession,
     context: Context,

@@ -29,6 +29,7 @@ mod pgarrays;
 mod pgisms;
 mod pgtypes;
 mod plan;
+mod relation_locks;
 pub(crate) mod rewrite;
 pub mod row_codec;
 mod rows;

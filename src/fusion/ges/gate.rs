@@ -65,8 +65,8 @@ impl Gate {
         self.parts[part].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session takes a lock, if the resource is open in a mode that covers it. Any thread. A session that is inside
-    /// already asks its shard for more.
+    /// A session takes a lock, if the resource is open in a mode that covers it. Any thread. For one that is inside
+    /// already there is [`Gate::raise`].
     #[must_use]
     pub fn enter(&self, resource: Resource, session: SessionId, mode: LockMode) -> bool {
         let mut part = self.part(&resource);
@@ -79,6 +79,18 @@ impl Gate {
         open.inside.push((session, mode));
         drop(part);
         self.entered.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// A session that is inside wants a stronger mode, if the resource is open in one that covers it. False when it is not,
+    /// or when the shard has taken the session over: then it asks its shard.
+    #[must_use]
+    pub fn raise(&self, resource: Resource, session: SessionId, mode: LockMode) -> bool {
+        let mut part = self.part(&resource);
+        let Some(open) = part.get_mut(&resource).filter(|open| open.mode.covers(mode)) else { return false };
+        let inside = open.inside.iter_mut().find(|(inside, _)| *inside == session);
+        let Some((_, held)) = inside else { return false };
+        *held = mode;
         true
     }
 

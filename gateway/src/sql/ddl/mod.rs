@@ -63,9 +63,7 @@ pub(super) enum Change {
 impl SqlSession {
     /// Makes this transaction the only one that changes the catalog, and returns its newest state.
     pub(super) async fn own_catalog(&mut self) -> Result<Arc<Catalog>, SqlError> {
-        let core = Arc::clone(&self.core);
-        let lock = async { Ok(core.store.lock().await.lock(CATALOG, LockMode::Exclusive, WaitPolicy::Wait).await?) };
-        core.unless_canceled(lock).await?;
+        self.core.lock(CATALOG, LockMode::Exclusive, WaitPolicy::Wait, self.lock_limit()).await?;
         self.catalog().await
     }
 

@@ -12,6 +12,7 @@ use crate::sql::context::Context;
 use crate::sql::error::SqlError;
 use crate::sql::expr::Inputs;
 use crate::sql::key_codec;
+use crate::sql::relation_locks::relation_lock;
 use crate::sql::row_codec::{Cell, RowReader};
 use crate::sql::rows;
 use crate::sql::session::{SqlSession, State};
@@ -43,15 +44,22 @@ pub async fn run(
     let Some(key) = key(plan, parameters, micros)? else { return Ok(None) };
     match &plan.kind {
         Kind::Select { items, columns, plain } => {
-            let partition = PartitionId(plan.table.partition);
-            let found = {
-                let mut store = session.core.store.lock().await;
-                store.new_statement();
-                let found = store.get(partition, &key).await;
-                store.end_statement();
-                found?
+            let found = match read_alone(session, plan, &key).await? {
+                Some(found) => found,
+                None => {
+                    if !ready(session, plan, LockMode::ConcurrentRead).await? {
+                        return step_back(session).await;
+                    }
+                    let found = {
+                        let mut store = session.core.store.lock().await;
+                        let found = store.get(PartitionId(plan.table.partition), &key).await;
+                        store.end_statement();
+                        found?
+                    };
+                    finish(session).await?;
+                    found
+                }
             };
-            session.touch();
             let mut out = Vec::new();
             if let Some(bytes) = found {
                 out.push(match plain {
@@ -107,10 +115,26 @@ fn project(table: &Table, bytes: &[u8], positions: &[usize]) -> Result<Row, SqlE
     Ok(out)
 }
 
+/// Outside a transaction: the row in one trip, with the table locked where that costs none. `None`: it would, or the plan
+/// holds no longer; nothing has happened.
+async fn read_alone(session: &SqlSession, plan: &FastPlan, key: &[u8]) -> Result<Option<Option<Vec<u8>>>, SqlError> {
+    if session.transaction.state != State::Idle {
+        return Ok(None);
+    }
+    let mut store = session.core.store.lock().await;
+    store.new_statement();
+    // Who has altered the table has, by the time that it can be locked, withdrawn the version that the plan is of.
+    let holds =
+        store.try_lock_for_statement(relation_lock(plan.table.oid)) && session.db.store.catalog_generation() == plan.generation;
+    let found = if holds { store.get(PartitionId(plan.table.partition), key).await.map(Some) } else { Ok(None) };
+    store.end_statement();
+    Ok(found?)
+}
+
 /// Begins if need be, locks the table, and sees that the plan still holds. `false`: it does not.
-async fn ready(session: &mut SqlSession, plan: &FastPlan) -> Result<bool, SqlError> {
+async fn ready(session: &mut SqlSession, plan: &FastPlan, mode: LockMode) -> Result<bool, SqlError> {
     session.ensure_transaction().await?;
-    session.lock_relation(plan.table.oid, LockMode::ConcurrentWrite).await?;
+    session.lock_relation(plan.table.oid, mode).await?;
     if session.db.store.catalog_generation() != plan.generation {
         return Ok(false);
     }
@@ -137,7 +161,7 @@ async fn change(
     parameters: &[Option<Datum>],
     key: Vec<u8>,
 ) -> Result<Option<Execution>, SqlError> {
-    if !ready(session, plan).await? {
+    if !ready(session, plan, LockMode::ConcurrentWrite).await? {
         return step_back(session).await;
     }
     let micros = session.statement_clock();
@@ -196,7 +220,7 @@ async fn insert(
     sources: &[Vec<Source>],
     hidden_key: bool,
 ) -> Result<Option<Execution>, SqlError> {
-    if !ready(session, plan).await? {
+    if !ready(session, plan, LockMode::ConcurrentWrite).await? {
         return step_back(session).await;
     }
     let micros = session.statement_clock();

@@ -8,7 +8,7 @@ mod control;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use rustydb::store::{Isolation, LockMode, LockName, LockSpace, Savepoint, WaitPolicy};
+use rustydb::store::{Isolation, LockMode, Savepoint};
 
 use crate::sql::api::{ColumnDesc, Execution, RowStream, Tag, TransactionStatus};
 use crate::sql::catalog::{Catalog, Oid};
@@ -435,7 +435,8 @@ impl SqlSession {
         // Faults of the rollback itself are the store's to repair; the client has its error already.
         let _ = self.core.finish(false).await;
         match self.transaction.state {
-            State::Idle | State::Failed => {}
+            State::Idle => self.core.store.lock().await.end_statement(),
+            State::Failed => {}
             State::Single | State::Implicit => {
                 self.implicit_block = false;
                 let _ = self.rollback().await;
@@ -653,18 +654,5 @@ impl SqlSession {
         if let Some((_, shown)) = REPORTED.iter().find(|(n, _)| *n == name) {
             self.changed.push(((*shown).to_owned(), self.settings.get(name).to_owned()));
         }
-    }
-
-    /// Takes a relation's lock for the rest of the transaction, unless it has as strong a one.
-    pub(in crate::sql) async fn lock_relation(&mut self, relation: Oid, mode: LockMode) -> Result<(), SqlError> {
-        if self.transaction.locks.get(&relation).is_some_and(|held| *held >= mode) {
-            return Ok(());
-        }
-        let name = LockName { space: LockSpace::Relation, id1: u64::from(relation), id2: 0 };
-        let core = Arc::clone(&self.core);
-        let lock = async { Ok(core.store.lock().await.lock(name, mode, WaitPolicy::Wait).await?) };
-        core.unless_canceled(lock).await?;
-        self.transaction.locks.insert(relation, mode);
-        Ok(())
     }
 }

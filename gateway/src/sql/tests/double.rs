@@ -361,6 +361,10 @@ impl SessionBackend for MemorySession {
         ready(Ok(()))
     }
 
+    fn try_lock_for_statement(&mut self, _name: LockName) -> bool {
+        !self.in_transaction()
+    }
+
     fn lock(&mut self, _name: LockName, _mode: LockMode, _wait: WaitPolicy) -> BoxFuture<'_, Result<(), StoreError>> {
         ready(if self.open { Ok(()) } else { Err(StoreError::NoTransaction) })
     }

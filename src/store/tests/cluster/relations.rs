@@ -222,3 +222,71 @@ fn a_circle_of_an_alteration_and_a_row_on_two_nodes_is_broken() {
         assert!(outcomes.contains(&Ok(())) && outcomes.contains(&Err("40P01")), "{outcomes:?} with {shards} shards");
     }
 }
+
+/// A point read outside a transaction, under the table's lock if that is to be had at the gate.
+fn read_under_lock(cluster: &Cluster, node: usize, name: LockName, table: PartitionId, key: &str) -> bool {
+    let (mut session, key) = (cluster.members[node].store.session(), key.as_bytes().to_vec());
+    cluster.run(node, async move {
+        session.new_statement();
+        let locked = session.try_lock_for_statement(name);
+        session.get(table, &key).await.unwrap();
+        session.end_statement();
+        locked
+    })
+}
+
+#[test]
+fn who_only_reads_keeps_an_alteration_waiting_without_a_trip() {
+    const READS: u64 = 20;
+    for shards in [1, 2] {
+        let cluster = Cluster::with_shards(50, shards);
+        let (table, name) = table_of_other_shard(&cluster);
+        assert!(!read_under_lock(&cluster, 1, name, table, "a"), "the node has not got the lock yet");
+        let session = cluster.writing(1, vec![name], vec![put(table, "a", "1")]);
+        cluster.commit(1, session);
+        let (before, messages) = (cluster.stats(1), cluster.lock_messages());
+        (0..READS).for_each(|_| assert!(read_under_lock(&cluster, 1, name, table, "a")));
+        // Transactions that read, and then write: the stronger lock costs no trip either.
+        for round in 0..READS {
+            let mut session = cluster.begin(1, ReadCommitted);
+            cluster.run(1, async move {
+                session.lock(name, LockMode::ConcurrentRead, WaitPolicy::Wait).await.unwrap();
+                session.lock(name, LockMode::ConcurrentWrite, WaitPolicy::Wait).await.unwrap();
+                session.write(vec![put(table, &format!("r{round}"), "1")]).await.unwrap();
+                session.commit().await.unwrap();
+            });
+        }
+        let stats = cluster.stats(1);
+        assert_eq!((stats.lock_trips - before.lock_trips, stats.locks_at_gate - before.locks_at_gate), (0, 2 * READS));
+        assert_eq!(cluster.lock_messages(), messages);
+
+        // One statement outside a transaction that is still at it: alterations elsewhere wait for its end.
+        let mut reader = cluster.members[1].store.session();
+        reader.new_statement();
+        assert!(reader.try_lock_for_statement(name));
+        let refused = cluster.wait(&[cluster.altering(0, name, WaitPolicy::NoWait)]).pop().unwrap();
+        assert_eq!(refused.0.unwrap_err().sqlstate(), "55P03");
+        drop(refused.1);
+        let alter = cluster.altering(0, name, WaitPolicy::Wait);
+        cluster.world.run_for(Duration::from_millis(300));
+        assert!(!is_there(&alter));
+        assert!(!read_under_lock(&cluster, 1, name, table, "a"), "nobody overtakes the alteration");
+        reader.end_statement();
+        let (done, session) = cluster.wait(&[alter]).pop().unwrap();
+        done.unwrap();
+        cluster.commit(0, session);
+
+        // And for one that was given up half way, until the session does something else or goes.
+        let session = cluster.writing(1, vec![name], Vec::new());
+        cluster.commit(1, session);
+        reader.new_statement();
+        assert!(reader.try_lock_for_statement(name));
+        let alter = cluster.altering(0, name, WaitPolicy::Wait);
+        cluster.world.run_for(Duration::from_millis(50));
+        assert!(!is_there(&alter));
+        drop(reader);
+        let (done, session) = cluster.wait(&[alter]).pop().unwrap();
+        done.unwrap();
+        cluster.commit(0, session);
+    }
+}
