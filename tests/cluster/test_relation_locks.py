@@ -149,6 +149,19 @@ def test_who_does_not_want_to_wait_is_told(cluster, table):
         assert reader.execute(f"select * from {table} where id = 1").fetchone() == (1, 1, None)
 
 
+def test_exclusive_lets_readers_in_and_nobody_else(cluster, table):
+    with connect(cluster, 1) as holder, connect(cluster, 2) as other, holder.transaction():
+        holder.execute(f"lock table {table} in share mode")
+        holder.execute(f"update {table} set v = v where id = 1")
+        other.execute("set lock_timeout = '300ms'")
+        holder.execute(f"lock table {table} in exclusive mode")
+        assert other.execute(f"select count(*) from {table}").fetchone() == (3000,)
+        assert other.execute(f"select v from {table} where id = 3").fetchone() == (3,)
+        for statement in (f"select * from {table} where id = 3 for update", f"update {table} set v = 0 where id = 3"):
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                other.execute(statement)
+
+
 def test_readers_and_an_alteration_in_a_circle(cluster, table):
     cluster.psql(1, f"create table {table}_b (id int primary key)")
     with connect(cluster, 2, autocommit=False) as reader, connect(cluster, 1, autocommit=False) as writer:

@@ -92,13 +92,12 @@ pub async fn statement(
                 return Err(SqlError::new(code::NO_ACTIVE_SQL_TRANSACTION, "LOCK TABLE can only be used in transaction blocks"));
             }
             let mode = match mode.as_str() {
-                "ACCESS SHARE" | "ROW SHARE" => LockMode::ConcurrentRead,
-                "ROW EXCLUSIVE" => LockMode::ConcurrentWrite,
+                // Where the six modes have none of the kind, the weakest that keeps out whatever PostgreSQL's keeps out.
+                "ACCESS SHARE" => LockMode::ConcurrentRead,
+                "ROW SHARE" | "ROW EXCLUSIVE" => LockMode::ConcurrentWrite,
                 "SHARE" => LockMode::ProtectedRead,
-                // The first goes with writers of rows in PostgreSQL; of the six modes this is the weakest that keeps out
-                // whatever it keeps out.
-                "SHARE UPDATE EXCLUSIVE" | "SHARE ROW EXCLUSIVE" => LockMode::ProtectedWrite,
-                "EXCLUSIVE" | "ACCESS EXCLUSIVE" => LockMode::Exclusive,
+                "SHARE UPDATE EXCLUSIVE" | "SHARE ROW EXCLUSIVE" | "EXCLUSIVE" => LockMode::ProtectedWrite,
+                "ACCESS EXCLUSIVE" => LockMode::Exclusive,
                 other => return Err(SqlError::syntax(format!("syntax error at or near \"{other}\""))),
             };
             let wait = if *nowait { WaitPolicy::NoWait } else { WaitPolicy::Wait };

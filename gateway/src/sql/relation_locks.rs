@@ -1,5 +1,5 @@
 //! Which relations a statement works on, and their locks: as PostgreSQL does, a table that is read is held in ACCESS SHARE
-//! (CR), one that is written in ROW EXCLUSIVE (CW), until the transaction ends; outside a block that is the statement's end.
+//! (CR), one that is written in ROW EXCLUSIVE or whose rows are locked in ROW SHARE (both CW), until the transaction ends; outside a block that is the statement's end.
 //!
 //! Found in the statement's text before it is planned: every table that it names, in sub-selects too, those of its views,
 //! and those that its foreign keys lead to. At the node's gate such a lock costs no trip and no message, unless somebody
@@ -49,15 +49,15 @@ impl Wanted<'_> {
 
     fn add(&mut self, table: Oid, mode: LockMode) {
         let held = self.modes.entry(table).or_insert(mode);
-        *held = mode.max(*held);
+        *held = held.with(mode);
     }
 
     /// A table that is read. What is not there is the planner's to complain of.
-    fn name(&mut self, name: &ast::ObjectName) {
+    fn name(&mut self, name: &ast::ObjectName, mode: LockMode) {
         match self.resolve(name) {
             Some(Relation::Table(table)) => {
                 let oid = table.oid;
-                self.add(oid, LockMode::ConcurrentRead);
+                self.add(oid, mode);
             }
             Some(Relation::View(view)) => {
                 let view = Arc::clone(view);
@@ -73,8 +73,12 @@ impl Wanted<'_> {
 
     /// All that is named in a part of a statement.
     fn read(&mut self, part: &impl ast::Visit) {
+        self.read_in(part, LockMode::ConcurrentRead);
+    }
+
+    fn read_in(&mut self, part: &impl ast::Visit, mode: LockMode) {
         let _ = ast::visit_relations(part, |name| {
-            self.name(name);
+            self.name(name, mode);
             ControlFlow::<()>::Continue(())
         });
     }
@@ -93,7 +97,7 @@ impl Wanted<'_> {
         }
         self.add(table.oid, LockMode::ConcurrentWrite);
         if how != Write::Delete {
-            table.foreign_keys.iter().for_each(|key| self.add(key.references, LockMode::ConcurrentRead));
+            table.foreign_keys.iter().for_each(|key| self.add(key.references, LockMode::ConcurrentWrite));
         }
         if how == Write::Insert {
             return;
@@ -116,6 +120,8 @@ impl Wanted<'_> {
 
     fn statement(&mut self, statement: &Statement) {
         match statement {
+            // FOR UPDATE and FOR SHARE leave stamps in the rows: ROW SHARE.
+            Statement::Query(query) if !query.locks.is_empty() => self.read_in(&**query, LockMode::ConcurrentWrite),
             Statement::Query(query) => self.read(&**query),
             Statement::Insert(insert) => {
                 if let ast::TableObject::TableName(name) = &insert.table {
@@ -136,7 +142,7 @@ impl Wanted<'_> {
             Statement::Declare { query, .. } => self.statement(&query.statement),
             Statement::Copy(copy) => match (&copy.source, copy.direction) {
                 (CopySource::Table(name, _), CopyDirection::In) => self.write(name, Write::Insert),
-                (CopySource::Table(name, _), CopyDirection::Out) => self.name(name),
+                (CopySource::Table(name, _), CopyDirection::Out) => self.name(name, LockMode::ConcurrentRead),
                 (CopySource::Query(inner), _) => self.statement(&inner.statement),
             },
             Statement::Ddl(ddl) => match &**ddl {
@@ -215,7 +221,9 @@ impl SqlSession {
     }
 
     async fn lock_relation_or(&mut self, relation: Oid, mode: LockMode, wait: WaitPolicy) -> Result<(), SqlError> {
-        if self.transaction.locks.get(&relation).is_some_and(|held| *held >= mode) {
+        let held = self.transaction.locks.get(&relation).copied();
+        let mode = held.map_or(mode, |held| held.with(mode));
+        if held == Some(mode) {
             return Ok(());
         }
         self.core.lock(relation_lock(relation), mode, wait, self.lock_limit()).await?;
