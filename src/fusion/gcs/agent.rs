@@ -301,6 +301,7 @@ impl Inner {
                     cache.request_write(block);
                 }
             }
+            Output::Recover { block, .. } => unreachable!("{block} is recovered, but this life has one epoch"),
         }
     }
 
@@ -505,6 +506,9 @@ impl Handler for Gcs {
             scn: Scn(header.argument),
         };
         self.0.numbers.borrow_mut().received[kind.index()] += 1;
+        if matches!(kind, Kind::Claims | Kind::ClaimsEnd | Kind::FetchImage | Kind::Image) {
+            return self.0.malformed(from, "a message about a change of the view, which this life does not survive", header);
+        }
         match (kind, body) {
             (Kind::Data, Body::Block(bytes)) => {
                 if message.epoch == self.0.map.epoch() && !self.0.take_in(from, &message, bytes) {

@@ -147,6 +147,8 @@ pub(super) enum Transition {
     Exclusive,
     /// Every holder is asked to give its copy up, so that the entry can go.
     Recall,
+    /// Nobody gets the block before its newest version is on the disk: its owner was lost.
+    Recover,
 }
 
 /// What goes on around a block.
@@ -169,7 +171,7 @@ impl Activity {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.legs.is_empty() && self.awaiting.is_empty()
+        self.legs.is_empty() && self.awaiting.is_empty() && !self.is_recovering()
     }
 }
 

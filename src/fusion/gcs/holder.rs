@@ -50,7 +50,7 @@ pub struct HolderCounters {
 
 /// What the master wants given away.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-struct Demand {
+pub(super) struct Demand {
     /// `Null`: nobody gets it, the copy is to go.
     mode: Mode,
     request: RequestId,
@@ -58,22 +58,22 @@ struct Demand {
 
 /// The local request that is open for a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-struct Open {
+pub(super) struct Open {
     request: RequestId,
     want: Mode,
     create: bool,
     /// Not before the master has acknowledged our Drop.
-    held_back: bool,
+    pub(super) held_back: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Hash, Default)]
-struct Held {
-    mode: Mode,
+pub(super) struct Held {
+    pub(super) mode: Mode,
     /// The cache has been asked to protect it.
-    protecting: bool,
-    dropping: bool,
-    past_image: Option<Scn>,
-    open: Option<Open>,
+    pub(super) protecting: bool,
+    pub(super) dropping: bool,
+    pub(super) past_image: Option<Scn>,
+    pub(super) open: Option<Open>,
     /// Nearly always none or one: more only where several readers are served by one transition.
     demand: Option<Demand>,
     more_demands: Vec<Demand>,
@@ -82,9 +82,11 @@ struct Held {
 /// The blocks that this shard holds, or wants.
 #[derive(Clone)]
 pub struct HolderCore {
-    node: NodeId,
-    map: Rc<MastershipMap>,
-    blocks: BlockMap<Held>,
+    pub(super) node: NodeId,
+    pub(super) map: Rc<MastershipMap>,
+    pub(super) blocks: BlockMap<Held>,
+    /// Between the entry into an epoch and the word that everybody is in it.
+    pub(super) silent: bool,
     requests: u64,
     counters: HolderCounters,
     pub(super) rules: Rules,
@@ -95,7 +97,7 @@ impl Held {
         self.mode == Mode::Null && !self.protecting && !self.dropping && self.past_image.is_none() && self.open.is_none()
     }
 
-    fn take_demands(&mut self) -> impl Iterator<Item = Demand> + use<> {
+    pub(super) fn take_demands(&mut self) -> impl Iterator<Item = Demand> + use<> {
         self.demand.take().into_iter().chain(std::mem::take(&mut self.more_demands))
     }
 
@@ -116,6 +118,7 @@ impl HolderCore {
             node,
             map,
             blocks: BlockMap::default(),
+            silent: false,
             requests: 0,
             counters: HolderCounters::default(),
             rules: Rules::default(),
@@ -133,13 +136,13 @@ impl HolderCore {
         let request = request_id(self.node, self.requests);
         let held_back = held.dropping && self.rules.hold(Rule::DropBeforeRequest);
         held.open = Some(Open { request, want, create, held_back });
-        if !held_back {
+        if !held_back && !self.silent {
             self.send_request(block, out);
         }
         request
     }
 
-    fn send_request(&mut self, block: BlockId, out: &mut Vec<Output>) {
+    pub(super) fn send_request(&mut self, block: BlockId, out: &mut Vec<Output>) {
         let open = self.blocks[&block].open.expect("a request is open");
         let flags = if open.create { CREATE } else { 0 };
         let message = Message { mode: open.want, flags, request: open.request, ..self.message(Kind::Request, block) };
@@ -156,11 +159,17 @@ impl HolderCore {
         };
         assert!(held.open.is_none(), "{block} is dropped while a request for it is open");
         held.mode = Mode::Null;
-        held.dropping = true;
+        // In silence nobody has to be told: the claims will not name it.
+        held.dropping = !self.silent;
         if std::mem::take(&mut held.protecting) {
             out.push(Output::CancelProtect { block });
         }
         self.counters.drops_total += 1;
+        if self.silent {
+            out.push(Output::Released { block });
+            self.tidy(block);
+            return;
+        }
         self.refuse_demands(block, out);
         let message = self.message(Kind::Drop, block);
         self.to_master(message, out);
@@ -331,11 +340,15 @@ impl HolderCore {
         bare(self.map.epoch(), kind, block)
     }
 
+    /// In silence nothing is said: the claims will tell what is here by then.
     fn to_master(&self, message: Message, out: &mut Vec<Output>) {
+        if self.silent {
+            return;
+        }
         out.push(Output::Send { to: self.map.master(message.block), message });
     }
 
-    fn tidy(&mut self, block: BlockId) {
+    pub(super) fn tidy(&mut self, block: BlockId) {
         if self.blocks.get(&block).is_some_and(Held::is_vacant) {
             self.blocks.remove(&block);
         }

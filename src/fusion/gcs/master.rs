@@ -8,6 +8,7 @@
 use super::directory::{Activities, Activity, Entry, Leg, LegSource, Transition, Waiter};
 use super::message::{DIRTY, Kind, Message, requester};
 use super::output::Output;
+use super::rebuild::Rebuild;
 use super::rules::{Rule, Rules};
 use crate::cache::Mode;
 use crate::fusion::NodeSet;
@@ -38,17 +39,23 @@ pub struct MasterCounters {
     pub recalls_total: u64,
     /// Messages of another epoch, dropped.
     pub other_epoch_total: u64,
+    /// Blocks whose newest version was made out of a lost node's redo or a past image that had lost its owner.
+    pub recoveries_total: u64,
 }
 
 /// The directory of the blocks that this shard masters.
 #[derive(Clone)]
 pub struct MasterCore {
-    node: NodeId,
-    epoch: Epoch,
-    entries: BlockMap<Entry>,
-    activities: Activities,
+    pub(super) node: NodeId,
+    pub(super) epoch: Epoch,
+    pub(super) entries: BlockMap<Entry>,
+    pub(super) activities: Activities,
     entries_max: usize,
-    counters: MasterCounters,
+    pub(super) counters: MasterCounters,
+    /// Set from the entry into an epoch until its directory is known.
+    pub(super) rebuild: Option<Box<Rebuild>>,
+    /// Blocks that the redo of lost nodes has changed, up to this version, and the disk does not have yet.
+    pub(super) unwritten: BlockMap<Scn>,
     pub(super) rules: Rules,
 }
 
@@ -76,6 +83,8 @@ impl MasterCore {
             activities: Activities::default(),
             entries_max,
             counters: MasterCounters::default(),
+            rebuild: None,
+            unwritten: BlockMap::default(),
             rules: Rules::default(),
         }
     }
@@ -112,7 +121,7 @@ impl MasterCore {
         assert_eq!(requester(message.request), from, "{from} opened a request in another node's name");
         assert!(matches!(message.mode, Mode::Shared | Mode::Exclusive), "{message:?} from {from}");
         self.counters.requests_total += 1;
-        if self.entries.len() >= self.entries_max && !self.entries.contains_key(&message.block) {
+        if self.entries.len() >= self.entries_max && self.rebuild.is_none() && !self.entries.contains_key(&message.block) {
             self.recall_a_cold_entry(out);
         }
         let entry = self.entries.entry(message.block).or_default();
@@ -131,6 +140,7 @@ impl MasterCore {
     /// counts after it.
     fn on_drop(&mut self, from: NodeId, message: &Message, out: &mut Vec<Output>) {
         let block = message.block;
+        self.note_drop(block, from);
         if let Some(entry) = self.entries.get_mut(&block) {
             let leg = self
                 .activities
@@ -149,6 +159,11 @@ impl MasterCore {
     /// Version `scn` is on stable storage. Says nothing but that, so it may come at any time, before the Done that makes
     /// the writer an owner, or after the writer has given the block away.
     fn on_wrote(&mut self, message: &Message, out: &mut Vec<Output>) {
+        self.note_on_disk(message.block, message.scn);
+        if self.rebuild.is_some() {
+            // Its claim may still be under way.
+            self.entries.entry(message.block).or_default();
+        }
         let Some(entry) = self.entries.get_mut(&message.block) else { return };
         let stale_is_news = !self.rules.hold(Rule::StaleWroteClearsNothing);
         entry.disk_scn = entry.disk_scn.max(message.scn);
@@ -179,7 +194,7 @@ impl MasterCore {
         }
         // The owner of the moment may be about to give the block away: it is asked once the transition is over.
         entry.write_wanted = true;
-        if entry.is_idle() {
+        if entry.is_idle() && self.rebuild.is_none() {
             ask_owner_to_write(self.epoch, message.block, entry, out);
         }
     }
@@ -220,7 +235,10 @@ impl MasterCore {
     }
 
     /// Starts what can start, and tidies up when nothing can.
-    fn settle(&mut self, block: BlockId, out: &mut Vec<Output>) {
+    pub(super) fn settle(&mut self, block: BlockId, out: &mut Vec<Output>) {
+        if self.rebuild.is_some() {
+            return;
+        }
         let Some(entry) = self.entries.get_mut(&block) else { return };
         if let Some(activity) = self.activities.get_mut(entry) {
             let (node, epoch, rules) = (self.node, self.epoch, self.rules);
@@ -271,6 +289,9 @@ impl MasterCore {
 
     /// Asserts what must hold between any two messages.
     pub fn invariants(&self) {
+        if self.rebuild.is_some() {
+            return;
+        }
         let mut open = 0;
         for (block, entry) in &self.entries {
             assert!(!entry.is_vacant(), "{block}: an entry that nobody needs");
@@ -285,7 +306,8 @@ impl MasterCore {
             let Some(activity) = self.activities.get(entry) else { continue };
             open += 1;
             assert!(!activity.is_over(), "{block}: nothing is in flight, yet its waiters wait: {activity:?}");
-            assert_eq!(activity.transition == Transition::Recall, activity.legs.is_empty(), "{block}: {activity:?}");
+            let without_legs = matches!(activity.transition, Transition::Recall | Transition::Recover);
+            assert_eq!(without_legs, activity.legs.is_empty(), "{block}: {activity:?}");
             assert!(activity.transition != Transition::Exclusive || activity.legs.len() == 1, "{block}: {activity:?}");
             assert!(activity.transition != Transition::Shared || activity.awaiting.is_empty(), "{block}: {activity:?}");
         }

@@ -70,6 +70,14 @@ kinds! {
     WriteWanted = 13, "write_wanted";
     /// Master → owner: write the block soon.
     WriteRequest = 14, "write_request";
+    /// Member → master, on entering an epoch, with a body: what it has of these blocks (see `wire`).
+    Claims = 15, "claims";
+    /// Member → master: that was all; `scn` is how many there were.
+    ClaimsEnd = 16, "claims_end";
+    /// Master → keeper of a past image: send its bytes.
+    FetchImage = 17, "fetch_image";
+    /// Keeper → master, with the block at version `scn`; without it when the image is not kept any more.
+    Image = 18, "image";
 }
 
 impl Kind {
@@ -84,7 +92,15 @@ impl Kind {
     pub const fn is_for_master(self) -> bool {
         matches!(
             self,
-            Kind::Request | Kind::Done | Kind::InvalidateAck | Kind::Miss | Kind::Drop | Kind::Wrote | Kind::WriteWanted
+            Kind::Request
+                | Kind::Done
+                | Kind::InvalidateAck
+                | Kind::Miss
+                | Kind::Drop
+                | Kind::Wrote
+                | Kind::WriteWanted
+                | Kind::Claims
+                | Kind::ClaimsEnd
         )
     }
 }

@@ -13,6 +13,8 @@ mod holder;
 mod master;
 pub mod message;
 mod output;
+mod rebuild;
+mod reconfigure;
 mod rules;
 mod statistics;
 
@@ -20,6 +22,7 @@ pub use agent::{Gcs, GcsConfig, GcsParts};
 pub use holder::{HolderCore, HolderCounters, ProtectedImage};
 pub use master::{MasterCore, MasterCounters};
 pub use output::Output;
+pub use rebuild::Claim;
 pub use statistics::{GcsStats, LATENCY_BUCKETS, LatencyHistogram, Path};
 
 #[cfg(test)]

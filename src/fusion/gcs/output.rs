@@ -65,4 +65,12 @@ pub enum Output {
         /// The block.
         block: BlockId,
     },
+    /// The block's owner was lost. Make its newest version: start from this past image (where it is newer than the disk)
+    /// or the disk, apply the lost nodes' redo, write it, then tell the master's core ([`super::MasterCore::on_recovered`]).
+    Recover {
+        /// The block.
+        block: BlockId,
+        /// Who keeps the newest past image, and its version.
+        image: Option<(NodeId, Scn)>,
+    },
 }

@@ -15,6 +15,8 @@ pub(super) enum Rule {
     StaleWroteClearsNothing,
     /// 9: no new request for a dropped block before DropAck.
     DropBeforeRequest,
+    /// Of recovery: a block whose owner was lost is granted to nobody before its newest version is on the disk.
+    RecoverBeforeGrant,
 }
 
 /// Which rule is switched off.

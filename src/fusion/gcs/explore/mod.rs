@@ -1,6 +1,7 @@
 //! Drives the cores through every order of events that a small world allows, and through long random orders of a larger
 //! one. The bag of messages keeps no order at all, not even between two nodes: the protocol needs none.
 
+mod membership;
 mod world;
 
 use std::collections::HashSet;
@@ -112,7 +113,8 @@ fn must_hold(start: &World, outcome: Result<usize, Violation>) -> usize {
     outcome.unwrap_or_else(|violation| panic!("{}", tell(start.clone(), &violation)))
 }
 
-const SMALL: Budget = Budget { slow_disk: false, acquires: 4, writes: 2, hints: 0, evictions: 0, recalls: 0, wishes: 0 };
+const SMALL: Budget =
+    Budget { slow_disk: false, acquires: 4, writes: 2, hints: 0, evictions: 0, recalls: 0, wishes: 0, crashes: 0, joins: 0 };
 
 #[test]
 fn no_order_of_events_between_two_nodes_breaks_a_rule() {
@@ -182,6 +184,8 @@ fn long_random_orders_break_no_rule() {
         evictions: u32::MAX,
         recalls: u32::MAX,
         wishes: u32::MAX,
+        crashes: 0,
+        joins: 0,
     };
     for seed in 1..=40 {
         let start = World::new(2 + (seed % 4) as u8, many, Broken::Nothing);
@@ -212,6 +216,10 @@ fn each_broken_rule_is_noticed() {
     must_be_caught(Broken::Core(Rule::StaleWroteClearsNothing), 3, budget);
     must_be_caught(Broken::NoShipUnderWrite, 2, budget);
     must_be_caught(Broken::Core(Rule::DropBeforeRequest), 2, budget);
+    let loss = Budget { acquires: 2, writes: 1, crashes: 1, ..SMALL };
+    must_be_caught(Broken::Core(Rule::RecoverBeforeGrant), 2, loss);
+    must_be_caught(Broken::Core(Rule::EpochsMatch), 2, loss);
+    must_be_caught(Broken::FenceFirst, 2, Budget { acquires: 3, writes: 2, ..loss });
 }
 
 #[test]
@@ -219,4 +227,38 @@ fn a_message_of_an_older_epoch_changes_nothing() {
     let mut start = World::new(2, Budget { acquires: 3, ..SMALL }, Broken::Nothing);
     start.add_a_message_of_an_older_epoch();
     must_hold(&start, exhaust(start.clone()));
+}
+
+/// Everything that a loss can meet: a node lost at each step, messages of the former epoch still on their way, the others
+/// entering one after the other, claims in any order, a second loss in the middle, a return.
+#[test]
+fn no_order_of_events_around_a_lost_node_breaks_a_rule() {
+    let loss = Budget { acquires: 2, writes: 1, crashes: 1, ..SMALL };
+    let two = World::new(2, Budget { acquires: 3, ..loss }, Broken::Nothing);
+    let comes_back = World::new(2, Budget { joins: 1, ..loss }, Broken::Nothing);
+    let three = World::new(3, loss, Broken::Nothing);
+    for start in [two, comes_back, three] {
+        let states = must_hold(&start, exhaust(start.clone()));
+        assert!(states > 20_000, "only {states} states are no exploration");
+    }
+}
+
+#[test]
+fn long_random_orders_with_losses_and_returns_break_no_rule() {
+    let many = Budget {
+        slow_disk: true,
+        acquires: u32::MAX,
+        writes: u32::MAX,
+        hints: u32::MAX,
+        evictions: u32::MAX,
+        recalls: u32::MAX,
+        wishes: u32::MAX,
+        crashes: 40,
+        joins: 40,
+    };
+    for seed in 1..=60 {
+        let start = World::new(2 + (seed % 4) as u8, many, Broken::Nothing);
+        let outcome = walk(start.clone(), seed, 2_000);
+        must_hold(&start, outcome.map(|()| 0).inspect_err(|_| println!("seed {seed}")));
+    }
 }

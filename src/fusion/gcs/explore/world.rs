@@ -11,7 +11,7 @@ use crate::fusion::NodeSet;
 use crate::fusion::gcs::directory::Transition;
 use crate::fusion::gcs::message::{Kind, Message};
 use crate::fusion::gcs::rules::Rule;
-use crate::fusion::gcs::{HolderCore, MasterCore, Output, ProtectedImage};
+use crate::fusion::gcs::{Claim, HolderCore, MasterCore, Output, ProtectedImage};
 use crate::fusion::grd::{BlockHasher, MastershipMap};
 use crate::ids::{BlockId, BlockNo, Epoch, NodeId, PartitionId, RequestId, Scn};
 
@@ -28,6 +28,8 @@ pub(super) enum Broken {
     RedoFirst,
     /// Rule 8, which the cache keeps: a block under write is shipped.
     NoShipUnderWrite,
+    /// Rule 2, which the cluster keeps: a lost node's last write reaches the disk after its blocks have been recovered.
+    FenceFirst,
 }
 
 /// How much may happen.
@@ -42,6 +44,10 @@ pub(super) struct Budget {
     pub(super) evictions: u32,
     pub(super) recalls: u32,
     pub(super) wishes: u32,
+    /// Nodes that may be lost, at any moment.
+    pub(super) crashes: u32,
+    /// Lost nodes that may come back, with nothing in their memories.
+    pub(super) joins: u32,
 }
 
 /// One thing that can happen next. The number is a node's index, or that of a message in the bag.
@@ -59,6 +65,17 @@ pub(super) enum Step {
     Evict(usize),
     WantWritten(usize),
     Recall,
+    /// The node is lost; whether its write under way still reaches the disk (before the fence closes).
+    Crash(usize, bool),
+    Join(usize),
+    /// The node enters the epoch of the present view.
+    Enter(usize),
+    /// It hears that all members are in it.
+    Go(usize),
+    /// The master has made the block's newest version and written it.
+    EndRecovery,
+    /// A node that was never fenced writes.
+    ZombieWrite,
 }
 
 impl Step {
@@ -73,51 +90,69 @@ impl Step {
                 | Step::Evict(_)
                 | Step::WantWritten(_)
                 | Step::Recall
+                | Step::Crash(..)
+                | Step::Join(_)
+                | Step::ZombieWrite
         )
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Envelope {
-    from: NodeId,
-    to: NodeId,
-    message: Message,
+pub(super) struct Envelope {
+    pub(super) from: NodeId,
+    pub(super) to: NodeId,
+    pub(super) message: Message,
     /// The version shipped with a Data.
-    content: u64,
+    pub(super) content: u64,
+    /// What a Claims has in its body.
+    pub(super) claim: Option<Claim>,
 }
 
 /// The one block in one node's cache. Versions count up from 0, the one on the disk at first.
 #[derive(Clone, Default, Debug)]
-struct ModelCache {
-    mode: Mode,
-    content: u64,
-    dirty: bool,
-    reading: bool,
-    writing: Option<u64>,
-    log_durable: bool,
-    protecting: bool,
-    past_image: Option<u64>,
-    acquiring: Option<RequestId>,
-    releasing: bool,
+pub(super) struct ModelCache {
+    pub(super) mode: Mode,
+    pub(super) content: u64,
+    pub(super) dirty: bool,
+    pub(super) reading: bool,
+    pub(super) writing: Option<u64>,
+    pub(super) log_durable: bool,
+    /// The newest version of this node's that a crash would leave in its redo.
+    pub(super) durable: u64,
+    pub(super) protecting: bool,
+    pub(super) past_image: Option<u64>,
+    pub(super) acquiring: Option<RequestId>,
+    pub(super) releasing: bool,
 }
 
 #[derive(Clone)]
-struct Node {
-    master: MasterCore,
-    holder: HolderCore,
-    cache: ModelCache,
+pub(super) struct Node {
+    pub(super) alive: bool,
+    /// The epoch that it is in.
+    pub(super) epoch: Epoch,
+    /// Versions in the redo that its former life left, until that has been recovered.
+    pub(super) redo: Vec<u64>,
+    pub(super) master: MasterCore,
+    pub(super) holder: HolderCore,
+    pub(super) cache: ModelCache,
 }
 
 #[derive(Clone)]
 pub(super) struct World {
-    nodes: Vec<Node>,
-    master: NodeId,
-    net: Vec<Envelope>,
-    disk: u64,
-    newest: u64,
-    authors: Vec<NodeId>,
-    budget: Budget,
-    broken: Broken,
+    pub(super) nodes: Vec<Node>,
+    /// Mastership in the present view.
+    pub(super) map: Rc<MastershipMap>,
+    pub(super) master: NodeId,
+    /// The master makes the newest version, from this past image where there is one.
+    pub(super) recovering: Option<Option<(NodeId, Scn)>>,
+    pub(super) zombie: Option<u64>,
+    pub(super) wrote_already: Vec<(usize, Scn)>,
+    pub(super) net: Vec<Envelope>,
+    pub(super) disk: u64,
+    pub(super) newest: u64,
+    pub(super) authors: Vec<NodeId>,
+    pub(super) budget: Budget,
+    pub(super) broken: Broken,
     /// Sent from one node to another so far.
     pub(super) messages_over_network: usize,
 }
@@ -127,21 +162,21 @@ impl World {
     pub(super) fn new(nodes: u8, budget: Budget, broken: Broken) -> World {
         let members: Vec<_> = (1..=nodes).map(NodeId).collect();
         let map = Rc::new(MastershipMap::new(EPOCH, &members, 8, BTreeMap::new()).unwrap());
-        let node = |&id: &NodeId| {
-            let mut node = Node {
-                master: MasterCore::new(id, EPOCH, 1000),
-                holder: HolderCore::new(id, map.clone()),
-                cache: ModelCache { log_durable: true, ..ModelCache::default() },
-            };
-            if let Broken::Core(rule) = broken {
-                node.master.rules.off = Some(rule);
-                node.holder.rules.off = Some(rule);
-            }
-            node
+        let node = |&id: &NodeId| Node {
+            alive: true,
+            epoch: EPOCH,
+            redo: Vec::new(),
+            master: MasterCore::new(id, EPOCH, 1000),
+            holder: HolderCore::new(id, map.clone()),
+            cache: ModelCache { log_durable: true, ..ModelCache::default() },
         };
-        World {
+        let mut world = World {
             nodes: members.iter().map(node).collect(),
             master: map.master(BLOCK),
+            map,
+            recovering: None,
+            zombie: None,
+            wrote_already: Vec::new(),
             net: Vec::new(),
             disk: 0,
             newest: 0,
@@ -149,6 +184,15 @@ impl World {
             budget,
             broken,
             messages_over_network: 0,
+        };
+        (0..world.nodes.len()).for_each(|at| world.break_a_rule(at));
+        world
+    }
+
+    pub(super) fn break_a_rule(&mut self, at: usize) {
+        if let Broken::Core(rule) = self.broken {
+            self.nodes[at].master.rules.off = Some(rule);
+            self.nodes[at].holder.rules.off = Some(rule);
         }
     }
 
@@ -156,22 +200,33 @@ impl World {
     pub(super) fn add_a_message_of_an_older_epoch(&mut self) {
         let message =
             Message { epoch: Epoch(EPOCH.0 - 1), scn: Scn(99), ..super::super::master::bare(EPOCH, Kind::Wrote, BLOCK) };
-        self.net.push(Envelope { from: NodeId(1), to: self.master, message, content: 0 });
+        self.net.push(Envelope { from: NodeId(1), to: self.master, message, content: 0, claim: None });
     }
 
     pub(super) fn end_budget(&mut self) {
-        self.budget = Budget { slow_disk: true, acquires: 0, writes: 0, hints: 0, evictions: 0, recalls: 0, wishes: 0 };
+        self.budget = Budget {
+            slow_disk: true,
+            acquires: 0,
+            writes: 0,
+            hints: 0,
+            evictions: 0,
+            recalls: 0,
+            wishes: 0,
+            crashes: 0,
+            joins: 0,
+        };
     }
 
     /// Everything that can happen now.
     pub(super) fn steps(&self, steps: &mut Vec<Step>) {
         steps.clear();
+        self.membership_steps(steps);
         for (index, envelope) in self.net.iter().enumerate() {
             if !self.net[..index].contains(envelope) {
                 steps.push(Step::Deliver(index));
             }
         }
-        for (index, node) in self.nodes.iter().enumerate() {
+        for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.alive && node.epoch != Epoch(0)) {
             let cache = &node.cache;
             let there = cache.mode != Mode::Null && !cache.reading;
             if cache.reading {
@@ -215,7 +270,7 @@ impl World {
         let idle = |(entry, _): (&super::super::directory::Entry, Option<&super::super::directory::Activity>)| {
             entry.is_idle() && entry.owner().is_none() && !entry.holders.is_empty()
         };
-        if self.budget.recalls > 0 && self.master_core().entry(BLOCK).is_some_and(idle) {
+        if self.budget.recalls > 0 && self.is_settled() && self.master_core().entry(BLOCK).is_some_and(idle) {
             steps.push(Step::Recall);
         }
     }
@@ -236,13 +291,21 @@ impl World {
         let mut out = Vec::new();
         let at = match step {
             Step::Deliver(index) => {
-                let Envelope { from, to, message, content } = self.net.swap_remove(index);
+                let Envelope { from, to, message, content, claim } = self.net.swap_remove(index);
                 let at = usize::from(to.0) - 1;
                 let node = &mut self.nodes[at];
-                if message.kind.is_for_master() {
+                if !node.alive {
+                    return Ok(());
+                }
+                if let Some(claim) = claim {
+                    node.master.on_claim(from, message.epoch, &claim, &mut out);
+                } else if message.kind == Kind::ClaimsEnd {
+                    node.master.on_claims_end(from, message.epoch, message.scn.0, &mut out);
+                } else if message.kind.is_for_master() {
                     node.master.on_message(from, &message, &mut out);
                 } else {
-                    if message.kind == Kind::Data && node.cache.acquiring == Some(message.request) {
+                    let in_time = message.epoch == node.epoch || !node.holder.rules.all_hold();
+                    if message.kind == Kind::Data && node.cache.acquiring == Some(message.request) && in_time {
                         node.cache.content = content;
                     }
                     node.holder.on_message(from, &message, &mut out);
@@ -263,6 +326,9 @@ impl World {
                 cache.content = self.newest;
                 cache.dirty = true;
                 cache.log_durable = !self.budget.slow_disk;
+                if cache.log_durable {
+                    cache.durable = cache.content;
+                }
                 at
             }
             Step::Hint(at) => {
@@ -271,12 +337,14 @@ impl World {
                 at
             }
             Step::FlushLog(at) => {
-                self.nodes[at].cache.log_durable = true;
+                let cache = &mut self.nodes[at].cache;
+                cache.log_durable = true;
+                cache.durable = cache.durable.max(cache.content);
                 at
             }
             Step::BeginDiskWrite(at) => {
                 self.nodes[at].cache.writing = Some(self.nodes[at].cache.content);
-                if self.nodes.iter().filter(|node| node.cache.writing.is_some()).count() > 1 {
+                if self.nodes.iter().filter(|node| node.alive && node.cache.writing.is_some()).count() > 1 {
                     return Err("two nodes write the block at once".to_owned());
                 }
                 at
@@ -329,8 +397,16 @@ impl World {
                 self.nodes[at].master.recall(BLOCK, &mut out);
                 at
             }
+            Step::Crash(..) | Step::Join(_) | Step::Enter(_) | Step::Go(_) | Step::EndRecovery | Step::ZombieWrite => {
+                match self.change_membership(step, &mut out)? {
+                    Some(at) => at,
+                    None => return Ok(()),
+                }
+            }
         };
-        self.obey(at, &out)
+        self.obey(at, &out)?;
+        self.release_redo();
+        Ok(())
     }
 
     /// Does what a core of node `at` wants done.
@@ -341,7 +417,7 @@ impl World {
         let cache = &mut self.nodes[at].cache;
         for &output in out {
             match output {
-                Output::Send { to, message } => self.net.push(Envelope { from, to, message, content: 0 }),
+                Output::Send { to, message } => self.net.push(Envelope { from, to, message, content: 0, claim: None }),
                 Output::Protect { .. } => cache.protecting = true,
                 Output::CancelProtect { .. } => cache.protecting = false,
                 Output::Ship { to, message } => {
@@ -351,7 +427,7 @@ impl World {
                     if !cache.log_durable {
                         return Err("the block is shipped before its redo is durable".to_owned());
                     }
-                    self.net.push(Envelope { from, to, message, content: cache.content });
+                    self.net.push(Envelope { from, to, message, content: cache.content, claim: None });
                 }
                 Output::Finish { remains, .. } => match remains {
                     Remains::KeepShared => cache.mode = Mode::Shared,
@@ -383,18 +459,33 @@ impl World {
                 Output::DiscardPastImage { up_to, .. } => {
                     cache.past_image = cache.past_image.filter(|&image| image > up_to.0);
                 }
-                Output::RequestWrite { .. } => {}
+                Output::RequestWrite { .. } => {
+                    // Whoever has nothing to write says so: the word of its last write may have been lost with an epoch.
+                    if !cache.dirty && !cache.reading && cache.writing.is_none() && cache.mode != Mode::Null {
+                        self.wrote_already.push((at, Scn(cache.content)));
+                    }
+                }
+                Output::Recover { image, .. } => {
+                    if self.recovering.replace(image).is_some() {
+                        return Err("the block is recovered twice at once".to_owned());
+                    }
+                }
             }
+        }
+        while let Some((at, scn)) = self.wrote_already.pop() {
+            let mut out = Vec::new();
+            self.nodes[at].holder.wrote(BLOCK, scn, &mut out);
+            self.obey(at, &out)?;
         }
         Ok(())
     }
 
-    fn master_core(&self) -> &MasterCore {
+    pub(super) fn master_core(&self) -> &MasterCore {
         &self.nodes[usize::from(self.master.0) - 1].master
     }
 
     fn check(&self) -> Result<(), String> {
-        let caches = || self.nodes.iter().map(|node| &node.cache);
+        let caches = || self.nodes.iter().filter(|node| node.alive).map(|node| &node.cache);
         let exclusive = caches().filter(|cache| cache.mode == Mode::Exclusive).count();
         let shared = caches().filter(|cache| cache.mode == Mode::Shared).count();
         if exclusive > 1 || (exclusive == 1 && shared > 0) {
@@ -406,11 +497,17 @@ impl World {
         if let Some(cache) = caches().find(|c| c.mode != Mode::Null && !c.reading && c.content != self.newest) {
             return Err(format!("version {} is read, {} is the newest", cache.content, self.newest));
         }
+        if !self.is_settled() {
+            return self.check_redo();
+        }
+        let epoch = self.map.epoch();
         let in_flight =
-            self.net.iter().filter(|e| e.message.is_dirty() && e.message.scn.0 > self.disk).filter(|e| match e.message.kind {
-                Kind::Data => e.message.mode == Mode::Exclusive,
-                kind => matches!(kind, Kind::Grant | Kind::InvalidateAck),
-            });
+            self.net.iter().filter(|e| e.message.epoch == epoch && e.message.is_dirty() && e.message.scn.0 > self.disk).filter(
+                |e| match e.message.kind {
+                    Kind::Data => e.message.mode == Mode::Exclusive,
+                    kind => matches!(kind, Kind::Grant | Kind::InvalidateAck),
+                },
+            );
         let entry = self.master_core().entry(BLOCK);
         let with_master = entry
             .and_then(|(_, activity)| activity)
@@ -421,16 +518,22 @@ impl World {
         if owners != usize::from(self.disk < self.newest) {
             return Err(format!("{owners} owners, while the disk has version {} of {}", self.disk, self.newest));
         }
-        for version in self.disk + 1..=self.newest {
-            let author = self.authors[version as usize - 1];
-            let cache = &self.nodes[usize::from(author.0) - 1].cache;
-            if !cache.dirty && cache.past_image.is_none_or(|image| image < version) {
-                return Err(format!("version {version} is not on the disk, and {author} no longer keeps its redo"));
-            }
-        }
-        self.nodes.iter().for_each(|node| node.holder.invariants());
+        self.nodes.iter().filter(|node| node.alive).for_each(|node| node.holder.invariants());
         if matches!(self.broken, Broken::Nothing) {
             self.master_core().invariants();
+        }
+        self.check_redo()
+    }
+
+    fn check_redo(&self) -> Result<(), String> {
+        for version in self.disk + 1..=self.newest {
+            let author = self.authors[version as usize - 1];
+            let node = &self.nodes[usize::from(author.0) - 1];
+            let cache = &node.cache;
+            if node.alive && !node.redo.contains(&version) && !cache.dirty && cache.past_image.is_none_or(|image| image < version)
+            {
+                return Err(format!("version {version} is not on the disk, and {author} no longer keeps its redo"));
+            }
         }
         Ok(())
     }
@@ -439,12 +542,15 @@ impl World {
     /// say.
     pub(super) fn check_quiet(&self) -> Result<(), String> {
         let ids = |what: &dyn Fn(&ModelCache) -> bool| -> NodeSet {
-            let nodes = self.nodes.iter().enumerate().filter(|(_, node)| what(&node.cache));
+            let nodes = self.nodes.iter().enumerate().filter(|(_, node)| node.alive && what(&node.cache));
             nodes.map(|(index, _)| NodeId(index as u8 + 1)).collect()
         };
         let waiting = ids(&|cache| cache.acquiring.is_some() || cache.releasing);
         if !waiting.is_empty() {
             return Err(format!("{waiting:?} wait and nothing happens any more"));
+        }
+        if !self.is_settled() {
+            return Err("the view is entered and nothing happens any more".to_owned());
         }
         let holders = ids(&|cache| cache.mode != Mode::Null);
         let images = ids(&|cache| cache.past_image.is_some());
@@ -479,6 +585,8 @@ impl World {
     pub(super) fn fingerprint(&self) -> u64 {
         let mut hasher = BlockHasher::default();
         for node in &self.nodes {
+            (node.alive, node.epoch, node.holder.is_silent(), node.cache.durable).hash(&mut hasher);
+            node.master.fingerprint(&mut hasher);
             node.holder.fingerprint(BLOCK, &mut hasher);
             let c = &node.cache;
             (c.mode, c.content, c.dirty, c.reading, c.writing, c.log_durable).hash(&mut hasher);
@@ -486,6 +594,7 @@ impl World {
         }
         let entry = self.master_core().entry(BLOCK);
         entry.map(|(entry, activity)| (entry.fingerprint(), activity)).hash(&mut hasher);
+        (self.recovering, self.zombie).hash(&mut hasher);
         (self.disk, self.newest, &self.authors, self.budget).hash(&mut hasher);
         let bag = self.net.iter().fold(0u64, |sum, envelope| {
             let mut one = BlockHasher::default();
