@@ -7,7 +7,7 @@ use rustydb::store::LockMode;
 
 use super::create::{self, Constraint, Draft};
 use super::{Change, already_exists, cut, views};
-use crate::sql::catalog::{Catalog, Column, Identity, Relation, Table, undefined_table};
+use crate::sql::catalog::{Catalog, Column, Identity, Relation, Table};
 use crate::sql::error::{SqlError, code};
 use crate::sql::expr::{self, Inputs};
 use crate::sql::parse::{fold, split_name};
@@ -81,31 +81,6 @@ async fn other_relation(
         }
     }
     Ok("ALTER TABLE")
-}
-
-pub(super) async fn rename_index(
-    session: &mut SqlSession,
-    name: &ast::ObjectName,
-    to: &ast::ObjectName,
-) -> Result<&'static str, SqlError> {
-    let (schema, plain) = split_name(name)?;
-    let to = cut(&split_name(to)?.1);
-    let path = session.settings.search_path(&session.user);
-    let catalog = session.own_catalog().await?;
-    let schemas = schema.clone().map_or(path, |s| vec![s]);
-    let found = schemas.iter().filter_map(|s| catalog.schema(s)).find_map(|s| catalog.find_index(s.oid, &plain));
-    let Some((table, index)) = found else { return Err(undefined_table(schema.as_deref(), &plain)) };
-    if catalog.name_taken(table.schema, &to) {
-        return Err(already_exists(&to));
-    }
-    let oid = index.oid;
-    let mut table = (**table).clone();
-    table.version += 1;
-    if let Some(index) = table.indexes.iter_mut().find(|i| i.oid == oid) {
-        index.name = to;
-    }
-    session.apply(vec![Change::Put(Relation::Table(Arc::new(table)))]).await?;
-    Ok("ALTER INDEX")
 }
 
 async fn one(

@@ -7,6 +7,7 @@
 mod alter;
 mod create;
 mod drop;
+mod index;
 mod rebuild;
 pub mod sequence;
 mod views;
@@ -34,14 +35,14 @@ pub async fn run(session: &mut SqlSession, statement: &ast::Statement) -> Result
     let tag = match statement {
         ast::Statement::CreateTable(create) => return create::table(session, create).await,
         ast::Statement::CreateView(view) => create::view(session, view).await?,
-        ast::Statement::CreateIndex(index) => create::index(session, index).await?,
+        ast::Statement::CreateIndex(index) => index::create(session, index).await?,
         ast::Statement::CreateSchema { schema_name, if_not_exists, .. } => {
             create::schema(session, schema_name, *if_not_exists).await?
         }
         ast::Statement::CreateSequence { .. } => sequence::create(session, statement).await?,
         ast::Statement::AlterTable(alter) => alter::table(session, alter).await?,
         ast::Statement::AlterIndex { name, operation: ast::AlterIndexOperation::RenameIndex { index_name } } => {
-            alter::rename_index(session, name, index_name).await?
+            index::rename(session, name, index_name).await?
         }
         ast::Statement::Drop { object_type, if_exists, names, cascade, .. } => {
             drop::objects(session, *object_type, *if_exists, names, *cascade).await?
