@@ -5,6 +5,7 @@
 //! `docs/ARCHITECTURE.md` tells how they work together.
 
 pub mod ids;
+mod rules;
 pub mod config;
 pub mod clock;
 pub mod reactor;

@@ -19,36 +19,5 @@ pub(super) enum Rule {
     RecoverBeforeGrant,
 }
 
-/// Which rule is switched off.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub(super) struct Rules {
-    #[cfg(test)]
-    pub(super) off: Option<Rule>,
-}
-
-impl Rules {
-    /// Whether `rule` is kept.
-    #[cfg(test)]
-    pub(super) fn hold(self, rule: Rule) -> bool {
-        self.off != Some(rule)
-    }
-
-    /// Whether `rule` is kept.
-    #[cfg(not(test))]
-    pub(super) const fn hold(self, _rule: Rule) -> bool {
-        true
-    }
-
-    /// Whether every rule is kept. Where one is not, what the cores would assert is left for the explorer to find in the
-    /// data.
-    #[cfg(test)]
-    pub(super) fn all_hold(self) -> bool {
-        self.off.is_none()
-    }
-
-    /// Whether every rule is kept.
-    #[cfg(not(test))]
-    pub(super) const fn all_hold(self) -> bool {
-        true
-    }
-}
+/// Which of them is switched off.
+pub(super) type Rules = crate::rules::Rules<Rule>;
