@@ -185,6 +185,7 @@ impl TxnId {
     }
 }
 
+/// How numbers with a meaning are written, for people and in traces alike.
 macro_rules! shown {
     ($($type:ident => $format:literal),+ $(,)?) => {$(
         impl fmt::Display for $type {
@@ -199,6 +200,7 @@ macro_rules! shown {
         }
     )+};
 }
+pub(crate) use shown;
 
 shown!(NodeId => "node{}", ShardId => "shard{}", PartitionId => "partition {}", BlockNo => "block {}", Lsn => "lsn {}",
        Epoch => "epoch {}", Incarnation => "incarnation {}", RequestId => "request {}");

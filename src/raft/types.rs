@@ -5,7 +5,7 @@ use std::fmt;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState};
 
 use crate::fusion::NodeSet;
-use crate::ids::{NODES_MAX, NodeId};
+use crate::ids::{NODES_MAX, NodeId, shown};
 
 /// A Raft group: the cluster's control group, or a replicated partition. Never used again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -23,21 +23,6 @@ pub struct LogIndex(pub u64);
 /// Raft's term: at most one leader in each. Never goes back on a node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Term(pub u64);
-
-macro_rules! shown {
-    ($($type:ident => $format:literal),+ $(,)?) => {$(
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, $format, self.0)
-            }
-        }
-        impl fmt::Debug for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Display::fmt(self, f)
-            }
-        }
-    )+};
-}
 
 shown!(GroupId => "raft group {}", LogIndex => "index {}", Term => "term {}");
 
