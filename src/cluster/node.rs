@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::fencing::life_lock;
 use super::formation::{Input, Output};
 use super::late::LateHandler;
 use super::membership::Membership;
@@ -234,14 +235,8 @@ async fn open_volume(reactor: &Reactor, context: &NodeContext) -> Result<Volume,
     Ok(volume)
 }
 
-/// Where the locks lie that say that a shard of a node may still write: beyond any volume's end.
-const LIFE_LOCKS: u64 = 1 << 50;
 /// How long an earlier life's last writes are waited for.
 const FORMER_LIFE_PATIENCE: Duration = Duration::from_secs(30);
-
-fn life_lock(node: NodeId, shard: u8) -> u64 {
-    LIFE_LOCKS + u64::from(node.0) * 256 + u64::from(shard)
-}
 
 /// A process that was killed is gone before its last writes are: io_uring and the block layer still carry them out. One
 /// of them landing after recovery would put an old version over a new one. Each shard of a life holds a lock on its open

@@ -32,6 +32,7 @@ pub use self::key::Key;
 pub use self::lease::{Evicted, Held, Lease, LeaseMethod, Renewal};
 pub use self::persistent::{DeviceError, Kind, PersistentReservations, Reservation, ReservationDevice};
 pub use self::process::ProcessMethod;
+pub(in crate::cluster) use self::process::life_lock;
 pub use self::reservation::ReservationMethod;
 pub use self::thread::{Fencer, REQUESTS_MAX};
 pub use self::watchdog::Watchdog;

@@ -21,8 +21,7 @@ use super::{Ability, FencingError, Life, Method, Proof, Strength, Victim};
 use crate::config::FencingMethod;
 use crate::ids::NodeId;
 
-/// Where the life locks lie in the volume's file: beyond any volume's end, 256 bytes for each node, one for each shard. As
-/// in `cluster::node`.
+/// Where the life locks lie in the volume's file: beyond any volume's end, 256 bytes for each node, one for each shard.
 const LIFE_LOCKS: u64 = 1 << 50;
 const LIFE_LOCKS_OF_NODE: u64 = 256;
 const POLL: Duration = Duration::from_millis(5);
@@ -153,6 +152,11 @@ impl Method for ProcessMethod {
         let reason = format!("a process holds its locks on {}", self.volume.display());
         Err(FencingError::NotFenced { life, reason })
     }
+}
+
+/// The byte that a shard of a node keeps locked on its open volume for as long as any write of that life may come.
+pub(in crate::cluster) fn life_lock(node: NodeId, shard: u8) -> u64 {
+    range(node).0 + u64::from(shard)
 }
 
 fn range(node: NodeId) -> (u64, u64) {
