@@ -1,7 +1,6 @@
 //! The reactor's own `ring.rs` and `sleeper.rs`, built from loom's atomics instead of the standard library's: loom runs
 //! each test once for every order in which the threads' steps, and the memory model, could have it.
 #![cfg(test)]
-#![allow(dead_code, reason = "the tests use a part of the sources")]
 
 mod primitives {
     pub(super) use loom::sync::Arc;

@@ -127,7 +127,7 @@ fn copy_options(words: &mut Words<'_>) -> Parsed<CopyOptions> {
     let mut format = CopyFormat::Text;
     let (mut delimiter, mut null, mut header, mut quote, mut escape) = (None, None, false, None, None);
     let (mut force_quote, mut force_not_null, mut force_null) = (None, Vec::new(), Vec::new());
-    let with = words.take("WITH");
+    words.take("WITH");
     if words.take_token(&Token::LParen) {
         loop {
             let option = words.identifier()?;
@@ -182,7 +182,6 @@ fn copy_options(words: &mut Words<'_>) -> Parsed<CopyOptions> {
         }
     } else {
         // The forms of old: [WITH] CSV HEADER DELIMITER AS ';' NULL AS ''.
-        let _ = with;
         while !words.end() {
             if words.take("CSV") {
                 format = CopyFormat::Csv;

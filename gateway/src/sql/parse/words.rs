@@ -152,11 +152,10 @@ impl Words<'_> {
     /// The rest as a statement of its own.
     pub(super) fn rest(&self) -> Parsed<Arc<ParsedStatement>> {
         let tokens = &self.tokens[self.at..];
-        let Some(first) = tokens.first() else { return self.fail() };
-        // Its text begins at the last place from which as many tokens follow; cheaper: parse the joined tokens.
-        let text = join(tokens);
-        let _ = first;
-        super::parse(&text)?.pop().map(Arc::new).ok_or_else(|| SqlError::syntax("syntax error at end of input"))
+        if tokens.is_empty() {
+            return self.fail();
+        }
+        super::parse(&join(tokens))?.pop().map(Arc::new).ok_or_else(|| SqlError::syntax("syntax error at end of input"))
     }
 }
 
