@@ -185,9 +185,8 @@ impl MasterCore {
 
     /// Remembers a Drop whose claim may still be under way.
     pub(super) fn note_drop(&mut self, block: BlockId, from: NodeId) {
-        let known = self.entries.get(&block).is_some_and(|entry| entry.holders.contains(from));
         if let Some(rebuild) = &mut self.rebuild
-            && !known
+            && !self.entries.get(&block).is_some_and(|entry| entry.holders.contains(from))
         {
             rebuild.dropped.insert((block, from));
         }
