@@ -14,5 +14,5 @@ mod shard;
 mod status;
 pub mod view;
 
-pub use node::Node;
+pub use node::{HostedNode, Node};
 pub use status::{Phase, Snapshot, Status};

@@ -25,7 +25,7 @@ use crate::ids::{Epoch, Incarnation, NodeId, Scn, ShardId};
 use crate::interconnect::{Interconnect, SEND_QUEUE_BYTES, Service, Settings};
 use crate::reactor::sync::{CrossReceiver, CrossSender, cross_oneshot};
 use crate::reactor::thread::spawn_shard_thread;
-use crate::reactor::{DriverChoice, Reactor, ReactorOptions, Remote};
+use crate::reactor::{Class, DriverChoice, Reactor, ReactorOptions, Remote, TaskHandle};
 use crate::store::{NodeStore, Store};
 use crate::txn::NodeShared;
 use crate::volume::{Expected, NodeState, Volume, block_offset};
@@ -78,26 +78,119 @@ pub(super) struct NodeContext {
     pub(super) remotes: Mutex<Vec<Remote>>,
 }
 
+/// A shard's whole life, before it has a reactor.
+struct ShardLife {
+    shard: ShardId,
+    context: Arc<NodeContext>,
+    part: Part,
+    stopped: CrossReceiver<()>,
+}
+
+enum Part {
+    Leads(Vec<Follower>),
+    Follows(Orders),
+}
+
+impl ShardLife {
+    async fn run(self, reactor: Reactor) {
+        let ShardLife { shard, context, part, stopped } = self;
+        match part {
+            Part::Leads(followers) => lead(reactor, context, followers, stopped).await,
+            Part::Follows(orders) => follow(reactor, context, shard, orders, stopped).await,
+        }
+    }
+}
+
+/// What all shards of a node know, each shard's life in their order, and how to end each.
+fn prepare(config: &Config, volume: PathBuf) -> Result<(Arc<NodeContext>, Vec<ShardLife>, Vec<CrossSender<()>>), ConfigError> {
+    let shards = config.engine.shards as u8;
+    let context = Arc::new(NodeContext {
+        node: config.node_id(),
+        members: config.nodes()?.into_iter().collect(),
+        volume,
+        shards,
+        shared: NodeShared::new(ScnClock::new()),
+        status: Status::default(),
+        remotes: Mutex::new(Vec::new()),
+        config: config.clone(),
+    });
+    let (mut stop, mut followers, mut orders_of_others) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 1..shards {
+        let (orders, follower) = orders();
+        followers.push(follower);
+        orders_of_others.push(Part::Follows(orders));
+    }
+    let parts = std::iter::once(Part::Leads(followers)).chain(orders_of_others);
+    let lives = (0..).zip(parts).map(|(number, part)| {
+        let (stop_sender, stopped) = cross_oneshot();
+        stop.push(stop_sender);
+        ShardLife { shard: ShardId(number), context: context.clone(), part, stopped }
+    });
+    let lives = lives.collect();
+    Ok((context, lives, stop))
+}
+
+/// Tells the shards of each other; what clients of the node use.
+fn introduce(context: &NodeContext, remotes: Vec<Remote>) -> Store {
+    context.remotes.lock().expect("nobody panics while holding it").clone_from(&remotes);
+    NodeStore::new(context.node, remotes, context.shared.clone()).store()
+}
+
+/// A node on reactors that somebody else drives, as the simulator does. Its process is its host: whoever made it ends the
+/// host when the node's life [is over](Phase::is_over).
+pub struct HostedNode {
+    status: Status,
+    store: Store,
+    stop: Vec<CrossSender<()>>,
+    mains: Vec<TaskHandle>,
+}
+
+impl HostedNode {
+    /// Starts a node with the volume at `volume`, one shard on each of the `reactors`.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration.
+    pub fn start(config: &Config, volume: PathBuf, reactors: &[Reactor]) -> Result<HostedNode, ConfigError> {
+        let (context, lives, stop) = prepare(config, volume)?;
+        assert_eq!(lives.len(), reactors.len(), "one reactor for each shard");
+        let store = introduce(&context, reactors.iter().map(Reactor::remote).collect());
+        let mains = reactors.iter().zip(lives);
+        let mains = mains.map(|(reactor, life)| reactor.spawn(Class::Normal, "main", life.run(reactor.clone()))).collect();
+        Ok(HostedNode { status: context.status.clone(), store, stop, mains })
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// Rows and transactions; serves once the phase is [`Phase::Open`].
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Asks the node to stop cleanly; it has when [`HostedNode::has_ended`].
+    pub fn ask_to_stop(&mut self) {
+        self.status.enter(Phase::Stopping, "writes its blocks");
+        self.stop.drain(..).for_each(|stop| stop.send(()));
+    }
+
+    /// Whether all its shards' lives are over.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.mains.iter().all(TaskHandle::is_finished)
+    }
+}
+
 impl Node {
     /// Starts a node's threads. They go on by themselves; ask [`Node::status`].
     ///
     /// # Errors
     /// What is wrong with the configuration, or why a thread can't be had.
     pub fn start(config: &Config) -> Result<Node, ConfigError> {
-        let members: Vec<_> = config.nodes()?.into_iter().collect();
-        let clock = ScnClock::new();
-        let status = Status::default();
-        let shards = config.engine.shards as u8;
-        let context = Arc::new(NodeContext {
-            node: config.node_id(),
-            members,
-            volume: config.volume_path(),
-            shards,
-            shared: NodeShared::new(clock),
-            status: status.clone(),
-            remotes: Mutex::new(Vec::new()),
-            config: config.clone(),
-        });
+        let (context, lives, stop) = prepare(config, config.volume_path())?;
         let options = ReactorOptions {
             driver: match config.engine.io_driver {
                 IoDriver::Auto => DriverChoice::Auto,
@@ -106,32 +199,20 @@ impl Node {
             },
             overprovisioned: config.engine.overprovisioned,
         };
-        let (mut stop, mut threads, mut remotes, mut followers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut threads, mut remotes) = (Vec::new(), Vec::new());
         // The first shard starts last: it leads the others.
-        for number in (0..shards).rev() {
-            let (stop_sender, stopped) = cross_oneshot();
-            stop.push(stop_sender);
-            let shard = ShardId(number);
-            let name = format!("shard{number}");
+        for life in lives.into_iter().rev() {
+            let number = life.shard.0;
             let core = (!options.overprovisioned).then_some(usize::from(number));
-            let spawned = if number == 0 {
-                let (context, followers) = (context.clone(), std::mem::take(&mut followers));
-                spawn_shard_thread(core, &name, options, move |reactor| lead(reactor, context, followers, stopped))
-            } else {
-                let (orders, follower) = orders();
-                followers.push(follower);
-                let context = context.clone();
-                spawn_shard_thread(core, &name, options, move |reactor| follow(reactor, context, shard, orders, stopped))
-            };
+            let spawned = spawn_shard_thread(core, &format!("shard{number}"), options, move |reactor| life.run(reactor));
             let (remote, thread) =
                 spawned.map_err(|error| ConfigError::Unreadable { path: PathBuf::from("engine.io_driver"), error })?;
             remotes.push(remote);
             threads.push(thread);
         }
         remotes.reverse();
-        context.remotes.lock().expect("nobody panics while holding it").clone_from(&remotes);
-        let store = NodeStore::new(context.node, remotes, context.shared.clone()).store();
-        Ok(Node { status, store, stop, threads })
+        let store = introduce(&context, remotes);
+        Ok(Node { status: context.status.clone(), store, stop, threads })
     }
 
     /// How it is.

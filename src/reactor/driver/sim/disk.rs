@@ -10,6 +10,9 @@ use crate::reactor::split_mix;
 
 pub(super) const PAGE: usize = 4096;
 
+/// In place of a host that has ended.
+const NOBODY: HostId = HostId(u32::MAX);
+
 type Page = Box<[u8; PAGE]>;
 
 #[derive(Default)]
@@ -97,16 +100,24 @@ impl Disk {
         }
     }
 
-    /// What `host` has written, and everything older beneath it, becomes durable.
+    /// What `host` has written, what lives that have ended left behind, and everything older beneath it, becomes durable.
+    /// (A device's cache has no owners. Others' writes are left out, so that nobody relies on somebody else's sync.)
     pub(super) fn sync(&mut self, host: HostId) {
         let Disk { durable, unsynced, .. } = self;
         unsynced.retain(|number, versions| {
-            if let Some(last) = versions.iter().rposition(|(writer, _)| *writer == host) {
+            if let Some(last) = versions.iter().rposition(|(writer, _)| *writer == host || *writer == NOBODY) {
                 let (_, page) = versions.drain(..=last).next_back().expect("the one that was found");
                 durable.insert(*number, page);
             }
             !versions.is_empty()
         });
+    }
+
+    /// What `host` has written and not synced belongs to nobody from now on.
+    pub(super) fn disown(&mut self, host: HostId) {
+        for (writer, _) in self.unsynced.values_mut().flatten().filter(|(writer, _)| *writer == host) {
+            *writer = NOBODY;
+        }
     }
 
     /// A write that was in flight when its host died: each sector is written or not.

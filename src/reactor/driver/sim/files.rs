@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::disk::{Disk, PAGE};
 use super::network::Segment;
-use super::world::{Descriptor, Event, OperationRef, State};
+use super::world::{Descriptor, Event, InFlight, OperationRef, State};
 use super::{ActorId, HostId};
 use crate::reactor::driver::{Handle, OpenOptions, Operation};
 use crate::reactor::io::named;
@@ -50,6 +50,10 @@ impl State {
         };
         let writes = matches!(self.operations[reference.index].operation, Operation::Write { .. });
         let mut error = self.disk_errors.get(&host).copied();
+        let reads = matches!(self.operations[reference.index].operation, Operation::Read { .. });
+        if !reads && self.actors[self.operations[reference.index].actor.0 as usize].fenced {
+            error = Some(libc::EBADE);
+        }
         if let Some((offset, buffer)) = extent {
             let page = PAGE as u64;
             let aligned = offset.is_multiple_of(page) && buffer.len().is_multiple_of(PAGE);
@@ -94,26 +98,56 @@ impl State {
         self.finish(reference, Ok(count), None);
     }
 
+    /// See [`DiskGates::refuse_writes`](super::DiskGates::refuse_writes).
+    pub(super) fn fence(&mut self, host: HostId, life: u32) {
+        let mut fenced = Vec::new();
+        for (index, actor) in self.actors.iter_mut().enumerate() {
+            if actor.host == host && actor.life <= life && actor.alive && !actor.fenced {
+                actor.fenced = true;
+                fenced.push(ActorId(index as u32));
+            }
+        }
+        if fenced.is_empty() {
+            return;
+        }
+        for index in self.operations.indexes() {
+            let InFlight { actor, serial, operation, .. } = &self.operations[index];
+            if !fenced.contains(actor) || !matches!(operation, Operation::Write { .. } | Operation::Sync { .. }) {
+                continue;
+            }
+            let reference = OperationRef { index, serial: *serial };
+            self.tear(index);
+            self.finish(reference, Err(libc::EBADE), None);
+        }
+        self.leave_unsynced(host);
+        self.note(&[self.now(), u64::from(host.0), u64::from(life)]);
+    }
+
+    /// A write in flight is interrupted: each of its sectors is written or not.
+    fn tear(&mut self, operation: u32) {
+        let Operation::Write { file, offset, buffer, .. } = &self.operations[operation].operation else { return };
+        if let Some((_, Descriptor::File { disk, .. })) = self.descriptors.get(&file.index)
+            && buffer.len().is_multiple_of(PAGE)
+            && offset.is_multiple_of(PAGE as u64)
+        {
+            self.disks[*disk].tear(*offset, buffer.as_slice(), self.options.sector_bytes, &mut self.random);
+        }
+    }
+
     /// A host's reactors are gone, and with them what they had in flight.
     pub(super) fn bury(&mut self, host: HostId, silently: bool) {
-        let sector = self.options.sector_bytes;
         for actor in self.actors.iter_mut().filter(|actor| actor.host == host) {
             actor.alive = false;
         }
         for index in self.operations.indexes() {
-            let in_flight = &self.operations[index];
-            if self.host_of(in_flight.actor) != host {
+            let actor = self.operations[index].actor;
+            if self.host_of(actor) != host {
                 continue;
             }
-            let in_flight = self.operations.remove(index);
-            if let Operation::Write { file, offset, buffer, .. } = &in_flight.operation
-                && let Some((_, Descriptor::File { disk, .. })) = self.descriptors.get(&file.index)
-                && buffer.len().is_multiple_of(PAGE)
-                && offset.is_multiple_of(PAGE as u64)
-            {
-                self.disks[*disk].tear(*offset, buffer.as_slice(), sector, &mut self.random);
+            if !self.actors[actor.0 as usize].fenced {
+                self.tear(index);
             }
-            self.graveyard.push(in_flight.operation);
+            self.graveyard.push(self.operations.remove(index).operation);
         }
         let theirs: Vec<u32> =
             self.descriptors.iter().filter(|(_, (actor, _))| self.host_of(*actor) == host).map(|(index, _)| *index).collect();
@@ -131,6 +165,11 @@ impl State {
             }
         }
         self.note(&[self.now(), u64::from(host.0), u64::from(silently)]);
+    }
+
+    /// What the host has written stays in the disks' caches without it, for anybody's sync.
+    pub(super) fn leave_unsynced(&mut self, host: HostId) {
+        self.disks.iter_mut().for_each(|disk| disk.disown(host));
     }
 
     pub(super) fn lose_unsynced(&mut self, host: Option<HostId>) {

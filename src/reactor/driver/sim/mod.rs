@@ -24,7 +24,7 @@ mod tests;
 mod world;
 
 use world::World;
-pub use world::{SimWorld, Stuck};
+pub use world::{DiskGates, SimWorld, Stuck};
 
 /// A simulated machine; its reactors crash together.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]

@@ -233,3 +233,85 @@ fn a_paused_host_goes_on_where_it_was_and_a_failing_disk_says_so() {
     });
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
 }
+
+#[test]
+fn a_fenced_life_writes_nothing_more_and_the_next_one_does() {
+    let mut aborted = 0;
+    for seed in 0..20 {
+        let world = SimWorld::new(seed);
+        let victim = world.reactor(SERVER);
+        let task = victim.clone();
+        let file = world.block_on(&victim, async move {
+            let file = task.open(Path::new("disk"), OpenOptions::CREATE).await.unwrap();
+            task.write_durable(file, 0, filled(1)).await.0.unwrap();
+            file
+        });
+        let told = Rc::new(Cell::new(None));
+        let (task, telling) = (victim.clone(), told.clone());
+        victim.spawn(Class::Normal, "in flight", async move {
+            telling.set(Some(task.write_durable(file, 0, filled(2)).await.0.is_ok()));
+        });
+        world.run_for(Duration::from_micros(seed * 10));
+        let (gates, life) = (world.gates(), world.gates().life_of(SERVER));
+        assert!(!gates.is_refused(SERVER, life));
+        gates.refuse_writes(SERVER, life);
+        assert!(gates.is_refused(SERVER, life));
+        let read = |reactor: &Reactor| {
+            let task = reactor.clone();
+            world.block_on(reactor, async move {
+                let file = task.open(Path::new("disk"), OpenOptions::READ).await.unwrap();
+                task.read(file, 0, IoBuf::aligned(4096)).await.1.as_slice().to_vec()
+            })
+        };
+        let survivor = world.reactor(CLIENT);
+        let when_fenced = read(&survivor);
+        world.run_for(Duration::from_millis(50));
+        aborted += usize::from(told.get() == Some(false));
+        let task = victim.clone();
+        let refused = world.block_on(&victim, async move {
+            let written = task.write_durable(file, 0, filled(3)).await.0.unwrap_err();
+            (written.raw_os_error(), task.sync(file).await.unwrap_err().raw_os_error())
+        });
+        assert_eq!(refused, (Some(libc::EBADE), Some(libc::EBADE)));
+        assert_eq!(read(&victim), when_fenced, "it reads, and what it writes after the fence is not there");
+        world.crash(SERVER);
+        let next = world.reactor(SERVER);
+        assert_eq!(gates.life_of(SERVER), life + 1);
+        gates.refuse_writes(SERVER, life);
+        let task = next.clone();
+        world.block_on(&next, async move {
+            let file = task.open(Path::new("disk"), OpenOptions::CREATE).await.unwrap();
+            task.write_durable(file, 0, filled(4)).await.0.unwrap();
+        });
+        assert!(read(&survivor).iter().all(|byte| *byte == 4));
+    }
+    assert!(aborted > 0, "some fences meet a write in flight");
+}
+
+#[test]
+fn a_sync_covers_what_an_ended_life_left_in_the_disks_cache() {
+    let world = SimWorld::with_options(6, SimOptions { crash_loses_unsynced: false, ..SimOptions::default() });
+    for round in 1..20u8 {
+        let writer = world.reactor(SERVER);
+        let task = writer.clone();
+        world.block_on(&writer, async move {
+            let file = task.open(Path::new("disk"), OpenOptions::CREATE).await.unwrap();
+            task.write(file, 0, filled(round)).await.0.unwrap();
+        });
+        world.crash(SERVER);
+        let survivor = world.reactor(CLIENT);
+        let task = survivor.clone();
+        world.block_on(&survivor, async move {
+            let file = task.open(Path::new("disk"), OpenOptions::CREATE).await.unwrap();
+            task.sync(file).await.unwrap();
+        });
+        world.power_loss();
+        let reader = world.reactor(CLIENT);
+        let task = reader.clone();
+        let content = world.block_on(&reader, async move {
+            let file = task.open(Path::new("disk"), OpenOptions::READ).await.unwrap();
+            task.read(file, 0, IoBuf::aligned(4096)).await.1
+        });
+        assert!(content.as_slice().iter().all(|byte| *byte == round));
+    }
+}

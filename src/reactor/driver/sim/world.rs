@@ -10,7 +10,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use super::disk::Disk;
@@ -84,6 +84,8 @@ pub(super) struct State {
     pub(super) paused: BTreeSet<HostId>,
     pub(super) disk_errors: BTreeMap<HostId, i32>,
     pub(super) disk_stalled_until_ns: BTreeMap<HostId, u64>,
+    /// How often a host has ended: its present life.
+    pub(super) lives: BTreeMap<HostId, u32>,
     pub(super) trace: u64,
     /// Operations of hosts that crashed: dropped outside of any borrow.
     pub(super) graveyard: Vec<Operation>,
@@ -91,7 +93,11 @@ pub(super) struct State {
 
 pub(super) struct ActorState {
     pub(super) host: HostId,
+    /// Which life of the host it belongs to.
+    pub(super) life: u32,
     pub(super) alive: bool,
+    /// The disks refuse its writes.
+    pub(super) fenced: bool,
     pub(super) completions: Vec<Completion>,
 }
 
@@ -187,6 +193,10 @@ impl State {
 
     pub(super) fn host_of(&self, actor: ActorId) -> HostId {
         self.actors[actor.0 as usize].host
+    }
+
+    pub(super) fn life_of(&self, host: HostId) -> u32 {
+        self.lives.get(&host).copied().unwrap_or(0)
     }
 
     pub(super) fn is_parted(&self, from: HostId, to: HostId) -> bool {
@@ -315,6 +325,7 @@ impl SimWorld {
             paused: BTreeSet::new(),
             disk_errors: BTreeMap::new(),
             disk_stalled_until_ns: BTreeMap::new(),
+            lives: BTreeMap::new(),
             trace: seed,
             graveyard: Vec::new(),
         };
@@ -332,7 +343,8 @@ impl SimWorld {
         };
         let driver = {
             let mut state = self.0.state.borrow_mut();
-            state.actors.push(ActorState { host, alive: true, completions: Vec::new() });
+            let life = state.life_of(host);
+            state.actors.push(ActorState { host, life, alive: true, fenced: false, completions: Vec::new() });
             SimDriver {
                 world: Rc::downgrade(&self.0),
                 actor: ActorId(state.actors.len() as u32 - 1),
@@ -467,8 +479,11 @@ impl SimWorld {
     /// are lost as [`SimOptions::crash_loses_unsynced`] says.
     pub fn crash(&self, host: HostId) {
         self.end_host(host, false);
-        if self.0.state.borrow().options.crash_loses_unsynced {
-            self.0.state.borrow_mut().lose_unsynced(Some(host));
+        let mut state = self.0.state.borrow_mut();
+        if state.options.crash_loses_unsynced {
+            state.lose_unsynced(Some(host));
+        } else {
+            state.leave_unsynced(host);
         }
     }
 
@@ -494,8 +509,16 @@ impl SimWorld {
         gone.iter().for_each(Reactor::shut_down);
         let operations = std::mem::take(&mut self.0.state.borrow_mut().graveyard);
         drop(operations);
+        let mut state = self.0.state.borrow_mut();
+        *state.lives.entry(host).or_default() += 1;
         // A host that comes back answers again.
-        self.0.state.borrow_mut().paused.remove(&host);
+        state.paused.remove(&host);
+    }
+
+    /// The disks' gates, for tasks of this world that fence others.
+    #[must_use]
+    pub fn gates(&self) -> DiskGates {
+        DiskGates(Rc::downgrade(&self.0))
     }
 
     /// What `from` sends does not reach `to` any more, until [`heal`](Self::heal). One way only.
@@ -547,6 +570,38 @@ impl SimWorld {
     pub fn stall_disk(&self, host: HostId, duration: Duration) {
         let until = (self.now() + duration).0;
         self.0.state.borrow_mut().disk_stalled_until_ns.insert(host, until);
+    }
+}
+
+/// What a persistent reservation does for a shared disk: from now on it refuses the writes of a life of a host.
+///
+/// A life of a host is what runs on it between two of its ends (crash or loss of power). Holds its world weakly, so a task
+/// inside of it may keep one; does nothing once the world has ended.
+#[derive(Clone)]
+pub struct DiskGates(Weak<World>);
+
+impl DiskGates {
+    /// The host's present life: to be kept with the name under which it is fenced later (a node's incarnation).
+    #[must_use]
+    pub fn life_of(&self, host: HostId) -> u32 {
+        self.0.upgrade().map_or(0, |world| world.state.borrow().life_of(host))
+    }
+
+    /// Refuses every write of this life of the host and of those before, as PREEMPT AND ABORT does: those in flight are
+    /// aborted, each of their sectors written or not, before this returns; later ones end with `EBADE`, the kernel's word
+    /// for a reservation conflict. Reading goes on. Fencing a life twice, or one that has ended, is harmless.
+    pub fn refuse_writes(&self, host: HostId, life: u32) {
+        if let Some(world) = self.0.upgrade() {
+            world.state.borrow_mut().fence(host, life);
+        }
+    }
+
+    /// Whether that life can write no more: fenced, or ended.
+    #[must_use]
+    pub fn is_refused(&self, host: HostId, life: u32) -> bool {
+        let Some(world) = self.0.upgrade() else { return true };
+        let state = world.state.borrow();
+        state.actors.iter().all(|actor| actor.host != host || actor.life > life || actor.fenced || !actor.alive)
     }
 }
 
