@@ -101,8 +101,15 @@ impl ShardLife {
     }
 }
 
-/// What all shards of a node know, each shard's life in their order, and how to end each.
-fn prepare(config: &Config, volume: PathBuf) -> Result<(Arc<NodeContext>, Vec<ShardLife>, Vec<CrossSender<()>>), ConfigError> {
+/// A node before its shards have reactors.
+struct Prepared {
+    context: Arc<NodeContext>,
+    /// In the order of the shards.
+    lives: Vec<ShardLife>,
+    stop: Vec<CrossSender<()>>,
+}
+
+fn prepare(config: &Config, volume: PathBuf) -> Result<Prepared, ConfigError> {
     let shards = config.engine.shards as u8;
     let context = Arc::new(NodeContext {
         node: config.node_id(),
@@ -127,7 +134,7 @@ fn prepare(config: &Config, volume: PathBuf) -> Result<(Arc<NodeContext>, Vec<Sh
         ShardLife { shard: ShardId(number), context: context.clone(), part, stopped }
     });
     let lives = lives.collect();
-    Ok((context, lives, stop))
+    Ok(Prepared { context, lives, stop })
 }
 
 /// Tells the shards of each other; what clients of the node use.
@@ -151,7 +158,7 @@ impl HostedNode {
     /// # Errors
     /// What is wrong with the configuration.
     pub fn start(config: &Config, volume: PathBuf, reactors: &[Reactor]) -> Result<HostedNode, ConfigError> {
-        let (context, lives, stop) = prepare(config, volume)?;
+        let Prepared { context, lives, stop } = prepare(config, volume)?;
         assert_eq!(lives.len(), reactors.len(), "one reactor for each shard");
         let store = introduce(&context, reactors.iter().map(Reactor::remote).collect());
         let mains = reactors.iter().zip(lives);
@@ -190,7 +197,7 @@ impl Node {
     /// # Errors
     /// What is wrong with the configuration, or why a thread can't be had.
     pub fn start(config: &Config) -> Result<Node, ConfigError> {
-        let (context, lives, stop) = prepare(config, config.volume_path())?;
+        let Prepared { context, lives, stop } = prepare(config, config.volume_path())?;
         let options = ReactorOptions {
             driver: match config.engine.io_driver {
                 IoDriver::Auto => DriverChoice::Auto,
