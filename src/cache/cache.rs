@@ -501,6 +501,12 @@ impl GrantSink for Shared {
             shared.answered(block, frame, answer);
         }
     }
+
+    fn on_void(&self, block: BlockId, frame: FrameId) {
+        if let Some(shared) = self.this.upgrade() {
+            shared.voided(block, frame);
+        }
+    }
 }
 
 impl Shared {
@@ -526,6 +532,21 @@ impl Shared {
             Ok(granted) => self.apply(id, granted),
         }
         if frame.role.get() == Role::Current {
+            self.pump(id);
+        }
+    }
+
+    /// A request will not be answered: those who wait ask again.
+    fn voided(self: &Rc<Self>, block: BlockId, id: FrameId) {
+        let frame = self.frame(id);
+        let here = frame.block.get() == block && frame.role.get() == Role::Current;
+        assert!(here && frame.acquiring.take().is_some(), "{block}: no request of {id:?} is open that could be void");
+        if frame.latch.get() != 0 && frame.mode.get() == Mode::Null {
+            // Somebody still receives into it.
+            self.dismiss(id, &Outcome::Gone);
+            self.detach(id);
+            frame.role.set(Role::Doomed);
+        } else {
             self.pump(id);
         }
     }

@@ -78,6 +78,7 @@ pub struct Acquire {
 /// The side of the cache that takes an answer.
 pub(super) trait GrantSink {
     fn on_answer(&self, block: BlockId, frame: FrameId, answer: Result<Granted, CacheError>);
+    fn on_void(&self, block: BlockId, frame: FrameId);
 }
 
 impl Acquire {
@@ -92,6 +93,15 @@ impl Acquire {
     /// The block cannot be had; everyone who waits for it gets `error`.
     pub fn failed(mut self, error: CacheError) {
         self.answer(Err(error));
+    }
+
+    /// The request is void, but whoever waits for the block still wants it: the cache asks again, for another frame where
+    /// this one is still being received into. For a change of the membership, which ends what was under way.
+    pub fn again(mut self) {
+        let reply = self.reply.take().expect("an acquire is answered once");
+        if let Some(cache) = reply.upgrade() {
+            cache.on_void(self.block, self.frame);
+        }
     }
 
     fn answer(&mut self, answer: Result<Granted, CacheError>) {

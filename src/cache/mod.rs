@@ -29,7 +29,7 @@ pub use frame::FrameId;
 pub use guards::{ReadGuard, WriteGuard};
 pub use latch::HOLD_US_MAX;
 pub use mtr::{MTR_BLOCKS_MAX, Mtr};
-pub use ship::{ProtectedBlock, Remains};
+pub use ship::{ProtectedBlock, Remains, Standing};
 pub use stats::CacheStats;
 pub use writer::WRITE_BATCH;
 

@@ -29,6 +29,17 @@ pub enum Remains {
     Dropped,
 }
 
+/// What a cache has of a block: what a master has to know of it when it rebuilds its directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// The version here; zero while it is being read from the volume.
+    pub scn: Scn,
+    /// The newest version that this node knows to be on the volume; zero when it knows of none.
+    pub disk_scn: Scn,
+    /// Newer than the volume, and this node is the one that must write it.
+    pub dirty: bool,
+}
+
 /// A block between being told to give it away and having shipped it. While it lives nothing local starts on the block.
 /// Ended by [`ProtectedBlock::finish`]; dropped without, the block is as it was before.
 pub struct ProtectedBlock {
@@ -143,6 +154,41 @@ impl Cache {
         let id = *self.0.past_images.borrow().get(&block)?;
         // SAFETY: past images don't change, and this turn ends nowhere in here.
         Some(unsafe { self.0.arena.bytes(id) }.to_vec())
+    }
+
+    /// What is here of a block that this node has in some mode.
+    ///
+    /// A clean `Shared` copy says nothing about the volume: another node may still have to write that version. Who has it
+    /// `Exclusive` and clean knows that it is there.
+    #[must_use]
+    pub fn standing(&self, block: BlockId) -> Option<Standing> {
+        let frame = self.0.frame(self.0.map.find(block)?);
+        let mode = if frame.mode.get() == Mode::Protected { frame.protected_from.get() } else { frame.mode.get() };
+        if mode == Mode::Null {
+            return None;
+        }
+        if frame.is_barred(bar::LOADING) {
+            return Some(Standing { scn: Scn::ZERO, disk_scn: Scn::ZERO, dirty: false });
+        }
+        let (scn, dirty) = (frame.scn.get(), frame.dirty.get());
+        let disk_scn = if mode == Mode::Exclusive && !dirty { scn } else { frame.disk_scn.get() };
+        Some(Standing { scn, disk_scn, dirty })
+    }
+
+    /// The past images kept here, with their versions, in the order of the blocks.
+    #[must_use]
+    pub fn past_images(&self) -> Vec<(BlockId, Scn)> {
+        let images = self.0.past_images.borrow();
+        let mut images: Vec<_> = images.iter().map(|(&block, &id)| (block, self.0.frame(id).scn.get())).collect();
+        images.sort_unstable();
+        images
+    }
+
+    /// Whether a buffer of [`Cache::receive_buffer`] for this frame is still out.
+    #[must_use]
+    pub fn is_receiving(&self, frame: FrameId) -> bool {
+        let state = self.0.frame(frame);
+        state.acquiring.get().is_some() && state.mode.get() == Mode::Null && state.latch.get() == -1
     }
 
     /// Somebody's log or cache waits for this block to be written: write it soon. Does nothing if it is not dirty here.

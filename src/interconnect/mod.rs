@@ -387,6 +387,13 @@ impl Interconnect {
         self.peer(node).is_some_and(|peer| peer.link.borrow().as_ref().is_some_and(|link| !link.has_failed()))
     }
 
+    /// Bytes that wait to be sent to a peer; 0 while it is not connected. Who has a lot to say paces itself by this.
+    #[must_use]
+    pub fn queued_bytes(&self, node: NodeId) -> usize {
+        let link = self.peer(node).and_then(|peer| peer.link.borrow().clone());
+        link.map_or(0, |link| link.queue.borrow().bytes())
+    }
+
     /// The configured peers, in the order of their numbers.
     pub fn peers(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.0.peers.iter().flatten().map(|peer| peer.node)

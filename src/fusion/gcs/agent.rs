@@ -5,8 +5,14 @@
 //! the cores: a grant is in its frame before the master hears of it, and before any later message about the block is
 //! looked at; everything the cores want is done in the order in which they wanted it.
 //!
+//! It lives through changes of the membership: [`Gcs::enter`], [`Gcs::go`], [`Gcs::recovered`] (`agent/view.rs`,
+//! `agent/recover.rs`; docs/cache-fusion.md, last section).
+//!
 //! The cache calls back into this module from within calls of this module. So the cores are borrowed only while they
 //! think; what they want goes into a line that the outermost call works off.
+
+mod recover;
+mod view;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -16,12 +22,14 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use self::recover::Recovery;
+pub use self::view::{RecoveryPhase, RecoveryProgress};
 use super::message::{Kind, Message, mode_from_wire};
 use super::statistics::{GcsStats, LatencyHistogram, Path};
 use super::{HolderCore, MasterCore, Output, ProtectedImage};
 use crate::cache::{Acquire, Cache, CacheError, Coherence, Granted, LocalFuture, Mode, ProtectedBlock, Source, WeakCache};
 use crate::fusion::grd::{BlockMap, MastershipMap};
-use crate::ids::{BlockId, NodeId, RequestId, Scn};
+use crate::ids::{BlockId, Epoch, NodeId, RequestId, Scn};
 use crate::interconnect::{Body, Handler, Header, Interconnect};
 use crate::reactor::sync::{Notify, OneshotSender, oneshot};
 use crate::reactor::{Class, Instant, IoBuf, Reactor, TaskHandle};
@@ -76,6 +84,8 @@ struct Tables {
     releases: BlockMap<Vec<OneshotSender<()>>>,
     protecting: BlockMap<TaskHandle>,
     protected: BlockMap<ProtectedBlock>,
+    /// Past images asked of their keepers, for recovery. Bounded by its jobs.
+    fetching: BlockMap<OneshotSender<Option<IoBuf>>>,
 }
 
 #[derive(Default)]
@@ -86,7 +96,14 @@ struct Numbers {
     stalled: u64,
     unsent: u64,
     malformed: u64,
+    other_epoch: u64,
     peers_lost: u64,
+    views: u64,
+    claims_sent: u64,
+    claims_received: u64,
+    blocks_recovered: u64,
+    blocks_rewritten: u64,
+    images_fetched: u64,
 }
 
 struct Cores {
@@ -99,7 +116,7 @@ struct Inner {
     node: NodeId,
     reactor: Reactor,
     interconnect: Interconnect,
-    map: Rc<MastershipMap>,
+    map: RefCell<Rc<MastershipMap>>,
     config: GcsConfig,
     cache: RefCell<Option<WeakCache>>,
     cores: RefCell<Cores>,
@@ -112,6 +129,12 @@ struct Inner {
     failure: RefCell<Option<CacheError>>,
     failed: Notify,
     watch: RefCell<Option<TaskHandle>>,
+    /// The recovery that the present view began with; kept for what it has to tell.
+    recovery: RefCell<Option<Rc<Recovery>>>,
+    /// Something about the recovery has changed.
+    recovery_moved: Notify,
+    /// Writes of recoveries, the former ones too, that can still reach the volume.
+    recovery_writes: Cell<usize>,
 }
 
 /// A shard's Cache Fusion; clones are the same. Give it to the cache as its [`Coherence`] and to the interconnect as the
@@ -120,9 +143,24 @@ struct Inner {
 pub struct Gcs(Rc<Inner>);
 
 impl Gcs {
-    /// Cache Fusion of this node and shard, in the epoch of the map.
+    /// Cache Fusion of this node and shard, in the epoch of the map, which begins for all its members with this: nobody
+    /// has anything, so all serve at once.
     #[must_use]
     pub fn new(parts: GcsParts) -> Gcs {
+        let (node, map, entries_max) = (parts.interconnect.node(), parts.map.clone(), parts.config.max_grd_entries);
+        let cores = Cores { master: MasterCore::new(node, map.epoch(), entries_max), holder: HolderCore::new(node, map) };
+        Gcs::with_cores(parts, cores)
+    }
+
+    /// Cache Fusion of a node that enters its first view, that of the map. Says and serves nothing before [`Gcs::go`].
+    #[must_use]
+    pub fn new_entering(parts: GcsParts) -> Gcs {
+        let (node, map, entries_max) = (parts.interconnect.node(), parts.map.clone(), parts.config.max_grd_entries);
+        let master = MasterCore::new_rebuilding(node, map.epoch(), map.members(), entries_max);
+        Gcs::with_cores(parts, Cores { master, holder: HolderCore::new_silent(node, map) })
+    }
+
+    fn with_cores(parts: GcsParts, cores: Cores) -> Gcs {
         let GcsParts { reactor, interconnect, map, config } = parts;
         let node = interconnect.node();
         assert!(config.max_outstanding_requests > 0 && config.max_grd_entries > 0 && config.block_transfer_timeout_ms > 0);
@@ -132,11 +170,8 @@ impl Gcs {
             node,
             reactor,
             interconnect,
-            cores: RefCell::new(Cores {
-                master: MasterCore::new(node, map.epoch(), config.max_grd_entries),
-                holder: HolderCore::new(node, map.clone()),
-            }),
-            map,
+            cores: RefCell::new(cores),
+            map: RefCell::new(map),
             config,
             cache: RefCell::new(None),
             tables: RefCell::default(),
@@ -147,6 +182,9 @@ impl Gcs {
             failure: RefCell::new(None),
             failed: Notify::new(),
             watch: RefCell::new(None),
+            recovery: RefCell::new(None),
+            recovery_moved: Notify::new(),
+            recovery_writes: Cell::new(0),
         }))
     }
 
@@ -167,8 +205,11 @@ impl Gcs {
         *self.0.watch.borrow_mut() = Some(self.0.reactor.spawn(Class::Low, "stalled transfers", watch));
     }
 
-    /// Stops the watching; open requests stay open.
+    /// Stops the watching, and a recovery under way; open requests stay open.
     pub fn close(&self) {
+        if let Some(recovery) = &*self.0.recovery.borrow() {
+            recovery.end();
+        }
         if let Some(watch) = self.0.watch.borrow_mut().take() {
             watch.abort();
         }
@@ -194,7 +235,7 @@ impl Gcs {
     /// Who masters what.
     #[must_use]
     pub fn map(&self) -> Rc<MastershipMap> {
-        self.0.map.clone()
+        self.0.map.borrow().clone()
     }
 
     /// What has been done so far, and what is being done.
@@ -215,7 +256,14 @@ impl Gcs {
             stalled_transfers_total: numbers.stalled,
             unsent_total: numbers.unsent,
             malformed_total: numbers.malformed,
+            other_epoch_total: numbers.other_epoch,
             peers_lost_total: numbers.peers_lost,
+            views_entered_total: numbers.views,
+            claims_sent_total: numbers.claims_sent,
+            claims_received_total: numbers.claims_received,
+            blocks_recovered_total: numbers.blocks_recovered,
+            blocks_rewritten_total: numbers.blocks_rewritten,
+            past_images_fetched_total: numbers.images_fetched,
             outstanding_requests: tables.pending.len() as u64,
             waiting_requests: tables.in_line.len() as u64,
             grd_entries: cores.master.entries() as u64,
@@ -296,12 +344,28 @@ impl Inner {
                     cache.discard_past_image(block, up_to);
                 }
             }
-            Output::RequestWrite { block } => {
-                if let Some(cache) = self.cache() {
-                    cache.request_write(block);
-                }
+            Output::RequestWrite { block } => self.request_write(block),
+            Output::Recover { block, image } => self.recover(block, image),
+        }
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.map.borrow().epoch()
+    }
+
+    fn master(&self, block: BlockId) -> NodeId {
+        self.map.borrow().master(block)
+    }
+
+    /// The master wants the block on the disk. Where it is there already, the word of that may have been lost with an
+    /// epoch: it is said again.
+    fn request_write(&self, block: BlockId) {
+        let Some(cache) = self.cache() else { return };
+        match cache.standing(block) {
+            Some(standing) if !standing.dirty && standing.disk_scn > Scn::ZERO => {
+                self.feed(|cores, out| cores.holder.wrote(block, standing.disk_scn, out));
             }
-            Output::Recover { block, .. } => unreachable!("{block} is recovered, but this life has one epoch"),
+            _ => cache.request_write(block),
         }
     }
 
@@ -317,6 +381,7 @@ impl Inner {
     }
 
     fn send(&self, to: NodeId, message: &Message, body: Body) {
+        assert_eq!(message.epoch, self.interconnect.epoch(), "{message:?} to {to} in another epoch");
         let wire = crate::interconnect::Message {
             kind: message.kind as u8,
             flags: message.flags,
@@ -329,10 +394,10 @@ impl Inner {
         let mut numbers = self.numbers.borrow_mut();
         match sent {
             Ok(()) => numbers.sent[message.kind.index()] += 1,
-            // What hangs on it is sorted out with the loss of the peer, which the cluster hears of from the interconnect.
+            // What hangs on it is sorted out by the next view, which the loss of the peer brings.
             Err(down) => {
                 numbers.unsent += 1;
-                tracing::warn!(%to, ?message, %down, "a message about a block was not sent");
+                tracing::debug!(%to, ?message, %down, "a message about a block was not sent");
             }
         }
     }
@@ -384,7 +449,7 @@ impl Inner {
             (pending, tables.in_line.pop_front())
         };
         assert_eq!(pending.request, request, "{block}: a grant for another request");
-        let master = self.map.master(block);
+        let master = self.master(block);
         let path = match granted.source {
             Source::Disk if master == self.node => Path::DiskLocal,
             Source::Disk => Path::DiskRemote,
@@ -395,9 +460,7 @@ impl Inner {
         let ns = u64::try_from(self.reactor.now().since(pending.since).as_nanos()).unwrap_or(u64::MAX);
         self.numbers.borrow_mut().latency[path as usize].record_ns(ns);
         pending.acquire.granted(granted);
-        if let Some(next) = next {
-            self.open(next);
-        }
+        next.into_iter().for_each(|next| self.open(next));
     }
 
     fn open(&self, acquire: Acquire) {
@@ -437,6 +500,10 @@ impl Inner {
 
     /// One line a look, however many are stalled: the one that has waited longest.
     fn report_stalls(&self) {
+        if self.cores.borrow().holder.is_silent() {
+            // The whole cluster waits, and says so itself.
+            return;
+        }
         let now = self.reactor.now();
         let limit = Duration::from_millis(self.config.block_transfer_timeout_ms);
         let mut stalled = 0;
@@ -451,7 +518,7 @@ impl Inner {
         }
         let Some((waited, block, request)) = worst else { return };
         self.numbers.borrow_mut().stalled += stalled;
-        let master = self.map.master(block);
+        let master = self.master(block);
         tracing::warn!(
             stalled, %block, %master, %request, waited_ms = waited.as_millis() as u64,
             "blocks have not arrived within block_transfer_timeout; they are still waited for"
@@ -505,17 +572,29 @@ impl Handler for Gcs {
             request: header.request,
             scn: Scn(header.argument),
         };
-        self.0.numbers.borrow_mut().received[kind.index()] += 1;
-        if matches!(kind, Kind::Claims | Kind::ClaimsEnd | Kind::FetchImage | Kind::Image) {
-            return self.0.malformed(from, "a message about a change of the view, which this life does not survive", header);
+        if message.epoch != self.0.epoch() {
+            // The interconnect drops such messages, but it changes its epoch a moment later than this does.
+            self.0.numbers.borrow_mut().other_epoch += 1;
+            return;
         }
+        self.0.numbers.borrow_mut().received[kind.index()] += 1;
         match (kind, body) {
             (Kind::Data, Body::Block(bytes)) => {
-                if message.epoch == self.0.map.epoch() && !self.0.take_in(from, &message, bytes) {
+                if !self.0.take_in(from, &message, bytes) {
                     return self.0.malformed(from, "a block that nobody waits for", header);
                 }
             }
-            (Kind::Data, _) => return self.0.malformed(from, "a block without its bytes", header),
+            (Kind::Claims, Body::Bytes(bytes)) => {
+                return match super::wire::decode(&bytes) {
+                    Some(claims) => self.0.on_claims(from, &claims),
+                    None => self.0.malformed(from, "claims that can't be read", header),
+                };
+            }
+            (Kind::ClaimsEnd, Body::Empty) => return self.0.on_claims_end(from, message.scn.0),
+            (Kind::FetchImage, Body::Empty) => return self.0.give_image(from, message.block),
+            (Kind::Image, Body::Block(bytes)) => return self.0.image_came(message.block, Some(bytes)),
+            (Kind::Image, Body::Empty) => return self.0.image_came(message.block, None),
+            (Kind::Data | Kind::Claims, _) => return self.0.malformed(from, "a message without the body that it needs", header),
             (_, Body::Empty) => {
                 if let Some(pending) = self.0.tables.borrow_mut().pending.get_mut(&message.block) {
                     pending.answered_by = from;
@@ -527,7 +606,7 @@ impl Handler for Gcs {
     }
 
     fn frame_for(&self, header: &Header) -> Option<IoBuf> {
-        if Kind::from_wire(header.kind) != Some(Kind::Data) || header.epoch != self.0.map.epoch() {
+        if Kind::from_wire(header.kind) != Some(Kind::Data) || header.epoch != self.0.epoch() {
             return None;
         }
         let mut tables = self.0.tables.borrow_mut();
@@ -541,12 +620,6 @@ impl Handler for Gcs {
 
     fn on_peer_down(&self, node: NodeId) {
         self.0.numbers.borrow_mut().peers_lost += 1;
-        let cores = self.0.cores.borrow();
-        tracing::error!(
-            %node,
-            entries = cores.master.entries_of(node),
-            blocks = cores.holder.blocks_mastered_by(node),
-            "a node is lost: blocks that it masters, holds or asked for stay locked until the membership has changed"
-        );
+        tracing::warn!(%node, "a node is lost: what it masters, holds or asked for waits for the next view");
     }
 }

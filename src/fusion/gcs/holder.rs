@@ -125,6 +125,12 @@ impl HolderCore {
         }
     }
 
+    /// A node that holds nothing yet and says nothing before [`HolderCore::go`]: for the first view that it enters.
+    #[must_use]
+    pub fn new_silent(node: NodeId, map: Rc<MastershipMap>) -> HolderCore {
+        HolderCore { silent: true, ..HolderCore::new(node, map) }
+    }
+
     /// The cache wants `block` in `want` and has it in less. Answered by [`Output::Granted`]. One request for a block at a
     /// time. Returns the name of the request.
     pub fn acquire(&mut self, block: BlockId, want: Mode, create: bool, out: &mut Vec<Output>) -> RequestId {
@@ -382,12 +388,6 @@ impl HolderCore {
     #[must_use]
     pub fn blocks(&self) -> usize {
         self.blocks.len()
-    }
-
-    /// Open requests to, and copies mastered by, `node`: what its loss leaves to be sorted out.
-    #[must_use]
-    pub fn blocks_mastered_by(&self, node: NodeId) -> usize {
-        self.blocks.keys().filter(|&&block| self.map.master(block) == node).count()
     }
 
     /// What has been done so far.

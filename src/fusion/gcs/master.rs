@@ -89,6 +89,15 @@ impl MasterCore {
         }
     }
 
+    /// The directory of `node` in the first view that it enters: waits for the claims of `members`, as after
+    /// [`MasterCore::enter`].
+    #[must_use]
+    pub fn new_rebuilding(node: NodeId, epoch: Epoch, members: &[NodeId], entries_max: usize) -> MasterCore {
+        let mut master = MasterCore::new(node, epoch, entries_max);
+        master.begin_rebuild(members);
+        master
+    }
+
     /// Takes a message for the master of its block from `from` (which may be this node).
     pub fn on_message(&mut self, from: NodeId, message: &Message, out: &mut Vec<Output>) {
         if message.epoch != self.epoch && self.rules.hold(Rule::EpochsMatch) {
@@ -270,21 +279,6 @@ impl MasterCore {
     #[must_use]
     pub fn counters(&self) -> MasterCounters {
         self.counters
-    }
-
-    /// How many blocks `node` is known for here: as a holder, a keeper of a past image, or a requester. What a lost node
-    /// leaves to be sorted out.
-    #[must_use]
-    pub fn entries_of(&self, node: NodeId) -> usize {
-        let involved = |entry: &&Entry| {
-            entry.holders.contains(node)
-                || entry.past_images.contains(node)
-                || self.activities.get(entry).is_some_and(|activity| {
-                    let requests = activity.legs.iter().map(|leg| leg.request);
-                    requests.chain(activity.waiters.iter().map(|waiter| waiter.request)).any(|id| requester(id) == node)
-                })
-        };
-        self.entries.values().filter(involved).count()
     }
 
     /// Asserts what must hold between any two messages.

@@ -3,7 +3,7 @@
 //! Owned by one shard. Two state machines without I/O do the thinking: [`MasterCore`] keeps the directory of the blocks
 //! that this node masters, [`HolderCore`] the modes that this node holds. Both take messages and give [`Output`]s, so that
 //! the explorer (`explore/`) can drive them through every order of events. [`Gcs`] does what they want done, between the
-//! shard's cache and the interconnect.
+//! shard's cache and the interconnect, in one view of the membership after the other.
 
 mod agent;
 mod directory;
@@ -17,8 +17,9 @@ mod rebuild;
 mod reconfigure;
 mod rules;
 mod statistics;
+pub mod wire;
 
-pub use agent::{Gcs, GcsConfig, GcsParts};
+pub use agent::{Gcs, GcsConfig, GcsParts, RecoveryPhase, RecoveryProgress};
 pub use holder::{HolderCore, HolderCounters, ProtectedImage};
 pub use master::{MasterCore, MasterCounters};
 pub use output::Output;

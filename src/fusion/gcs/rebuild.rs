@@ -57,8 +57,12 @@ pub(super) struct Rebuild {
 }
 
 impl Rebuild {
+    fn has_all_claims(&self) -> bool {
+        self.claims.values().all(|(sent, come)| *sent == Some(*come))
+    }
+
     fn is_complete(&self) -> bool {
-        self.lost.is_some() && self.claims.values().all(|(sent, come)| *sent == Some(*come))
+        self.lost.is_some() && self.has_all_claims()
     }
 }
 
@@ -72,6 +76,10 @@ impl MasterCore {
         self.entries = BlockMap::default();
         self.activities = super::directory::Activities::default();
         self.unwritten = BlockMap::default();
+        self.begin_rebuild(members);
+    }
+
+    pub(super) fn begin_rebuild(&mut self, members: &[NodeId]) {
         let claims = members.iter().map(|&member| (member, (None, 0))).collect();
         self.rebuild = Some(Box::new(Rebuild { claims, ..Rebuild::default() }));
     }
@@ -80,6 +88,12 @@ impl MasterCore {
     #[must_use]
     pub fn is_rebuilding(&self) -> bool {
         self.rebuild.is_some()
+    }
+
+    /// Whether every member has said all that it has here.
+    #[must_use]
+    pub fn has_all_claims(&self) -> bool {
+        self.rebuild.as_ref().is_none_or(|rebuild| rebuild.has_all_claims())
     }
 
     /// Takes what `from` says that it has of a block.
@@ -167,11 +181,18 @@ impl MasterCore {
         self.unwritten.len()
     }
 
-    /// Asks the owners of such blocks to write them; to be repeated until there are none.
-    pub fn press_for_writes(&self, out: &mut Vec<Output>) {
-        for block in self.unwritten.keys() {
-            if let Some(owner) = self.entries.get(block).and_then(Entry::owner) {
-                out.push(Output::Send { to: owner, message: bare(self.epoch, Kind::WriteRequest, *block) });
+    /// Asks the owners of such blocks, of `most` of them at a time, to write them; to be repeated until there are none.
+    pub fn press_for_writes(&mut self, most: usize, out: &mut Vec<Output>) {
+        let blocks: Vec<BlockId> = self.unwritten.keys().copied().take(most).collect();
+        for block in blocks {
+            let entry = self.entries.entry(block).or_default();
+            if let Some(owner) = entry.owner() {
+                out.push(Output::Send { to: owner, message: bare(self.epoch, Kind::WriteRequest, block) });
+            } else if entry.is_idle() {
+                // Without an owner the disk has it, but nobody has told so: its holder may have been reading it when it
+                // claimed, and have dropped it since.
+                self.activities.open(entry).transition = Transition::Recover;
+                out.push(Output::Recover { block, image: None });
             }
         }
     }

@@ -37,6 +37,14 @@ impl HolderCore {
         }
     }
 
+    /// In silence: the open request for `block` is void, the cache will ask anew.
+    pub fn abandon(&mut self, block: BlockId) {
+        assert!(self.silent, "{block}: a request is given up that a master may be serving");
+        let held = self.blocks.get_mut(&block).filter(|held| held.open.is_some());
+        held.expect("a request that is given up is open").open = None;
+        self.tidy(block);
+    }
+
     /// The blocks of which something is to be claimed, each once, with the mode that this node has.
     pub fn held(&self) -> impl Iterator<Item = (BlockId, Mode)> + '_ {
         let something = self.blocks.iter().filter(|(_, held)| held.mode != Mode::Null || held.past_image.is_some());

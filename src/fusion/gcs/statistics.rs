@@ -116,8 +116,22 @@ pub struct GcsStats {
     pub unsent_total: u64,
     /// Messages that made no sense, dropped.
     pub malformed_total: u64,
+    /// Messages of another epoch that the interconnect let through while this shard entered one, dropped.
+    pub other_epoch_total: u64,
     /// Peers lost, as often as they were lost.
     pub peers_lost_total: u64,
+    /// Views entered, the first not counted.
+    pub views_entered_total: u64,
+    /// Blocks claimed of other masters.
+    pub claims_sent_total: u64,
+    /// Blocks that other nodes claimed here.
+    pub claims_received_total: u64,
+    /// Blocks that had lost their owner, made anew here or found to be on the disk.
+    pub blocks_recovered_total: u64,
+    /// Of these, those that the disk was behind of.
+    pub blocks_rewritten_total: u64,
+    /// Past images that came from other nodes for that.
+    pub past_images_fetched_total: u64,
     /// Requests open now.
     pub outstanding_requests: u64,
     /// Requests that wait for one of those to be answered, because there are as many as are allowed.

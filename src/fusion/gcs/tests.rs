@@ -1,5 +1,7 @@
 //! Three nodes with real caches, logs and connections on one volume: in the simulated world, and once over loopback.
 
+mod views;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -13,11 +15,11 @@ use crate::cache::{Cache, CacheConfig, CacheParts, FRAMES_MIN};
 use crate::clock::ScnClock;
 use crate::fusion::grd::{MastershipMap, VIRTUAL_NODES};
 use crate::fusion::recovery::Replay;
-use crate::ids::{BLOCK_SIZE, BlockId, BlockNo, Epoch, Incarnation, Lsn, NodeId, PartitionId, ShardId};
+use crate::ids::{BLOCK_SIZE, BlockId, BlockNo, Epoch, Incarnation, Lsn, NodeId, PartitionId, Scn, ShardId};
 use crate::interconnect::{Interconnect, Service, Settings};
 use crate::reactor::driver::sim::{HostId, SimWorld};
 use crate::reactor::thread::run_local;
-use crate::reactor::{Class, DriverChoice, IoBuf, OpenOptions, Reactor, ReactorOptions, TaskHandle};
+use crate::reactor::{Class, DriverChoice, FileId, IoBuf, OpenOptions, Reactor, ReactorOptions, TaskHandle};
 use crate::volume::RedoArea;
 use crate::volume::block::BlockKind;
 use crate::volume::change::Change;
@@ -44,7 +46,11 @@ fn members() -> Vec<NodeId> {
 }
 
 fn map() -> Rc<MastershipMap> {
-    Rc::new(MastershipMap::new(Epoch(1), &members(), VIRTUAL_NODES, BTreeMap::new()).unwrap())
+    map_of(1, &members())
+}
+
+fn map_of(epoch: u64, members: &[NodeId]) -> Rc<MastershipMap> {
+    Rc::new(MastershipMap::new(Epoch(epoch), members, VIRTUAL_NODES, BTreeMap::new()).unwrap())
 }
 
 /// The redo area of a node (counted from 0).
@@ -68,6 +74,15 @@ struct Node {
     cache: Cache,
     gcs: Gcs,
     interconnect: Interconnect,
+    file: FileId,
+}
+
+/// Where a node's life begins.
+struct Beginning {
+    life: u64,
+    map: Rc<MastershipMap>,
+    /// Its clock draws above this.
+    scn: Scn,
 }
 
 impl Node {
@@ -79,26 +94,43 @@ impl Node {
         addresses: &[SocketAddr],
         config: CacheConfig,
     ) -> Node {
+        let beginning = Beginning { life: 1, map: map(), scn: Scn::ZERO };
+        Node::begin(reactor, index, volume, addresses, config, beginning, Gcs::new).await
+    }
+
+    async fn begin(
+        reactor: Reactor,
+        index: usize,
+        volume: &std::path::Path,
+        addresses: &[SocketAddr],
+        config: CacheConfig,
+        beginning: Beginning,
+        gcs: impl FnOnce(GcsParts) -> Gcs,
+    ) -> Node {
+        let Beginning { life, map, scn } = beginning;
         let file = reactor.open(volume, OpenOptions::WRITE).await.expect("the volume is there");
         let node = members()[index];
-        let mut settings = Settings::new(1, node, Incarnation(1), ShardId(0), 1, addresses[index]);
+        let mut settings = Settings::new(1, node, Incarnation(life), ShardId(0), 1, addresses[index]);
         settings.peers = members().into_iter().zip(addresses.iter().copied()).filter(|(peer, _)| *peer != node).collect();
         let clock = ScnClock::new();
+        clock.observe(scn);
         let interconnect = Interconnect::new(&reactor, &clock, settings);
-        let gcs = Gcs::new(GcsParts {
+        let epoch = map.epoch();
+        let gcs = gcs(GcsParts {
             reactor: reactor.clone(),
             interconnect: interconnect.clone(),
-            map: map(),
+            map,
             config: GcsConfig { max_outstanding_requests: 8, ..GcsConfig::default() },
         });
-        let log = Log::open(&reactor, file, redo_area(index), Incarnation(1)).await.unwrap();
+        let log = Log::open(&reactor, file, redo_area(index), Incarnation(life)).await.unwrap();
+        log.checkpoint(log.append_lsn(), clock.latest()).await.unwrap();
         let coherence = Rc::new(gcs.clone());
         let cache = Cache::new(CacheParts { reactor: reactor.clone(), file, log, clock, coherence, config }).unwrap();
         gcs.attach(&cache);
         interconnect.register(Service::Gcs, Rc::new(gcs.clone()));
-        interconnect.set_epoch(Epoch(1));
+        interconnect.set_epoch(epoch);
         interconnect.start().await.unwrap();
-        Node { reactor, cache, gcs, interconnect }
+        Node { reactor, cache, gcs, interconnect, file }
     }
 
     async fn create(&self, block: BlockId) {
@@ -136,6 +168,7 @@ fn quiet() -> CacheConfig {
 struct Simulated {
     world: SimWorld,
     nodes: Vec<Rc<Node>>,
+    addresses: Vec<SocketAddr>,
 }
 
 impl Simulated {
@@ -152,7 +185,7 @@ impl Simulated {
             world.block_on(&outside, async move { Rc::new(Node::start(reactor, index, volume, &addresses, config).await) })
         };
         let nodes: Vec<_> = reactors.iter().enumerate().map(start).collect();
-        let simulated = Simulated { world, nodes };
+        let simulated = Simulated { world, nodes, addresses };
         for node in 0..NODES {
             simulated.on(node, async |node| node.interconnect.all_up().await);
         }
@@ -354,11 +387,11 @@ fn every_change_of_every_node_is_kept_under_contention() {
     assert_eq!(contention(1), contention(1), "the same seed gives the same run");
 }
 
-/// Reads the counters of all blocks from the volume and the redo of all nodes, as a restart does.
-async fn recovered(reactor: &Reactor) -> Vec<u64> {
+/// Reads the counters of all blocks from the volume and the redo of these nodes (counted from 0), as a restart does.
+async fn recovered(reactor: &Reactor, nodes: &[usize]) -> Vec<u64> {
     let file = reactor.open(std::path::Path::new("volume"), OpenOptions::READ).await.unwrap();
     let mut replay = Replay::new();
-    for index in 0..NODES {
+    for &index in nodes {
         let mut scan = LogScan::open(reactor, file, redo_area(index)).await.unwrap();
         while let Some(record) = scan.next().await.unwrap() {
             if record.kind == RecordKind::RedoGroup {
@@ -408,7 +441,7 @@ fn power_loss(seed: u64) {
     cluster.world.power_loss();
     let reactor = cluster.world.reactor(HostId(0));
     let inside = reactor.clone();
-    let counters = cluster.world.block_on(&reactor, async move { recovered(&inside).await });
+    let counters = cluster.world.block_on(&reactor, async move { recovered(&inside, &[0, 1, 2]).await });
     for (n, counter) in counters.into_iter().enumerate() {
         let (least, most) = (durable[n].get(), begun[n].get());
         assert!(

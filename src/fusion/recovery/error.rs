@@ -1,10 +1,12 @@
-//! Why redo can't be replayed. Each names the block or the log: nothing has been written over when one is returned.
+//! Why redo can't be replayed, and why the blocks of lost nodes can't be recovered. Each names the block or the log:
+//! nothing has been written over when one is returned.
 
 use std::fmt;
 
 use crate::ids::{BlockId, NodeId, Scn};
 use crate::volume::block::BlockFault;
 use crate::volume::change::ChangeFault;
+use crate::wal::LogError;
 use crate::wal::redo::RedoFault;
 
 /// What stops recovery.
@@ -75,3 +77,48 @@ impl fmt::Display for ReplayError {
 }
 
 impl std::error::Error for ReplayError {}
+
+/// Why a survivor can't recover the blocks of lost nodes. Nothing has been made worse: another node, or the next cold
+/// start, can try the same again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecoveryFault {
+    /// A lost node's log can't be read.
+    Log(LogError),
+    /// The redo does not fit the blocks.
+    Replay(ReplayError),
+    /// A device error on one block.
+    Block {
+        /// Which.
+        block: BlockId,
+        /// Reading, writing, or making it durable.
+        doing: &'static str,
+        /// What the system said.
+        error: String,
+    },
+}
+
+impl fmt::Display for RecoveryFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the blocks of lost nodes can't be recovered: ")?;
+        match self {
+            RecoveryFault::Log(error) => write!(f, "{error}"),
+            RecoveryFault::Replay(error) => write!(f, "{error}"),
+            RecoveryFault::Block { block, doing, error } => write!(f, "can't {doing} {block}: {error}"),
+        }?;
+        write!(f, ". Nothing was lost by trying; repair or restore what is named and start again")
+    }
+}
+
+impl std::error::Error for RecoveryFault {}
+
+impl From<LogError> for RecoveryFault {
+    fn from(error: LogError) -> Self {
+        RecoveryFault::Log(error)
+    }
+}
+
+impl From<ReplayError> for RecoveryFault {
+    fn from(error: ReplayError) -> Self {
+        RecoveryFault::Replay(error)
+    }
+}

@@ -6,17 +6,22 @@
 //! second replay, or one that was interrupted, gives the same bytes; and that a missing link is an error that names the
 //! block, never a guess.
 //!
+//! Two uses: a cold start replays everything that any log has ([`Replay::add_group`]); the survivors of a loss each replay
+//! the blocks that they master ([`read_redo`], [`Replay::lost_blocks`]), from a past image where one is newer than the disk.
+//!
 //! Changes are gathered by block number, not by block and partition: a block that was freed and given to another
 //! partition has the history of both, and its number is where it lies.
 
 mod error;
+mod redo;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-pub use self::error::ReplayError;
+pub use self::error::{RecoveryFault, ReplayError};
+pub use self::redo::read_redo;
 use crate::ids::{BlockId, BlockNo, NodeId, Scn};
 use crate::volume::block::{self, BlockFault};
 use crate::volume::change::Change;
@@ -28,6 +33,10 @@ pub struct Replay {
     /// The payloads of all redo groups; the changes point into them.
     payloads: Vec<u8>,
     blocks: BTreeMap<BlockNo, Vec<Link>>,
+    /// The newest change of each block whose changes were not wanted.
+    elsewhere: BTreeMap<BlockNo, Scn>,
+    /// Versions that a log says are on the disk.
+    written: BTreeMap<BlockId, Scn>,
     highest: Scn,
     groups: u64,
 }
@@ -68,10 +77,23 @@ impl Replay {
     /// # Errors
     /// When the payload is not a redo group.
     pub fn add_group(&mut self, from: NodeId, payload: &[u8]) -> Result<(), ReplayError> {
+        self.add_group_of(from, payload, |_| true)
+    }
+
+    /// Takes of a redo group out of a log of `from` what it did to the blocks that are `wanted`.
+    ///
+    /// # Errors
+    /// When the payload is not a redo group.
+    pub fn add_group_of(&mut self, from: NodeId, payload: &[u8], wanted: impl Fn(BlockId) -> bool) -> Result<(), ReplayError> {
         let group = RedoGroup::decode(payload).map_err(|fault| ReplayError::Record { from, fault })?;
         self.groups += 1;
         self.highest = self.highest.max(group.scn);
         for entry in group.entries() {
+            if !wanted(entry.id) {
+                let newest = self.elsewhere.entry(entry.id.block).or_default();
+                *newest = (*newest).max(group.scn);
+                continue;
+            }
             let start = self.payloads.len();
             self.payloads.extend_from_slice(entry.changes);
             let changes = start..self.payloads.len();
@@ -89,6 +111,29 @@ impl Replay {
     /// An SCN that was seen elsewhere in the logs and must not be drawn again.
     pub fn observe(&mut self, scn: Scn) {
         self.highest = self.highest.max(scn);
+    }
+
+    /// Version `scn` of a block, or a newer one, is on the disk: a log says so.
+    pub fn note_written(&mut self, block: BlockId, scn: Scn) {
+        let newest = self.written.entry(block).or_default();
+        *newest = (*newest).max(scn);
+    }
+
+    /// The wanted blocks that the disk may be behind of, each with the version that the logs lead to. Forgets the others:
+    /// those that the logs say were written, and those whose number has gone to a block that is not wanted.
+    pub fn lost_blocks(&mut self) -> Vec<(BlockId, Scn)> {
+        let mut lost = Vec::with_capacity(self.blocks.len());
+        let (elsewhere, written) = (std::mem::take(&mut self.elsewhere), std::mem::take(&mut self.written));
+        self.blocks.retain(|number, links| {
+            let Some(newest) = links.iter().max_by_key(|link| link.after) else { return false };
+            let moved = elsewhere.get(number).is_some_and(|&scn| scn > newest.after);
+            let needed = !moved && written.get(&newest.id).is_none_or(|&scn| scn < newest.after);
+            if needed {
+                lost.push((newest.id, newest.after));
+            }
+            needed
+        });
+        lost
     }
 
     /// The highest SCN in any log.
@@ -118,14 +163,9 @@ impl Replay {
         links.sort_by_key(|link| link.after);
         let Some(newest) = links.last().map(|link| link.id) else { return Ok(Replayed::Current) };
 
-        let on_disk = block::block_id(bytes);
-        let valid = block::verify(bytes, BlockId::new(on_disk.partition, block));
-        // `None`: what is on disk can't be built upon; only a change that starts afresh can.
-        let mut current = match valid {
-            Ok(()) => Some(block::block_scn(bytes)),
-            Err(BlockFault::NeverWritten) => Some(Scn::ZERO),
-            Err(_) => None,
-        };
+        let found = version_of(block, bytes);
+        // `None`: what is there can't be built upon; only a change that starts afresh can.
+        let mut current = found.ok();
         let mut steps = 0;
         let mut hole = None;
         for link in links.iter() {
@@ -151,18 +191,28 @@ impl Replay {
             steps += 1;
         }
         if let Some((have, need, after, from)) = hole {
-            return Err(ReplayError::Hole { block: newest, have, need, after, from, fault: valid.err() });
+            return Err(ReplayError::Hole { block: newest, have, need, after, from, fault: found.err() });
         }
-        match (current, valid) {
-            (Some(_), _) if steps > 0 => {
+        match found {
+            _ if steps > 0 => {
                 block::seal(bytes);
                 Ok(Replayed::Changed { id: newest, steps })
             }
-            (_, Err(fault)) if !matches!(fault, BlockFault::NeverWritten) => {
-                Err(ReplayError::Unreadable { block: newest, fault })
-            }
-            _ => Ok(Replayed::Current),
+            Err(fault) => Err(ReplayError::Unreadable { block: newest, fault }),
+            Ok(_) => Ok(Replayed::Current),
         }
+    }
+}
+
+/// The version that lies in the place of a block, whichever block it is: zero where nothing was ever written.
+///
+/// # Errors
+/// What is wrong with the bytes.
+pub fn version_of(number: BlockNo, bytes: &[u8]) -> Result<Scn, BlockFault> {
+    match block::verify(bytes, BlockId::new(block::block_id(bytes).partition, number)) {
+        Ok(()) => Ok(block::block_scn(bytes)),
+        Err(BlockFault::NeverWritten) => Ok(Scn::ZERO),
+        Err(fault) => Err(fault),
     }
 }
 
