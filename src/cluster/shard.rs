@@ -20,7 +20,7 @@ use crate::fusion::grd::MastershipMap;
 use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NodeId, ShardId};
 use crate::interconnect::{Body, Handler, Header};
 use crate::reactor::{Class, Reactor, Remote};
-use crate::store::{ShardEngine, search_in_other_shards};
+use crate::store::{ShardEngine, ask_other_shards, search_in_other_shards};
 use crate::txn::{ClusterPeers, TransactionsForGes, TxnParts, Txns};
 use crate::volume::{Geometry, Volume};
 use crate::wal::Log;
@@ -125,6 +125,7 @@ impl Services {
         for_ges.attach(&txns);
         txns.start_housekeeping(shard == ShardId(0));
         let remotes = context.remotes.lock().expect("nobody panics while holding it").clone();
+        ask_other_shards(&txns, remotes.clone());
         search_in_other_shards(&ges, shard, remotes);
         let _engine = ShardEngine::new(&txns, shard, service, Rc::new(ges));
         Ok(Opened { cache, gcs })

@@ -89,8 +89,13 @@ impl NodeStore {
         }
     }
 
+    /// A number that no session of this node has, and no other caller gets.
+    pub(super) fn next_number(&self) -> u64 {
+        self.0.sessions.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Runs `work` as a task of the shard.
-    fn start<T: Send + 'static>(
+    pub(super) fn start<T: Send + 'static>(
         &self,
         shard: ShardId,
         work: impl AsyncFnOnce(Rc<ShardEngine>) -> Result<T, StoreError> + Send + 'static,
@@ -190,7 +195,7 @@ impl Backend for NodeStore {
 
     fn session(&self) -> Box<dyn SessionBackend> {
         Box::new(EngineSession {
-            id: self.0.sessions.fetch_add(1, Ordering::Relaxed),
+            id: self.next_number(),
             slot: self.0.shared.snapshots.register(),
             store: self.clone(),
             transaction: None,

@@ -6,6 +6,7 @@
 //! statement on every node sees.
 
 mod backend;
+mod departed;
 mod engine;
 mod error;
 mod locks;
@@ -14,6 +15,7 @@ mod shard;
 mod types;
 
 pub use backend::{Backend, BoxFuture, CancelHandle, Session, SessionBackend, Store};
+pub use departed::ask_other_shards;
 pub use engine::{COUNTERS, NodeStore};
 pub use error::StoreError;
 pub use locks::{CATALOG, LocalLocks, LockService, Locker, search_in_other_shards};

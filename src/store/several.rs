@@ -17,6 +17,7 @@ use crate::txn::{HOUSEKEEPING_MS, Left, TxnError};
 
 use super::StoreError;
 use super::backend::Backend;
+use super::departed::Whose;
 use super::engine::NodeStore;
 use super::shard::{Branch, ShardEngine};
 use super::types::Committed;
@@ -41,7 +42,7 @@ struct Kept {
     branches: Vec<TxnId>,
 }
 
-/// What restarting nodes found between their shards.
+/// What restarting nodes found between their shards, or a survivor in those of a dead node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Settled {
     /// Decisions with all their promises: committed.
@@ -50,6 +51,8 @@ pub struct Settled {
     pub rolled_back: usize,
     /// Promises, settled by their home's outcome.
     pub branches: usize,
+    /// Of a dead node: unfinished transactions, a branch each, that were rolled back.
+    pub undone: usize,
 }
 
 /// A branch's answers: that its promise is in the log's memory, and that it is durable.
@@ -65,38 +68,51 @@ impl NodeStore {
     /// # Errors
     /// Faults.
     pub async fn settle_branches(&self) -> Result<Settled, StoreError> {
-        let mut left = Vec::new();
-        for shard in (0..Backend::shards(self)).map(ShardId) {
-            left.extend(self.in_shard(shard, async move |engine: Rc<ShardEngine>| Ok(engine.txns().unsettled())).await?);
-        }
-        // The homes first: as long as a promise stands, its home's slot must say how it ended.
-        let decisions = resolve(&left);
-        let committed = decisions.iter().filter(|(_, scn)| scn.is_some()).count();
-        let rolled_back = decisions.len() - committed;
-        self.settle_all(decisions).await?;
-        let mut branches = Vec::new();
-        for (branch, home) in left.iter().filter_map(|unfinished| match unfinished.left {
-            Left::Branch { home } => Some((unfinished.txn, home)),
-            _ => None,
-        }) {
-            let outcome = async move |engine: Rc<ShardEngine>| Ok(engine.txns().home_outcome(home).await?);
-            branches.push((branch, self.in_shard(home.shard(), outcome).await?));
-        }
-        let settled = Settled { committed, rolled_back, branches: branches.len() };
-        self.settle_all(branches).await?;
+        let settled = self.settle_between_shards(Whose::Own).await?;
         if settled != Settled::default() {
             tracing::info!(?settled, "commits over several shards that a crash had interrupted have been settled");
         }
         Ok(settled)
     }
 
-    async fn settle_all(&self, outcomes: Vec<(TxnId, Option<Scn>)>) -> Result<(), StoreError> {
+    pub(super) async fn settle_between_shards(&self, whose: Whose) -> Result<Settled, StoreError> {
+        let mut left = Vec::new();
+        for shard in (0..Backend::shards(self)).map(ShardId) {
+            let unsettled = async move |engine: Rc<ShardEngine>| Ok(engine.txns_of(whose)?.map(|txns| txns.unsettled()));
+            left.extend(self.in_shard(shard, unsettled).await?.into_iter().flatten());
+        }
+        // The homes first: as long as a promise stands, its home's slot must say how it ended.
+        let decisions = resolve(&left);
+        let committed = decisions.iter().filter(|(_, scn)| scn.is_some()).count();
+        let rolled_back = decisions.len() - committed;
+        self.settle_all(whose, decisions).await?;
+        let mut branches = Vec::new();
+        for (branch, home) in left.iter().filter_map(|unfinished| match unfinished.left {
+            Left::Branch { home } => Some((unfinished.txn, home)),
+            _ => None,
+        }) {
+            let outcome = async move |engine: Rc<ShardEngine>| match engine.txns_of(whose)? {
+                Some(txns) => Ok(txns.home_outcome(home).await?),
+                None => Ok(None),
+            };
+            branches.push((branch, self.in_shard(home.shard(), outcome).await?));
+        }
+        let settled = Settled { committed, rolled_back, branches: branches.len(), undone: 0 };
+        self.settle_all(whose, branches).await?;
+        Ok(settled)
+    }
+
+    async fn settle_all(&self, whose: Whose, outcomes: Vec<(TxnId, Option<Scn>)>) -> Result<(), StoreError> {
         let mut by_shard: BTreeMap<ShardId, Vec<_>> = BTreeMap::new();
         for outcome in outcomes {
             by_shard.entry(outcome.0.shard()).or_default().push(outcome);
         }
         for (shard, outcomes) in by_shard {
-            self.in_shard(shard, async move |engine: Rc<ShardEngine>| Ok(engine.txns().settle(&outcomes).await?)).await?;
+            let settle = async move |engine: Rc<ShardEngine>| match engine.txns_of(whose)? {
+                Some(txns) => Ok(txns.settle(&outcomes).await?),
+                None => Ok(()),
+            };
+            self.in_shard(shard, settle).await?;
         }
         Ok(())
     }

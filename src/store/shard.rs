@@ -18,6 +18,7 @@ use crate::reactor::{Class, Reactor};
 use crate::txn::{Cancel, Decision, Glance, How, Isolation, Outcome, Position, Transaction, TxnError, Txns, View, WaitPolicy};
 
 use super::StoreError;
+use super::departed::Adopted;
 use super::locks::{LockService, Locker};
 use super::several::Several;
 use super::types::*;
@@ -58,6 +59,8 @@ pub struct ShardEngine {
     branches: RefCell<HashMap<u64, Rc<Branch>>>,
     /// What commits over several shards need.
     pub(super) several: Several,
+    /// Dead nodes' transactions that are being ended here.
+    pub(super) adopted: Adopted,
     /// What can be canceled now.
     running: RefCell<HashMap<u64, Cancel>>,
     lock_trips: Cell<u64>,
@@ -95,6 +98,7 @@ impl ShardEngine {
             locks,
             branches: RefCell::default(),
             several: Several::default(),
+            adopted: Adopted::default(),
             running: RefCell::default(),
             lock_trips: Cell::new(0),
         });

@@ -4,7 +4,7 @@
 //! SCN wanted by then: the faster commits come, the more of them share a message, as with the log's group commit. Bounded
 //! by the number of peers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{NodeId, Scn};
 
@@ -64,22 +64,28 @@ impl Broadcast {
         self.peers.values().all(|peer| peer.acknowledged >= scn)
     }
 
-    /// A peer has connected: it is told of everything up to our clock.
+    /// A member has connected, or may be spoken to: it is told of everything up to our clock. What it has acknowledged it
+    /// knows; what was under way is void.
     pub fn peer_up(&mut self, node: NodeId, clock: Scn, send: &mut Vec<Announcement>) {
-        let mut peer = Peer { wanted: clock, ..Peer::default() };
+        let peer = self.peers.entry(node).or_default();
+        peer.under_way = None;
+        peer.wanted = peer.wanted.max(clock);
         send.extend(peer.next(node));
-        self.peers.insert(node, peer);
     }
 
-    /// Whether the peer is known to be connected.
+    /// Whether the peer is one of those that are waited for.
     #[must_use]
     pub fn has(&self, node: NodeId) -> bool {
         self.peers.contains_key(&node)
     }
 
-    /// A peer is gone; nobody waits for it any more.
-    pub fn peer_down(&mut self, node: NodeId) {
-        self.peers.remove(&node);
+    /// A view with these peers is entered: nobody else is waited for any more, and what is under way is void. Each is to be
+    /// greeted ([`Broadcast::peer_up`]) before anything else is announced.
+    pub fn enter(&mut self, members: &BTreeSet<NodeId>) {
+        self.peers.retain(|node, _| members.contains(node));
+        for &member in members {
+            self.peers.entry(member).or_default().under_way = None;
+        }
     }
 }
 
@@ -113,9 +119,10 @@ mod tests {
         broadcast.acknowledged(b, Scn(10), &mut sent);
         assert!(broadcast.is_known(Scn(10)) && !broadcast.is_known(Scn(11)));
         broadcast.acknowledged(a, Scn(12), &mut sent);
-        broadcast.peer_down(b);
-        assert!(broadcast.is_known(Scn(12)), "a peer that is gone is not waited for");
         assert_eq!(sent.len(), 4);
+        assert!(!broadcast.is_known(Scn(12)), "a member is waited for, connected or not");
+        broadcast.enter(&[a].into());
+        assert!(broadcast.is_known(Scn(12)), "a node that is no member any more is not");
     }
 
     #[test]
@@ -123,11 +130,29 @@ mod tests {
         let mut broadcast = connected(&[NodeId(2)]);
         let mut sent = Vec::new();
         broadcast.announce(Scn(10), &mut sent);
-        broadcast.peer_down(NodeId(2));
         broadcast.peer_up(NodeId(2), Scn(12), &mut sent);
         broadcast.acknowledged(NodeId(2), Scn(10), &mut sent);
         assert!(!broadcast.is_known(Scn(10)));
         broadcast.acknowledged(NodeId(2), Scn(12), &mut sent);
         assert!(broadcast.is_known(Scn(10)), "a commit from before the connection is in what it is told first");
+    }
+
+    #[test]
+    fn whoever_enters_with_a_view_is_told_before_a_commit_counts_as_known() {
+        let (a, b) = (NodeId(2), NodeId(3));
+        let mut broadcast = connected(&[a]);
+        let mut sent = Vec::new();
+        broadcast.announce(Scn(10), &mut sent);
+        broadcast.enter(&[a, b].into());
+        broadcast.acknowledged(a, Scn(10), &mut sent);
+        assert!(!broadcast.is_known(Scn(5)), "the new one knows nothing");
+        sent.clear();
+        broadcast.peer_up(a, Scn(11), &mut sent);
+        broadcast.peer_up(b, Scn(11), &mut sent);
+        assert_eq!(sent, [Announcement { to: a, scn: Scn(11) }, Announcement { to: b, scn: Scn(11) }]);
+        broadcast.acknowledged(a, Scn(11), &mut sent);
+        assert!(!broadcast.is_known(Scn(10)));
+        broadcast.acknowledged(b, Scn(11), &mut sent);
+        assert!(broadcast.is_known(Scn(11)));
     }
 }

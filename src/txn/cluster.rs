@@ -1,7 +1,11 @@
 //! Transactions of several nodes: the messages of the `Txn` service, and the agent that sends and answers them.
 //!
 //! Owned by one shard; shard i talks to shard i of the peers. What is asked and not yet answered is bounded by the tasks
-//! that wait for it; all of it ends when the peer's connection does. The messages (kinds from [`Service::Txn`] on):
+//! that wait for it. The *members* of the view are asked, told and waited for, whether they are connected or not: a member
+//! that is only disconnected may serve reads until it is fenced, so a commit waits until it knows, or until a view without
+//! it is entered ([`ClusterPeers::enter`]). From there to [`ClusterPeers::go`] nothing is asked or told, because who is
+//! still in the former epoch would drop it; at `go` everything unanswered is said again. The messages (kinds from
+//! [`Service::Txn`] on):
 //!
 //! | message | argument | meaning |
 //! |---|---|---|
@@ -14,7 +18,7 @@
 //! answers "active" commits above the asker's snapshot.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::{Rc, Weak};
 
 use crate::cache::LocalFuture;
@@ -42,9 +46,17 @@ const COMMITTED: u8 = 1;
 const ABORTED: u8 = 2;
 const OK: u8 = 0;
 const FAILED: u8 = 3;
+const COMMITTED_BY: u8 = 4;
 
-/// An answer, or the loss of the one who owed it.
+/// An answer; `None`: the one who owes it is no member any more.
 type Answer = Option<(u8, u64)>;
+
+/// What is asked and not answered.
+struct Asked {
+    to: NodeId,
+    message: Message,
+    answer: OneshotSender<Answer>,
+}
 
 /// The other nodes, for one shard's transactions: states, broadcast on commit, oldest snapshots.
 #[derive(Clone)]
@@ -60,15 +72,31 @@ struct Inner {
     broadcast: RefCell<Broadcast>,
     /// The broadcast has gone forward.
     acknowledged: Notify,
-    pending: RefCell<HashMap<u64, (NodeId, OneshotSender<Answer>)>>,
+    pending: RefCell<HashMap<u64, Asked>>,
     requests: Cell<u64>,
+    /// The other members of the view.
+    members: RefCell<BTreeSet<NodeId>>,
+    /// Between entering a view and its `go`.
+    silent: Cell<bool>,
+    /// Clock readings at which members have left, in this node's life.
+    left_at: RefCell<BTreeMap<NodeId, Scn>>,
 }
 
 impl ClusterPeers {
-    /// The peers over this shard's interconnect; to be made the handler of [`Service::Txn`] at once. `announcer`: true for one
-    /// shard of the node.
+    /// The peers over this shard's interconnect, all of them members of a view in which all serve; to be made the handler of
+    /// [`Service::Txn`] at once. `announcer`: true for one shard of the node.
     #[must_use]
     pub fn new(interconnect: &Interconnect, shared: NodeShared, announcer: bool) -> ClusterPeers {
+        let peers = ClusterPeers::entering(interconnect, shared, announcer);
+        peers.0.members.borrow_mut().extend(interconnect.peers());
+        peers.0.silent.set(false);
+        peers
+    }
+
+    /// As [`ClusterPeers::new`], for a node that is in no view yet: says nothing before [`ClusterPeers::enter`] and
+    /// [`ClusterPeers::go`].
+    #[must_use]
+    pub fn entering(interconnect: &Interconnect, shared: NodeShared, announcer: bool) -> ClusterPeers {
         ClusterPeers(Rc::new(Inner {
             interconnect: interconnect.clone(),
             shared,
@@ -79,20 +107,91 @@ impl ClusterPeers {
             acknowledged: Notify::new(),
             pending: RefCell::default(),
             requests: Cell::new(1),
+            members: RefCell::default(),
+            silent: Cell::new(true),
+            left_at: RefCell::default(),
         }))
+    }
+
+    /// Enters a view: its members, this node among them or not. Every node that left is fenced by now: commits no longer wait
+    /// for it, and its snapshots hold nothing back. Nothing is said until [`ClusterPeers::go`]. What was asked of a node
+    /// that stays, or that has left, stays asked until then. Twice in a row is harmless.
+    pub fn enter(&self, members: &[NodeId]) {
+        let inner = &self.0;
+        let members: BTreeSet<NodeId> = members.iter().copied().filter(|node| *node != inner.interconnect.node()).collect();
+        inner.silent.set(true);
+        let before = inner.members.replace(members.clone());
+        for &gone in before.difference(&members) {
+            // Drawn, so that it is above every snapshot in use here. Whatever the node has told anybody lies below, too.
+            let now = inner.shared.clock.next(inner.interconnect.reactor().wall_ms());
+            inner.left_at.borrow_mut().insert(gone, now);
+            if inner.announcer {
+                inner.shared.snapshots.peer_down(gone);
+            }
+        }
+        if inner.announcer {
+            members.difference(&before).for_each(|&new| inner.shared.snapshots.peer_up(new));
+        }
+        inner.broadcast.borrow_mut().enter(&members);
+        inner.acknowledged.notify_all();
+    }
+
+    /// All members are in the view: they are told of all commits, and what is not answered is asked again. Whoever waits
+    /// for an answer of a node that has left is told so.
+    pub fn go(&self) {
+        if !self.0.silent.replace(false) {
+            return;
+        }
+        let members = self.0.members.borrow().clone();
+        members.iter().for_each(|&member| self.greet(member));
+        let mut lost = Vec::new();
+        self.0.pending.borrow_mut().retain(|_, asked| {
+            let stays = members.contains(&asked.to);
+            if !stays {
+                lost.push(std::mem::replace(&mut asked.answer, oneshot().0));
+            }
+            stays
+        });
+        for answer in lost {
+            // Whoever asked may have gone away.
+            let _ = answer.send(None);
+        }
+        members.iter().for_each(|&member| self.ask_again(member));
+    }
+
+    fn speaks_to(&self, node: NodeId) -> bool {
+        !self.0.silent.get() && self.0.members.borrow().contains(&node)
+    }
+
+    /// Tells a member everything up to the clock.
+    fn greet(&self, node: NodeId) {
+        let mut announcements = Vec::new();
+        self.0.broadcast.borrow_mut().peer_up(node, self.0.shared.clock.latest(), &mut announcements);
+        self.announce_all(announcements);
+    }
+
+    fn ask_again(&self, node: NodeId) {
+        // In the order in which they were asked, so that a run can be repeated.
+        let of_node: BTreeMap<u64, Message> = {
+            let pending = self.0.pending.borrow();
+            pending.iter().filter(|(_, asked)| asked.to == node).map(|(&request, asked)| (request, asked.message)).collect()
+        };
+        for (request, message) in of_node {
+            self.send(node, Message { request: RequestId(request), ..message });
+        }
     }
 
     /// The shard's transactions are open: questions about them can be answered from now on. By now every peer that is
     /// connected must have entered the epoch: those that connected before this was their handler are greeted here.
     pub fn attach(&self, txns: &Txns) {
-        let new = |peer: &NodeId| !self.0.broadcast.borrow().has(*peer);
+        let new = |peer: &NodeId| self.speaks_to(*peer) && !self.0.broadcast.borrow().has(*peer);
         self.0.interconnect.up_peers().into_iter().filter(new).for_each(|peer| self.on_peer_up(peer));
         *self.0.txns.borrow_mut() = Rc::downgrade(&txns.0);
         self.0.attached.notify_all();
     }
 
     fn send(&self, to: NodeId, message: Message) -> bool {
-        // A peer that is down has been, or will be, reported to `on_peer_down`.
+        // What doesn't reach a member is said again when it connects, or at the next `go`.
         self.0.interconnect.send(to, message, Body::Empty).is_ok()
     }
 
@@ -102,14 +201,16 @@ impl ClusterPeers {
         }
     }
 
-    /// Sends a request; the answer comes through what is returned, `None` when the peer is lost.
+    /// Sends a request; the answer comes through what is returned, `None` if the peer is no member, now or at a later `go`.
     fn ask(&self, to: NodeId, message: Message) -> LocalFuture<Answer> {
         let request = self.0.requests.get();
         self.0.requests.set(request + 1);
         let (sender, receiver) = oneshot();
-        self.0.pending.borrow_mut().insert(request, (to, sender));
-        if !self.send(to, Message { request: RequestId(request), ..message }) {
-            self.0.pending.borrow_mut().remove(&request);
+        if self.0.silent.get() || self.speaks_to(to) {
+            self.0.pending.borrow_mut().insert(request, Asked { to, message, answer: sender });
+        }
+        if self.speaks_to(to) {
+            self.send(to, Message { request: RequestId(request), ..message });
         }
         let pending = Pending { peers: self.clone(), request };
         let answer = async move {
@@ -159,6 +260,7 @@ impl ClusterPeers {
         let (mode, scn) = match state {
             Ok(TxnState::Active) => (ACTIVE, Scn::ZERO),
             Ok(TxnState::Committed(scn)) => (COMMITTED, scn),
+            Ok(TxnState::CommittedBy(scn)) => (COMMITTED_BY, scn),
             Ok(TxnState::Aborted) => (ABORTED, Scn::ZERO),
             Ok(TxnState::Committing(_)) => unreachable!("a state is told once it is settled"),
             Err(error) => {
@@ -183,20 +285,29 @@ impl Drop for Pending {
 }
 
 impl Peers for ClusterPeers {
-    fn state(&self, txn: TxnId) -> LocalFuture<Result<TxnState, TxnError>> {
+    fn state(&self, txn: TxnId) -> LocalFuture<Result<Option<TxnState>, TxnError>> {
         let answer = self.ask(txn.node(), Message { kind: STATE, argument: txn.raw(), ..Message::default() });
         Box::pin(async move {
             match answer.await {
-                Some((ACTIVE, _)) => Ok(TxnState::Active),
-                Some((COMMITTED, scn)) => Ok(TxnState::Committed(Scn(scn))),
-                Some((ABORTED, _)) => Ok(TxnState::Aborted),
+                Some((ACTIVE, _)) => Ok(Some(TxnState::Active)),
+                Some((COMMITTED, scn)) => Ok(Some(TxnState::Committed(Scn(scn)))),
+                Some((COMMITTED_BY, scn)) => Ok(Some(TxnState::CommittedBy(Scn(scn)))),
+                Some((ABORTED, _)) => Ok(Some(TxnState::Aborted)),
                 Some(_) => Err(TxnError::unknown_transaction(txn)),
-                None => Err(TxnError::Unavailable(format!("{} ran on {}, which cannot be reached now", txn, txn.node()))),
+                None => Ok(None),
             }
         })
     }
 
+    fn left_at(&self, node: NodeId) -> Scn {
+        self.0.left_at.borrow().get(&node).copied().unwrap_or(Scn::ZERO)
+    }
+
     fn announce(&self, scn: Scn) {
+        if self.0.silent.get() {
+            // `go` tells of everything up to the clock.
+            return;
+        }
         let mut announcements = Vec::new();
         self.0.broadcast.borrow_mut().announce(scn, &mut announcements);
         self.announce_all(announcements);
@@ -217,22 +328,20 @@ impl Peers for ClusterPeers {
 
     fn tell_oldest(&self, oldest: Scn) {
         for peer in self.0.interconnect.up_peers() {
-            self.send(peer, Message { kind: OLDEST, argument: oldest.0, ..Message::default() });
+            if self.speaks_to(peer) {
+                self.send(peer, Message { kind: OLDEST, argument: oldest.0, ..Message::default() });
+            }
         }
     }
 
     fn forget_partition(&self, partition: PartitionId) -> LocalFuture<Result<(), TxnError>> {
         let block = BlockId::new(partition, BlockNo(0));
-        let answers: Vec<_> = self
-            .0
-            .interconnect
-            .up_peers()
-            .into_iter()
-            .map(|peer| self.ask(peer, Message { kind: FORGET, block, ..Message::default() }))
-            .collect();
+        let members: Vec<NodeId> = self.0.members.borrow().iter().copied().collect();
+        let answers: Vec<_> =
+            members.into_iter().map(|peer| self.ask(peer, Message { kind: FORGET, block, ..Message::default() })).collect();
         Box::pin(async move {
             for answer in answers {
-                // A peer that is lost has lost its cache, too.
+                // A node that has left the members has lost its cache, too; one that has come since never had the blocks.
                 if let Some((FAILED, _)) = answer.await {
                     return Err(TxnError::Unavailable(format!("a peer could not give up its blocks of {partition}")));
                 }
@@ -249,9 +358,9 @@ impl Handler for ClusterPeers {
             (STATE, Some(txn)) => self.on_state(from, header.request, txn),
             (STATE_IS | FORGOTTEN, _) => {
                 let pending = self.0.pending.borrow_mut().remove(&header.request.0);
-                if let Some((_, sender)) = pending {
+                if let Some(Asked { answer, .. }) = pending {
                     // Whoever asked may have gone away.
-                    let _ = sender.send(Some((header.mode, header.argument)));
+                    let _ = answer.send(Some((header.mode, header.argument)));
                 }
             }
             (COMMIT, _) => self.answer(from, COMMIT_KNOWN, header.request, OK, header.argument),
@@ -280,29 +389,16 @@ impl Handler for ClusterPeers {
     }
 
     fn on_peer_up(&self, node: NodeId) {
+        // A node that is no member yet is greeted when it has become one.
+        if !self.speaks_to(node) {
+            return;
+        }
         if self.0.announcer {
             self.0.shared.snapshots.peer_up(node);
         }
-        let mut announcements = Vec::new();
-        self.0.broadcast.borrow_mut().peer_up(node, self.0.shared.clock.latest(), &mut announcements);
-        self.announce_all(announcements);
+        self.greet(node);
+        self.ask_again(node);
     }
 
-    fn on_peer_down(&self, node: NodeId) {
-        if self.0.announcer {
-            self.0.shared.snapshots.peer_down(node);
-        }
-        self.0.broadcast.borrow_mut().peer_down(node);
-        self.0.acknowledged.notify_all();
-        let mut lost = Vec::new();
-        self.0.pending.borrow_mut().retain(|_, (to, sender)| {
-            if *to == node {
-                lost.push(std::mem::replace(sender, oneshot().0));
-            }
-            *to != node
-        });
-        for sender in lost {
-            let _ = sender.send(None);
-        }
-    }
+    // Nothing to do in `on_peer_down`: as long as the node is a member it may serve reads, and its answers are waited for.
 }

@@ -10,7 +10,7 @@ use super::error::TxnError;
 use super::manager::{Txns, count};
 use super::rollback::SLOT_REDO_MAX;
 use super::row::{Row, VERSION_OFFSET, Version};
-use super::slot::{Slot, SlotState};
+use super::slot::SlotState;
 use super::transaction::{DeadChain, Touched, Transaction};
 use super::undo::write_slot;
 
@@ -49,7 +49,8 @@ impl Txns {
         let scn = self.0.shared.clock.next(self.wall_ms());
         self.0.table.borrow_mut().committing(id, Some(scn));
         let undo_head = self.0.table.borrow().position(id).0;
-        write_slot(&mut mtr, &mut table, id.slot(), &Slot { wrap: id.wrap(), state: SlotState::Committed(scn), undo_head });
+        let slot = self.0.table.borrow().slot(id, SlotState::Committed(scn), undo_head);
+        write_slot(&mut mtr, &mut table, id.slot(), &slot);
         Ok((mtr.finish(), scn))
     }
 

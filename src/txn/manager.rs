@@ -19,9 +19,11 @@ use crate::ids::{NodeId, PartitionId, Scn, ShardId, TxnId};
 use crate::reactor::sync::Notify;
 use crate::reactor::{Class, Reactor};
 
+use super::departed::Departed;
 use super::error::TxnError;
 use super::outcomes::Outcomes;
 use super::row::{FLAG_DELETED, FLAG_OVERFLOW, Row, Version};
+use super::slot::Slot;
 use super::snapshot::Snapshots;
 use super::table::{Left, Table, Unfinished};
 use super::transaction::{Cancel, DeadChain, Transaction};
@@ -40,15 +42,19 @@ const UNDO_WAITS_MAX: u32 = 20;
 
 /// What the manager asks of the other nodes.
 pub trait Peers {
-    /// The state of another node's transaction. Waits while that is committing: the answer is never `Committing`.
-    fn state(&self, txn: TxnId) -> LocalFuture<Result<TxnState, TxnError>>;
+    /// The state of another node's transaction. Waits while that is committing (the answer is never `Committing`), and
+    /// while its node is a member that cannot be reached. `None`: its node is no member; what its slot says will stay.
+    fn state(&self, txn: TxnId) -> LocalFuture<Result<Option<TxnState>, TxnError>>;
+    /// A clock reading from when the node, which is no member, left the members: above every snapshot drawn here before
+    /// and every SCN that it had told; zero if it has not been a member in this node's life.
+    fn left_at(&self, node: NodeId) -> Scn;
     /// Begins to make a commit's SCN known to all peers.
     fn announce(&self, scn: Scn);
-    /// Resolves when all peers know of `scn`.
+    /// Resolves when all members know of `scn`.
     fn known(&self, scn: Scn) -> LocalFuture<()>;
     /// Every [`HOUSEKEEPING_MS`]: this node's oldest snapshot.
     fn tell_oldest(&self, oldest: Scn);
-    /// Has all peers forget a partition that is about to be dropped; resolves when they have.
+    /// Has all members forget a partition that is about to be dropped; resolves when they have, or are members no more.
     fn forget_partition(&self, partition: PartitionId) -> LocalFuture<Result<(), TxnError>>;
 }
 
@@ -129,6 +135,8 @@ pub struct Txns(pub(super) Rc<Inner>);
 pub(super) struct Inner {
     pub(super) node: NodeId,
     pub(super) shard: ShardId,
+    /// These are a dead node's, to be ended by this one: nothing begins, and somebody else may end them, too.
+    pub(super) adopted: bool,
     pub(super) shared: NodeShared,
     pub(super) reactor: Reactor,
     pub(super) cache: Cache,
@@ -148,6 +156,8 @@ pub(super) struct Inner {
     pub(super) dead_chains: RefCell<std::collections::VecDeque<(Scn, DeadChain)>>,
     pub(super) scratch: RefCell<Vec<u8>>,
     pub(super) unsettled: RefCell<Vec<Unfinished>>,
+    /// What other nodes' slots are found with.
+    pub(super) departed: Departed,
     pub(super) counters: TxnCounters,
 }
 
@@ -159,13 +169,24 @@ impl Txns {
     /// # Errors
     /// When the undo home cannot be had or is damaged.
     pub async fn open(parts: TxnParts) -> Result<Txns, TxnError> {
-        let TxnParts { node, shard, shared, cache, space, service, waits, peers, undo_retention_ms } = parts;
-        let (undo, slots) = UndoLog::open(&cache, &space, &*service, (node, shard), undo_retention_ms).await?;
-        let (table, unfinished) = Table::load(node, shard, slots);
+        let TxnParts { node, shard, cache, space, service, undo_retention_ms, .. } = &parts;
+        let (undo, slots) = UndoLog::open(cache, space, &**service, (*node, *shard), *undo_retention_ms).await?;
+        let (txns, unfinished) = Txns::assemble(parts, undo, slots, false);
+        for unfinished in unfinished.iter().filter(|unfinished| unfinished.left == Left::Dead) {
+            txns.roll_back_in_background(unfinished.txn);
+        }
+        txns.keep_unsettled(&unfinished);
+        Ok(txns)
+    }
+
+    pub(super) fn assemble(parts: TxnParts, undo: UndoLog, slots: Vec<(u16, Slot)>, adopted: bool) -> (Txns, Vec<Unfinished>) {
+        let TxnParts { node, shard, shared, cache, space, service, waits, peers, .. } = parts;
+        let (table, unfinished) = Table::load(node, shard, slots, shared.clock.latest());
         shared.clock.observe(table.highest_scn());
         let txns = Txns(Rc::new(Inner {
             node,
             shard,
+            adopted,
             shared,
             reactor: cache.reactor().clone(),
             cache,
@@ -182,19 +203,21 @@ impl Txns {
             dead_chains: RefCell::default(),
             scratch: RefCell::default(),
             unsettled: RefCell::default(),
+            departed: Departed::default(),
             counters: TxnCounters::default(),
         }));
-        for unfinished in unfinished {
-            match unfinished.left {
-                Left::Dead => txns.roll_back_in_background(unfinished.txn),
-                Left::Home { scn, .. } => txns.0.shared.clock.observe(scn),
-                Left::Branch { .. } => {}
+        (txns, unfinished)
+    }
+
+    pub(super) fn keep_unsettled(&self, left: &[Unfinished]) {
+        for unfinished in left {
+            if let Left::Home { scn, .. } = unfinished.left {
+                self.0.shared.clock.observe(scn);
             }
             if unfinished.left != Left::Dead {
-                txns.0.unsettled.borrow_mut().push(unfinished);
+                self.0.unsettled.borrow_mut().push(*unfinished);
             }
         }
-        Ok(txns)
     }
 
     /// Decisions and promises over several shards that a former life has left. They must be settled before the homes' slots
@@ -384,13 +407,21 @@ impl Txns {
             match self.known_state(txn)? {
                 None => {
                     count(&self.0.counters.state_requests);
-                    let state = cancel.race(self.0.peers.state(txn)).await??;
+                    let state = cancel.race(self.state_elsewhere(txn)).await??;
                     self.0.outcomes.borrow_mut().learn(txn, state);
                     return Ok(state);
                 }
                 Some(TxnState::Committing(_)) => cancel.race(decided).await?,
                 Some(state) => return Ok(state),
             }
+        }
+    }
+
+    /// The state of another node's transaction: from that node, or from its slot if the node is no member.
+    async fn state_elsewhere(&self, txn: TxnId) -> Result<TxnState, TxnError> {
+        match self.0.peers.state(txn).await? {
+            Some(state) => Ok(state),
+            None => self.departed_state(txn).await,
         }
     }
 
@@ -405,20 +436,27 @@ impl Txns {
         self.settled_state(txn, &Cancel::never()).await
     }
 
-    /// Waits until `owner` has ended or given up rows.
+    /// Waits until `owner` has ended or given up rows. That its node dies ends the wait: the row is then looked at again.
     pub(super) async fn wait_for(&self, txn: &Transaction, owner: TxnId) -> Result<(), TxnError> {
         let waiter = self.ensure_id(txn).await?;
         if owner.node() == self.0.node && !matches!(self.known_state(owner)?, Some(TxnState::Active | TxnState::Committing(_))) {
             return Ok(());
         }
         count(&self.0.counters.row_lock_waits);
-        match txn.cancel().race(self.0.waits.wait(waiter, owner)).await? {
-            Ok(()) => Ok(()),
-            Err(WaitError::Deadlock) => {
-                count(&self.0.counters.deadlocks);
-                Err(TxnError::Deadlock)
+        loop {
+            match txn.cancel().race(self.0.waits.wait(waiter, owner)).await? {
+                Ok(()) => return Ok(()),
+                Err(WaitError::Deadlock) => {
+                    count(&self.0.counters.deadlocks);
+                    return Err(TxnError::Deadlock);
+                }
+                // It comes back, or leaves the members: either answers the question.
+                Err(WaitError::NodeLost) => {
+                    if self.settled_state(owner, txn.cancel()).await? != TxnState::Active {
+                        return Ok(());
+                    }
+                }
             }
-            Err(WaitError::NodeLost) => Err(TxnError::Unavailable(format!("{} holds a row and cannot be reached", owner.node()))),
         }
     }
 
@@ -432,7 +470,10 @@ impl Txns {
         let oldest = self.0.shared.snapshots.oldest();
         match row.version {
             Version::Committed(scn) => scn < oldest,
-            Version::Written(txn) => matches!(self.known_state(txn), Ok(Some(TxnState::Committed(scn))) if scn < oldest),
+            Version::Written(txn) => matches!(
+                self.known_state(txn),
+                Ok(Some(TxnState::Committed(scn) | TxnState::CommittedBy(scn))) if scn < oldest
+            ),
         }
     }
 
@@ -450,7 +491,7 @@ impl Txns {
     /// [`Txns::forget_partition`] on all nodes.
     ///
     /// # Errors
-    /// Faults, and peers that cannot be reached.
+    /// Faults, here and of peers.
     pub async fn forget_everywhere(&self, partition: PartitionId) -> Result<(), TxnError> {
         self.0.peers.forget_partition(partition).await?;
         self.forget_partition(partition).await
@@ -462,9 +503,11 @@ impl Txns {
 pub struct NoPeers;
 
 impl Peers for NoPeers {
-    fn state(&self, txn: TxnId) -> LocalFuture<Result<TxnState, TxnError>> {
-        let error = TxnError::Unavailable(format!("{} belongs to {}, which is not connected", txn, txn.node()));
-        Box::pin(std::future::ready(Err(error)))
+    fn state(&self, _txn: TxnId) -> LocalFuture<Result<Option<TxnState>, TxnError>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+    fn left_at(&self, _node: NodeId) -> Scn {
+        Scn::ZERO
     }
     fn announce(&self, _scn: Scn) {}
     fn known(&self, _scn: Scn) -> LocalFuture<()> {

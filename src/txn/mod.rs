@@ -8,6 +8,7 @@
 mod broadcast;
 mod cluster;
 mod commit;
+mod departed;
 mod error;
 mod ges;
 mod manager;
@@ -29,6 +30,7 @@ mod waits;
 mod write;
 
 pub use cluster::ClusterPeers;
+pub use departed::OtherShards;
 pub use error::TxnError;
 pub use ges::TransactionsForGes;
 pub use manager::{HOUSEKEEPING_MS, NoPeers, NodeShared, Peers, TxnCounters, TxnParts, Txns};

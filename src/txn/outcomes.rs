@@ -28,7 +28,9 @@ impl Outcomes {
 
     /// Remembers an outcome; a state that can still change is not one.
     pub fn learn(&mut self, txn: TxnId, state: TxnState) {
-        if !matches!(state, TxnState::Committed(_) | TxnState::Aborted) || self.known.insert(txn, state).is_some() {
+        if !matches!(state, TxnState::Committed(_) | TxnState::CommittedBy(_) | TxnState::Aborted)
+            || self.known.insert(txn, state).is_some()
+        {
             return;
         }
         self.order.push_back(txn);

@@ -124,6 +124,7 @@ impl Txns {
                         Some(before) => bytes = before,
                     }
                 }
+                Verdict::TooOld => return Err(TxnError::SnapshotTooOld),
                 Verdict::Wait(txn) | Verdict::Ask(txn) => asked = Some((txn, self.settled_state(txn, cancel).await?)),
             }
         }

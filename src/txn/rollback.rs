@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::btree::overflow::OverflowRef;
 use crate::btree::space::Urgency;
 use crate::btree::{NeedRoom, Tree};
+use crate::cache::WriteGuard;
 use crate::ids::TxnId;
 use crate::reactor::Class;
 
@@ -79,17 +80,19 @@ impl Txns {
         }
     }
 
-    async fn finish_rollback(&self, id: TxnId) -> Result<(), TxnError> {
-        let on_disk = self.0.table.borrow().has_written(id) || !self.0.table.borrow().position(id).0.is_none();
+    pub(super) async fn finish_rollback(&self, id: TxnId) -> Result<(), TxnError> {
+        let has_undo = self.0.table.borrow().has_written(id) || !self.0.table.borrow().position(id).0.is_none();
         self.undo_until(id, Position(0), SlotState::Active).await?;
         let scn;
-        if on_disk {
+        if has_undo || self.0.adopted {
             let mut mtr = self.0.cache.begin_mtr_of(SLOT_REDO_MAX, 1).await?;
-            let mut table = self.0.undo.table(id.slot()).await?;
+            let table = self.slot_to_write(id).await?;
             scn = self.0.shared.clock.next(self.wall_ms());
-            let slot = Slot { wrap: id.wrap(), state: SlotState::RolledBack(scn), undo_head: UndoPtr::NONE };
-            write_slot(&mut mtr, &mut table, id.slot(), &slot);
-            mtr.finish();
+            if let Some(mut table) = table {
+                let slot = self.0.table.borrow().slot(id, SlotState::RolledBack(scn), UndoPtr::NONE);
+                write_slot(&mut mtr, &mut table, id.slot(), &slot);
+                mtr.finish();
+            }
         } else {
             scn = self.0.shared.clock.next(self.wall_ms());
         }
@@ -113,6 +116,20 @@ impl Txns {
         });
     }
 
+    /// Holds the block of a transaction's slot. `None` for a dead node's transaction that somebody else has ended: its slot
+    /// is no longer this manager's to write.
+    pub(super) async fn slot_to_write(&self, id: TxnId) -> Result<Option<WriteGuard>, TxnError> {
+        let guard = self.0.undo.table(id.slot()).await?;
+        if self.0.adopted {
+            let slot = self.0.undo.slot_in(&guard, id.slot())?;
+            let ended = matches!(slot.state, SlotState::Free | SlotState::Committed(_) | SlotState::RolledBack(_));
+            if ended || slot.wrap != id.wrap() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(guard))
+    }
+
     /// Undoes a transaction's newest changes until `position`.
     async fn undo_until(&self, id: TxnId, position: Position, state: SlotState) -> Result<(), TxnError> {
         loop {
@@ -132,6 +149,9 @@ impl Txns {
                 .await?
                 .flatten();
             let Some((partition, previous, sequence, key, before)) = undone else {
+                if self.slot_to_write(id).await?.is_none() {
+                    return Ok(());
+                }
                 return Err(TxnError::Corrupt(format!("the undo of {id} is gone at {head:?}")));
             };
             if sequence <= position.0 {
@@ -143,23 +163,26 @@ impl Txns {
                 Err(TxnError::NoSuchPartition(_)) => None,
                 Err(error) => return Err(error),
             };
-            let slot = Slot { wrap: id.wrap(), state, undo_head: previous };
-            self.put_back(Undone { tree, key, before }, id, head, Some(slot)).await?;
+            let slot = self.0.table.borrow().slot(id, state, previous);
+            if !self.put_back(Undone { tree, key, before }, id, head, Some(slot)).await? {
+                return Ok(());
+            }
             self.0.table.borrow_mut().set_position(id, previous, sequence - 1);
         }
     }
 
-    /// Puts the row of one record back, if it is still the record's doing, and notes it in the slot if one is given.
-    async fn put_back(&self, undone: Undone, owner: TxnId, pointer: UndoPtr, slot: Option<Slot>) -> Result<(), TxnError> {
+    /// Puts the row of one record back, if it is still the record's doing, and notes it in the slot if one is given. False:
+    /// somebody else has ended the transaction, and nothing is left to do ([`Txns::slot_to_write`]).
+    async fn put_back(&self, undone: Undone, owner: TxnId, pointer: UndoPtr, slot: Option<Slot>) -> Result<bool, TxnError> {
         let Undone { tree, key, before } = undone;
         let Some(tree) = tree else {
             let mut mtr = self.0.cache.begin_mtr_of(SLOT_REDO_MAX, 1).await?;
             if let Some(slot) = slot {
-                let mut table = self.0.undo.table(owner.slot()).await?;
+                let Some(mut table) = self.slot_to_write(owner).await? else { return Ok(false) };
                 write_slot(&mut mtr, &mut table, owner.slot(), &slot);
                 mtr.finish();
             }
-            return Ok(());
+            return Ok(true);
         };
         let dead = |_: &[u8], value: &[u8]| self.is_dead(value);
         let room = NeedRoom { value_len: before.len(), redo_bytes: ROW_REDO_MAX, urgency: Urgency::Reserve, dead: &dead };
@@ -176,7 +199,10 @@ impl Txns {
         }
         let is_current = current.is_some();
         let mut table = match slot {
-            Some(_) => Some(self.0.undo.table(owner.slot()).await?),
+            Some(_) => match self.slot_to_write(owner).await? {
+                Some(table) => Some(table),
+                None => return Ok(false),
+            },
             None => None,
         };
         if is_current {
@@ -192,7 +218,7 @@ impl Txns {
         {
             tracing::warn!(partition = %tree.partition(), %error, "the blocks of a rolled back large row are lost until the partition is dropped");
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Puts one row of a dead or dying transaction, of whichever node, back by one version.
@@ -206,6 +232,6 @@ impl Txns {
             Err(error) => return Err(error),
         };
         let undone = Undone { tree: Some(tree.clone()), key: key.to_vec(), before };
-        self.put_back(undone, dead, row.undo, None).await
+        self.put_back(undone, dead, row.undo, None).await.map(drop)
     }
 }

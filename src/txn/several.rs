@@ -14,7 +14,7 @@ use crate::ids::{Lsn, Scn, TxnId};
 use super::error::TxnError;
 use super::manager::Txns;
 use super::rollback::SLOT_REDO_MAX;
-use super::slot::{ShardSet, Slot, SlotState};
+use super::slot::{ShardSet, SlotState};
 use super::table::{Left, Unfinished};
 use super::transaction::Transaction;
 use super::undo::write_slot;
@@ -110,7 +110,7 @@ impl Txns {
         let scn = self.0.shared.clock.next(self.wall_ms());
         self.0.table.borrow_mut().committing(id, Some(scn));
         let undo_head = self.0.table.borrow().position(id).0;
-        let slot = Slot { wrap: id.wrap(), state: SlotState::Deciding { scn, parts }, undo_head };
+        let slot = self.0.table.borrow().slot(id, SlotState::Deciding { scn, parts }, undo_head);
         write_slot(&mut mtr, &mut table, id.slot(), &slot);
         let end = mtr.finish();
         drop(table);
@@ -166,13 +166,14 @@ impl Txns {
             return Ok(None);
         }
         match self.own_state(home).await? {
-            TxnState::Committed(scn) => Ok(Some(scn)),
+            TxnState::Committed(scn) | TxnState::CommittedBy(scn) => Ok(Some(scn)),
             _ => Ok(None),
         }
     }
 
     /// After a restart: ends transactions that were found with a decision or a promise, by [`resolve`] or by their home.
-    /// Durable when it returns: the ids of homes may be given out again.
+    /// Durable when it returns: the ids of homes may be given out again. Those that did not commit are rolled back in the
+    /// background, or by [`Txns::roll_back_unfinished`] if they are a dead node's.
     ///
     /// # Errors
     /// Faults.
@@ -193,7 +194,9 @@ impl Txns {
         if let Some(end) = end {
             self.flush_to(end).await?;
         }
-        outcomes.iter().filter(|(_, outcome)| outcome.is_none()).for_each(|&(id, _)| self.roll_back_in_background(id));
+        if !self.0.adopted {
+            outcomes.iter().filter(|(_, outcome)| outcome.is_none()).for_each(|&(id, _)| self.roll_back_in_background(id));
+        }
         Ok(())
     }
 
@@ -205,11 +208,12 @@ impl Txns {
         note: impl FnOnce(&mut super::table::Table),
     ) -> Result<Lsn, TxnError> {
         let mut mtr = self.0.cache.begin_mtr_of(SLOT_REDO_MAX, 1).await?;
-        let mut block = self.0.undo.table(id.slot()).await?;
+        let block = self.slot_to_write(id).await?;
         let mut table = self.0.table.borrow_mut();
         note(&mut table);
-        let slot = Slot { wrap: id.wrap(), state, undo_head: table.position(id).0 };
+        let slot = table.slot(id, state, table.position(id).0);
         drop(table);
+        let Some(mut block) = block else { return Ok(self.0.cache.log().append_lsn()) };
         write_slot(&mut mtr, &mut block, id.slot(), &slot);
         Ok(mtr.finish())
     }

@@ -4,9 +4,12 @@
 //! (or by whoever recovers it) and by nobody else. Each block's user header is an array of [`SLOTS_PER_BLOCK`] slots:
 //!
 //! ```text
-//! 0      4       5      8             16          24          32
-//! | wrap | state | zero | commit scn  | undo head | home      |
+//! 0      4       5        6      8             16          24          32
+//! | wrap | state | former | zero | commit scn  | undo head | home      |
 //! ```
+//!
+//! `former` is 1 if the slot was taken while a snapshot could still ask for its former user's outcome, which is then in
+//! its node's memory and nowhere else.
 //!
 //! `wrap` counts the uses of the slot and is part of the transaction's id. `undo head` is the newest undo record that is
 //! not rolled back. `home` is set for a branch of a transaction over several shards: its outcome is that of the
@@ -83,6 +86,8 @@ pub struct Slot {
     pub state: SlotState,
     /// Newest undo record that still counts.
     pub undo_head: UndoPtr,
+    /// The outcome of the slot's former user was still needed when this one took it.
+    pub former_needed: bool,
 }
 
 impl Slot {
@@ -100,6 +105,7 @@ impl Slot {
         let mut bytes = [0; SLOT_BYTES];
         bytes[0..4].copy_from_slice(&self.wrap.to_le_bytes());
         bytes[4] = state;
+        bytes[5] = u8::from(self.former_needed);
         bytes[8..16].copy_from_slice(&scn.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.undo_head.raw().to_le_bytes());
         bytes[24..32].copy_from_slice(&home.to_le_bytes());
@@ -120,13 +126,14 @@ impl Slot {
             5 => SlotState::Deciding { scn, parts: ShardSet(word(24)) },
             _ => return None,
         };
-        if bytes[5..8] != [0; 3] || scn > Scn::MAX {
+        if scn > Scn::MAX {
             return None;
         }
         let slot = Slot {
             wrap: u32::from_le_bytes(bytes[0..4].try_into().expect("four bytes")),
             state,
             undo_head: UndoPtr::from_raw(word(16)),
+            former_needed: bytes[5] == 1,
         };
         (slot.encode() == *bytes).then_some(slot)
     }
@@ -171,8 +178,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_slot_comes_back_as_it_was_written(wrap: u32, state in any_state(), undo: u64) {
-            let slot = Slot { wrap, state, undo_head: UndoPtr::from_raw(undo) };
+        fn a_slot_comes_back_as_it_was_written(wrap: u32, state in any_state(), undo: u64, former_needed: bool) {
+            let slot = Slot { wrap, state, undo_head: UndoPtr::from_raw(undo), former_needed };
             prop_assert_eq!(Slot::decode(&slot.encode()), Some(slot));
         }
 

@@ -7,7 +7,8 @@
 //! everybody sees as committed (rolled back transactions have left no trace by then, see [`Table::state`]).
 //!
 //! Slots are reused in the order of the ends. Where an old snapshot (a long report) would hold them all, the outcomes of
-//! their former users are kept in memory instead; a restart ends the snapshots of this node, and needs none of them.
+//! their former users are kept in memory instead, and the slot notes that. With this node's life they are lost, while other
+//! nodes' snapshots go on: of such ids it is only known afterwards that they committed before the table was loaded.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -28,6 +29,8 @@ struct Entry {
     begun: Scn,
     undo_head: UndoPtr,
     sequence: u32,
+    /// See [`Slot::former_needed`].
+    former_needed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,13 +90,18 @@ pub struct Table {
     former_ends: VecDeque<(Scn, (u16, u32))>,
     /// Committed, but their slots on the volume are still needed for what the slots of other shards say.
     held: BTreeSet<u16>,
+    /// Slots that were loaded with a note that a former outcome was needed, and the wrap that they had.
+    outcomes_lost: HashMap<u16, u32>,
+    /// A clock reading from when the table was loaded.
+    loaded: Scn,
 }
 
 impl Table {
     /// A table of free slots.
     #[must_use]
     pub fn new(node: NodeId, shard: ShardId) -> Table {
-        let entry = Entry { wrap: 0, state: State::Free, begun: Scn::ZERO, undo_head: UndoPtr::NONE, sequence: 0 };
+        let entry =
+            Entry { wrap: 0, state: State::Free, begun: Scn::ZERO, undo_head: UndoPtr::NONE, sequence: 0, former_needed: false };
         Table {
             node,
             shard,
@@ -104,20 +112,32 @@ impl Table {
             former: HashMap::new(),
             former_ends: VecDeque::new(),
             held: BTreeSet::new(),
+            outcomes_lost: HashMap::new(),
+            loaded: Scn::ZERO,
         }
     }
 
     /// The table as the volume has it, with the transactions that the shard's former life left unfinished: each counts as
-    /// aborted, but for those over several shards, whose outcome is still to be found.
+    /// aborted, but for those over several shards, whose outcome is still to be found. `now` is a reading of the clock.
     #[must_use]
-    pub fn load(node: NodeId, shard: ShardId, slots: impl IntoIterator<Item = (u16, Slot)>) -> (Table, Vec<Unfinished>) {
+    pub fn load(
+        node: NodeId,
+        shard: ShardId,
+        slots: impl IntoIterator<Item = (u16, Slot)>,
+        now: Scn,
+    ) -> (Table, Vec<Unfinished>) {
         let mut table = Table::new(node, shard);
+        table.loaded = now;
         let (mut ended, mut left) = (Vec::new(), Vec::new());
         table.free.clear();
         for (number, slot) in slots {
             let entry = &mut table.entries[usize::from(number)];
             entry.wrap = slot.wrap;
             entry.undo_head = slot.undo_head;
+            entry.former_needed = slot.former_needed;
+            if slot.former_needed {
+                table.outcomes_lost.insert(number, slot.wrap);
+            }
             entry.state = match slot.state {
                 SlotState::Free => State::Free,
                 SlotState::Committed(scn) => State::Committed(scn),
@@ -153,11 +173,11 @@ impl Table {
             let (_, former) = self.former_ends.pop_front().expect("looked at it");
             self.former.remove(&former);
         }
-        let number = match (self.ended.front(), self.free.last()) {
+        let (number, former_needed) = match (self.ended.front(), self.free.last()) {
             // Never-used slots last: a small busy part of the table stays in the caches.
-            (Some(&(end, _)), None) if end >= oldest && self.former.len() < FORMER_MAX => self.keep_outcome(),
-            (Some(&(end, _)), _) if end < oldest => self.ended.pop_front().expect("looked at it").1,
-            _ => self.free.pop()?,
+            (Some(&(end, _)), None) if end >= oldest && self.former.len() < FORMER_MAX => (self.keep_outcome(), true),
+            (Some(&(end, _)), _) if end < oldest => (self.ended.pop_front().expect("looked at it").1, false),
+            _ => (self.free.pop()?, false),
         };
         let entry = &mut self.entries[usize::from(number)];
         assert!(
@@ -165,7 +185,7 @@ impl Table {
             "slot {number} is in use: {entry:?}"
         );
         let wrap = entry.wrap.checked_add(1).expect("a slot is used at most 2^32 times");
-        *entry = Entry { wrap, state: State::Active, begun: now, undo_head: UndoPtr::NONE, sequence: 0 };
+        *entry = Entry { wrap, state: State::Active, begun: now, undo_head: UndoPtr::NONE, sequence: 0, former_needed };
         self.unfinished.insert((now, number));
         Some(TxnId::new(self.node, self.shard, number, wrap))
     }
@@ -190,7 +210,11 @@ impl Table {
     pub fn state(&self, txn: TxnId) -> Option<TxnState> {
         let entry = self.entries.get(usize::from(txn.slot()))?;
         if txn.wrap() != entry.wrap {
-            let former = || self.former.get(&(txn.slot(), txn.wrap())).copied().unwrap_or(TxnState::Committed(Scn::ZERO));
+            let forgotten = || match self.outcomes_lost.get(&txn.slot()) {
+                Some(&wrap) if txn.wrap() < wrap => TxnState::CommittedBy(self.loaded),
+                _ => TxnState::Committed(Scn::ZERO),
+            };
+            let former = || self.former.get(&(txn.slot(), txn.wrap())).copied().unwrap_or_else(forgotten);
             return (txn.wrap() < entry.wrap).then(former);
         }
         match entry.state {
@@ -206,6 +230,12 @@ impl Table {
     #[must_use]
     pub fn has_written(&self, txn: TxnId) -> bool {
         self.entry(txn).sequence > 0
+    }
+
+    /// The transaction's slot as it is to be written.
+    #[must_use]
+    pub fn slot(&self, txn: TxnId, state: SlotState, undo_head: UndoPtr) -> Slot {
+        Slot { wrap: txn.wrap(), state, undo_head, former_needed: self.entry(txn).former_needed }
     }
 
     /// Newest undo record, and how many there are.
@@ -290,6 +320,13 @@ impl Table {
     pub fn begun(&self, txn: TxnId) -> Scn {
         let entry = self.entries.get(usize::from(txn.slot()));
         entry.filter(|entry| entry.wrap == txn.wrap()).map_or(Scn::ZERO, |entry| entry.begun)
+    }
+
+    /// The unfinished transactions.
+    #[must_use]
+    pub fn unfinished_ids(&self) -> Vec<TxnId> {
+        let id = |&(_, slot): &(Scn, u16)| TxnId::new(self.node, self.shard, slot, self.entries[usize::from(slot)].wrap);
+        self.unfinished.iter().map(id).collect()
     }
 
     /// How many transactions are unfinished.
@@ -381,7 +418,7 @@ mod tests {
     #[test]
     fn a_restart_takes_the_unfinished_for_dead_and_goes_on_counting() {
         let (node, shard) = (NodeId(1), ShardId(0));
-        let slot = |wrap, state| Slot { wrap, state, undo_head: UndoPtr::NONE };
+        let slot = |wrap, state| Slot { wrap, state, undo_head: UndoPtr::NONE, former_needed: false };
         let home = TxnId::new(node, ShardId(1), 3, 3);
         let slots = [
             (0, slot(4, SlotState::Active)),
@@ -390,7 +427,7 @@ mod tests {
             (3, slot(0, SlotState::Free)),
             (4, slot(9, SlotState::Deciding { scn: Scn(60), parts: [ShardId(1)].into_iter().collect() })),
         ];
-        let (mut table, left) = Table::load(node, shard, slots);
+        let (mut table, left) = Table::load(node, shard, slots, Scn(65));
         let (dead, branch) = (TxnId::new(node, shard, 0, 4), TxnId::new(node, shard, 2, 6));
         let deciding = TxnId::new(node, shard, 4, 9);
         assert_eq!(
@@ -413,5 +450,24 @@ mod tests {
         assert_eq!(table.oldest_begin(), Some(Scn::ZERO));
         table.rolled_back(dead, Scn(71));
         assert_eq!(table.oldest_begin(), Some(Scn(70)));
+    }
+
+    #[test]
+    fn an_outcome_that_only_the_former_life_knew_is_given_to_nobody_who_could_tell() {
+        let mut before = Table::new(NodeId(1), ShardId(0));
+        let all: Vec<_> = std::iter::from_fn(|| before.begin(Scn(5), Scn(0))).collect();
+        for (txn, end) in [(all[7], 8), (all[9], 9)] {
+            before.committing(txn, Some(Scn(end)));
+            before.committed(txn, Scn(end));
+        }
+        // A snapshot at 8 needs the outcome of the one at 9, and a new one needs its slot.
+        let plain = before.begin(Scn(10), Scn(9)).unwrap();
+        let kept = before.begin(Scn(11), Scn(8)).unwrap();
+        assert_eq!((plain.slot(), kept.slot()), (all[7].slot(), all[9].slot()));
+        let slots = [plain, kept].map(|txn| (txn.slot(), before.slot(txn, SlotState::Committed(Scn(12)), UndoPtr::NONE)));
+        let (after, _) = Table::load(NodeId(1), ShardId(0), slots, Scn(20));
+        assert_eq!(after.state(all[7]), Some(TxnState::Committed(Scn::ZERO)));
+        assert_eq!(after.state(all[9]), Some(TxnState::CommittedBy(Scn(20))));
+        assert_eq!(after.state(kept), Some(TxnState::Committed(Scn(12))));
     }
 }

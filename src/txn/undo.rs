@@ -23,7 +23,7 @@ use super::error::TxnError;
 use super::record::Record;
 use super::ring::UndoRing;
 use super::row::{Row, UndoPtr};
-use super::slot::{SLOT_BYTES, Slot, TABLE_BLOCKS, TABLE_HEADER_BYTES, place, slots_of};
+use super::slot::{SLOT_BYTES, SLOTS_MAX, Slot, TABLE_BLOCKS, TABLE_HEADER_BYTES, place, slots_of};
 
 /// Undo blocks kept empty in advance, so that a writer that holds a leaf need not ask for an extent.
 const SPARE_MIN: usize = 2;
@@ -77,35 +77,90 @@ impl UndoLog {
             Err(SpaceError::NoPartition(_)) => create(cache, space, service, partition).await?,
             Err(error) => return Err(error.into()),
         };
-        let mut slots = Vec::new();
-        for index in 0..TABLE_BLOCKS {
-            let id = table_block(home, index);
-            let guard = cache.read(id).await?;
-            if block::kind(&guard) != Some(BlockKind::UndoHeader) || Page::new(&guard).user_header().len() != TABLE_HEADER_BYTES {
-                return Err(TxnError::Corrupt(format!("{id} is no transaction table")));
-            }
-            for (number, slot) in slots_of(index, Page::new(&guard).user_header()) {
-                slots.push((number, slot.ok_or_else(|| TxnError::Corrupt(format!("slot {number} of {id} is no slot")))?));
-            }
-        }
+        let slots = UndoLog::read_table(cache, home).await?;
         let table = home.first_extent.0..=table_block(home, TABLE_BLOCKS - 1).block.0;
         let mut left = Vec::new();
         for extent in space.extents_of(home).await? {
             left.extend((extent.0 + 1..extent.0 + EXTENT_BLOCKS).filter(|block| !table.contains(block)).map(BlockNo));
         }
-        let log = UndoLog {
+        let ring = UndoRing::new([], left.iter().copied(), cache.clock().latest(), retention_ms);
+        Ok((UndoLog::assemble(cache, space, home, (node, shard), left, ring), slots))
+    }
+
+    /// The undo home of a dead node, for rolling back alone: there is no room in it ([`UndoLog::room`]), and nothing is
+    /// recycled. Returns the table's slots with it.
+    ///
+    /// # Errors
+    /// As [`UndoLog::open`].
+    pub async fn adopt(
+        cache: &Cache,
+        space: &BlockAllocator,
+        home: PartitionHome,
+        whose: (NodeId, ShardId),
+    ) -> Result<(UndoLog, Vec<(u16, Slot)>), TxnError> {
+        let slots = UndoLog::read_table(cache, home).await?;
+        let ring = UndoRing::new([], [], cache.clock().latest(), 0);
+        Ok((UndoLog::assemble(cache, space, home, whose, Vec::new(), ring), slots))
+    }
+
+    fn assemble(
+        cache: &Cache,
+        space: &BlockAllocator,
+        home: PartitionHome,
+        (node, shard): (NodeId, ShardId),
+        blocks: Vec<BlockNo>,
+        ring: UndoRing,
+    ) -> UndoLog {
+        UndoLog {
             node,
             shard,
             home,
             cache: cache.clone(),
             space: space.clone(),
-            blocks: RefCell::new(left.iter().copied().collect()),
-            ring: RefCell::new(UndoRing::new([], left, cache.clock().latest(), retention_ms)),
+            blocks: RefCell::new(blocks.into_iter().collect()),
+            ring: RefCell::new(ring),
             append: Semaphore::new(1),
             growing: Semaphore::new(1),
             scratch: RefCell::default(),
+        }
+    }
+
+    /// All slots of a table, whoever's it is.
+    ///
+    /// # Errors
+    /// When a block of it cannot be had or is damaged.
+    pub async fn read_table(cache: &Cache, home: PartitionHome) -> Result<Vec<(u16, Slot)>, TxnError> {
+        let mut slots = Vec::with_capacity(SLOTS_MAX);
+        for index in 0..TABLE_BLOCKS {
+            let id = table_block(home, index);
+            let guard = cache.read(id).await?;
+            check_table(id, &guard)?;
+            for (number, slot) in slots_of(index, Page::new(&guard).user_header()) {
+                slots.push((number, slot.ok_or_else(|| no_slot(id, number))?));
+            }
+        }
+        Ok(slots)
+    }
+
+    /// One slot of a table, whoever's it is.
+    ///
+    /// # Errors
+    /// As [`UndoLog::read_table`].
+    pub async fn read_slot(cache: &Cache, home: PartitionHome, number: u16) -> Result<Slot, TxnError> {
+        let id = table_block(home, place(number).0);
+        let guard = match cache.try_read(id) {
+            Some(guard) => guard,
+            None => cache.read(id).await?,
         };
-        Ok((log, slots))
+        slot_in(id, &guard, number)
+    }
+
+    /// What a slot says in its block as it is held.
+    ///
+    /// # Errors
+    /// When the block is damaged.
+    pub fn slot_in(&self, guard: &WriteGuard, number: u16) -> Result<Slot, TxnError> {
+        slot_in(guard.block(), guard, number)
     }
 
     /// Sees to it that a few empty blocks are at hand. The caller holds no block.
@@ -261,6 +316,23 @@ pub fn write_slot(mtr: &mut Mtr, table: &mut WriteGuard, number: u16, slot: &Slo
 
 fn table_block(home: PartitionHome, index: usize) -> BlockId {
     BlockId::new(home.partition, BlockNo(home.root().block.0 + index as u64))
+}
+
+fn check_table(id: BlockId, block: &[u8]) -> Result<(), TxnError> {
+    if block::kind(block) != Some(BlockKind::UndoHeader) || Page::new(block).user_header().len() != TABLE_HEADER_BYTES {
+        return Err(TxnError::Corrupt(format!("{id} is no transaction table")));
+    }
+    Ok(())
+}
+
+fn no_slot(id: BlockId, number: u16) -> TxnError {
+    TxnError::Corrupt(format!("slot {number} of {id} is no slot"))
+}
+
+fn slot_in(id: BlockId, block: &[u8], number: u16) -> Result<Slot, TxnError> {
+    check_table(id, block)?;
+    let bytes = Page::new(block).user_header()[place(number).1..].first_chunk::<SLOT_BYTES>();
+    Slot::decode(bytes.expect("a table's header holds its slots")).ok_or_else(|| no_slot(id, number))
 }
 
 /// Makes an undo home: the table in the first blocks of the first extent.

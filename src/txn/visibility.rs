@@ -17,6 +17,8 @@ pub enum TxnState {
     Committing(Option<Scn>),
     /// Committed.
     Committed(Scn),
+    /// Committed at or below this SCN, by a node that has died since: when exactly, only its memory knew.
+    CommittedBy(Scn),
     /// Rolled back, or died with its node; rows that still carry its id count as their predecessors.
     Aborted,
 }
@@ -41,6 +43,8 @@ pub enum Verdict {
     Wait(TxnId),
     /// Find out the state of this transaction, then judge again.
     Ask(TxnId),
+    /// Nobody knows any more whether the snapshot sees it.
+    TooOld,
 }
 
 /// Judges a version for a reader. `state` answers from memory, `None` when it does not know.
@@ -70,6 +74,13 @@ pub fn judge(version: Version, view: View, state: impl FnOnce(TxnId) -> Option<T
                 Verdict::Previous
             }
         }
+        Some(TxnState::CommittedBy(scn)) => {
+            if scn <= view.snapshot {
+                Verdict::Visible
+            } else {
+                Verdict::TooOld
+            }
+        }
     }
 }
 
@@ -97,7 +108,7 @@ pub fn claim(version: Version, own: Option<TxnId>, state: impl FnOnce(TxnId) -> 
     match state(txn) {
         None => Claim::Ask(txn),
         Some(TxnState::Active | TxnState::Committing(_)) => Claim::Wait(txn),
-        Some(TxnState::Committed(scn)) => Claim::Free(Some(scn)),
+        Some(TxnState::Committed(scn) | TxnState::CommittedBy(scn)) => Claim::Free(Some(scn)),
         Some(TxnState::Aborted) => Claim::RollBack(txn),
     }
 }
@@ -118,6 +129,7 @@ mod tests {
             Just(TxnState::Aborted),
             proptest::option::of(0u64..20).prop_map(|scn| TxnState::Committing(scn.map(Scn))),
             (0u64..20).prop_map(|scn| TxnState::Committed(Scn(scn))),
+            (0u64..20).prop_map(|scn| TxnState::CommittedBy(Scn(scn))),
         ]
     }
 
@@ -136,7 +148,16 @@ mod tests {
         fn only_finished_transactions_are_visible(state in any_state(), snapshot in 0u64..20) {
             let view = View { snapshot: Scn(snapshot), own: None };
             let verdict = judge(Version::Written(txn(2)), view, |_| Some(state));
-            prop_assert_eq!(verdict == Verdict::Visible, matches!(state, TxnState::Committed(scn) if scn.0 <= snapshot));
+            prop_assert_eq!(verdict == Verdict::Visible, matches!(state, TxnState::Committed(scn) | TxnState::CommittedBy(scn) if scn.0 <= snapshot));
+        }
+
+        /// Where only a bound of the commit is known, a reader gets what it would get with the SCN itself, or nothing.
+        #[test]
+        fn a_commit_that_is_known_roughly_is_never_judged_wrongly(scn in 0u64..20, later in 0u64..20, snapshot in 0u64..20) {
+            let view = View { snapshot: Scn(snapshot), own: None };
+            let exactly = judge(Version::Written(txn(2)), view, |_| Some(TxnState::Committed(Scn(scn))));
+            let roughly = judge(Version::Written(txn(2)), view, |_| Some(TxnState::CommittedBy(Scn(scn + later))));
+            prop_assert!(roughly == exactly || roughly == Verdict::TooOld);
         }
 
         /// A verdict once given with an outcome known stays: going from committing to committed turns no `Previous` to `Visible`.

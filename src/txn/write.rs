@@ -13,7 +13,7 @@ use super::error::TxnError;
 use super::manager::{Txns, count};
 use super::record::{Record, RecordKind};
 use super::row::{FLAG_DELETED, FLAG_LOCK_ONLY, FLAG_OVERFLOW, ROW_HEADER_BYTES, Row, Version};
-use super::slot::{Slot, SlotState};
+use super::slot::SlotState;
 use super::transaction::{DeadChain, STAMPS_MAX, Touched, Transaction};
 use super::types::WaitPolicy;
 use super::undo::RECORD_REDO_MAX;
@@ -278,7 +278,7 @@ impl Txns {
             key,
             before,
         };
-        let slot = Slot { wrap: id.wrap(), state: SlotState::Active, undo_head: previous };
+        let slot = self.0.table.borrow().slot(id, SlotState::Active, previous);
         let undo = self.0.undo.append(&mut room, &mut mtr, &record, (id.slot(), slot));
         let replaced =
             live.filter(|row| row.is_overflow() && flags & FLAG_LOCK_ONLY == 0).and_then(|row| OverflowRef::decode(row.payload));
@@ -320,7 +320,7 @@ impl Txns {
             let committed = match row.version {
                 Version::Committed(scn) => Some(scn),
                 Version::Written(writer) => match self.settled_state(writer, txn.cancel()).await? {
-                    TxnState::Committed(scn) => Some(scn),
+                    TxnState::Committed(scn) | TxnState::CommittedBy(scn) => Some(scn),
                     // An own stamp, or one left by a dead transaction: its predecessor decides.
                     _ => None,
                 },

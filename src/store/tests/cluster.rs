@@ -131,6 +131,7 @@ async fn start_shard(reactor: Reactor, shard: ShardId, plan: NodePlan) -> (Rc<Sh
     peers.attach(&txns);
     for_ges.attach(&txns);
     txns.start_housekeeping(shard == ShardId(0));
+    ask_other_shards(&txns, remotes.clone());
     search_in_other_shards(&ges, shard, remotes);
     let engine = ShardEngine::new(&txns, shard, service, Rc::new(ges));
     (engine, (volume, gcs, interconnect))
