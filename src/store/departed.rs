@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::cache::LocalFuture;
 use crate::ids::{NodeId, ShardId, TxnId};
 use crate::reactor::{Class, Reactor, Remote};
-use crate::txn::{OtherShards, TxnError, Txns};
+use crate::txn::{OtherShards, TxnError, TxnState, Txns};
 
 use super::StoreError;
 use super::backend::Backend;
@@ -142,8 +142,8 @@ async fn engine(reactor: &Reactor) -> Rc<ShardEngine> {
 }
 
 impl OtherShards for ByMail {
-    fn departed_state(&self, txn: TxnId) -> LocalFuture<Result<crate::txn::TxnState, TxnError>> {
-        self.ask(txn.shard(), async move |txns: Txns| txns.departed_state(txn).await)
+    fn departed_outcome(&self, txn: TxnId) -> LocalFuture<Result<Option<TxnState>, TxnError>> {
+        self.ask(txn.shard(), async move |txns: Txns| txns.departed_outcome(txn).await)
     }
 
     fn has_departed_promise(&self, shard: ShardId, home: TxnId) -> LocalFuture<Result<bool, TxnError>> {

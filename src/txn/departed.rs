@@ -29,8 +29,8 @@ pub const ROLLBACKS_AT_ONCE: usize = 8;
 
 /// The node's other shards, asked about a dead node's transactions that went over several of its shards.
 pub trait OtherShards {
-    /// [`Txns::departed_state`] in the transaction's shard.
-    fn departed_state(&self, txn: TxnId) -> LocalFuture<Result<TxnState, TxnError>>;
+    /// [`Txns::departed_outcome`] in the transaction's shard.
+    fn departed_outcome(&self, txn: TxnId) -> LocalFuture<Result<Option<TxnState>, TxnError>>;
     /// [`Txns::has_departed_promise`] in this shard.
     fn has_departed_promise(&self, shard: ShardId, home: TxnId) -> LocalFuture<Result<bool, TxnError>>;
 }
@@ -71,18 +71,24 @@ impl Txns {
         }
     }
 
-    async fn departed_slot(&self, txn: TxnId) -> Result<Slot, TxnError> {
+    async fn departed_slot(&self, txn: TxnId) -> Result<Option<Slot>, TxnError> {
         match self.departed_home(txn.node()).await? {
-            Some(home) => UndoLog::read_slot(&self.0.cache, home, txn.slot()).await,
-            None => Err(TxnError::unknown_transaction(txn)),
+            Some(home) => UndoLog::read_slot(&self.0.cache, home, txn.slot()).await.map(Some),
+            None => Ok(None),
         }
     }
 
-    /// What became of a transaction of this shard of a node that is no member; never changes.
+    /// What became of a transaction of this shard, which a row names, of a node that is no member.
+    pub(super) async fn departed_state(&self, txn: TxnId) -> Result<TxnState, TxnError> {
+        self.departed_outcome(txn).await?.ok_or_else(|| TxnError::unknown_transaction(txn))
+    }
+
+    /// What became of a transaction of this shard of a node that is no member; never changes. `None`: its node's log knows
+    /// nothing of it, so it has changed nothing here and decided nothing.
     ///
     /// # Errors
-    /// [`TxnError::Corrupt`] for an id that was never given out, and faults.
-    pub async fn departed_state(&self, txn: TxnId) -> Result<TxnState, TxnError> {
+    /// Faults.
+    pub async fn departed_outcome(&self, txn: TxnId) -> Result<Option<TxnState>, TxnError> {
         assert!(
             txn.node() != self.0.node && txn.shard() == self.0.shard,
             "{txn} is asked for in {} of {}",
@@ -90,38 +96,37 @@ impl Txns {
             self.0.node
         );
         loop {
-            let slot = self.departed_slot(txn).await?;
+            let Some(slot) = self.departed_slot(txn).await? else { return Ok(None) };
             if slot.wrap > txn.wrap() {
                 // It had ended before the slot's next user began.
                 let ended = match slot.state {
                     SlotState::Committed(scn) | SlotState::RolledBack(scn) => scn,
                     _ => Scn::MAX,
                 };
-                return Ok(match slot.former_needed {
+                return Ok(Some(match slot.former_needed {
                     false => TxnState::Committed(Scn::ZERO),
                     true => TxnState::CommittedBy(ended.min(self.0.peers.left_at(txn.node()))),
-                });
+                }));
             }
-            if slot.wrap < txn.wrap() {
-                return Err(TxnError::unknown_transaction(txn));
+            if slot.wrap < txn.wrap() || slot.state == SlotState::Free {
+                return Ok(None);
             }
             match slot.state {
-                SlotState::Free => return Err(TxnError::unknown_transaction(txn)),
-                SlotState::Active | SlotState::RolledBack(_) => return Ok(TxnState::Aborted),
+                SlotState::Free | SlotState::Active | SlotState::RolledBack(_) => return Ok(Some(TxnState::Aborted)),
                 SlotState::Committed(scn) => {
                     // Perhaps nobody had been told of it yet; later changes of its rows must lie above.
                     self.0.shared.clock.observe(scn);
-                    return Ok(TxnState::Committed(scn));
+                    return Ok(Some(TxnState::Committed(scn)));
                 }
                 SlotState::Prepared { home } => {
                     if home.node() != txn.node() || home.shard() == self.0.shard {
                         return Err(TxnError::Corrupt(format!("the slot of {txn} has promised to follow {home}")));
                     }
-                    let state = self.other_shards()?.departed_state(home).await;
-                    match state {
-                        // Between the promise and the home's slot somebody has settled both, and the node has come back.
-                        Err(_) | Ok(TxnState::CommittedBy(_)) if self.departed_slot(txn).await? != slot => {}
-                        state => return state,
+                    match self.other_shards()?.departed_outcome(home).await? {
+                        // A home's slot is not used again while its promises stand: this one has been settled meanwhile.
+                        Some(TxnState::CommittedBy(_)) if self.departed_slot(txn).await? != Some(slot) => {}
+                        // A home that came to no decision has not committed.
+                        outcome => return Ok(Some(outcome.unwrap_or(TxnState::Aborted))),
                     }
                 }
                 SlotState::Deciding { scn, parts } => {
@@ -132,12 +137,12 @@ impl Txns {
                     }
                     if all {
                         self.0.shared.clock.observe(scn);
-                        return Ok(TxnState::Committed(scn));
+                        return Ok(Some(TxnState::Committed(scn)));
                     }
                     // A promise is replaced only after its home's slot has said how it ended: if that has not changed,
                     // there was none.
-                    if self.departed_slot(txn).await? == slot {
-                        return Ok(TxnState::Aborted);
+                    if self.departed_slot(txn).await? == Some(slot) {
+                        return Ok(Some(TxnState::Aborted));
                     }
                 }
             }

@@ -1,6 +1,7 @@
 //! Three nodes on one volume, of one shard and of two, simulated: virtual time, one thread, one seed a run.
 
 mod catalog;
+mod death;
 mod relations;
 
 use std::cell::{Cell, RefCell};
@@ -58,6 +59,7 @@ impl SpaceService for SpaceByMail {
 struct Member {
     reactor: Reactor,
     store: Store,
+    node_store: NodeStore,
     engines: Vec<Rc<ShardEngine>>,
     _kept: Rc<Vec<Kept>>,
 }
@@ -77,17 +79,18 @@ struct Cluster {
 #[derive(Clone)]
 struct NodePlan {
     node: NodeId,
+    /// The nodes that start.
+    members: Vec<NodeId>,
     life: u64,
     remotes: Vec<Remote>,
     shared: NodeShared,
 }
 
 async fn start_shard(reactor: Reactor, shard: ShardId, plan: NodePlan) -> (Rc<ShardEngine>, Kept) {
-    let NodePlan { node, life, remotes, shared } = plan;
+    let NodePlan { node, members: nodes, life, remotes, shared } = plan;
     let volume = Volume::open(&reactor, Path::new(VOLUME), &Expected::default()).await.unwrap();
     let geometry = *volume.geometry();
     let epoch = Epoch(life);
-    let nodes: Vec<_> = (1..=NODES).map(NodeId).collect();
     let map = Rc::new(MastershipMap::new(epoch, &nodes, VIRTUAL_NODES, BTreeMap::new()).unwrap());
     let clock = shared.clock.clone();
     let mut settings = Settings::new(1, node, Incarnation(life), shard, remotes.len() as u8, address(node, shard));
@@ -164,6 +167,12 @@ impl Cluster {
 
     /// Recovers the volume and starts all nodes.
     fn start(&mut self) {
+        self.start_nodes(1..=NODES);
+    }
+
+    /// Recovers the volume and starts these nodes; the others never come back in this life.
+    fn start_nodes(&mut self, members: impl IntoIterator<Item = u8>) {
+        let members: Vec<NodeId> = members.into_iter().map(NodeId).collect();
         self.life += 1;
         let life = self.life;
         let reactor = self.world.reactor(HostId(9));
@@ -174,12 +183,13 @@ impl Cluster {
         });
         let started = Rc::new(RefCell::new(BTreeMap::new()));
         let mut nodes = Vec::new();
-        for node in 1..=NODES {
+        for &id in &members {
+            let node = id.0;
             let reactors: Vec<_> = (0..self.shards).map(|_| self.world.reactor(HostId(u32::from(node)))).collect();
             let clock = ScnClock::new();
             clock.start_above(report.scn);
             let remotes = reactors.iter().map(Reactor::remote).collect();
-            let plan = NodePlan { node: NodeId(node), life, remotes, shared: NodeShared::new(clock) };
+            let plan = NodePlan { node: id, members: members.clone(), life, remotes, shared: NodeShared::new(clock) };
             for (shard, reactor) in reactors.iter().enumerate() {
                 let (inside, plan, started) = (reactor.clone(), plan.clone(), started.clone());
                 reactor.spawn(Class::Normal, "start", async move {
@@ -190,14 +200,15 @@ impl Cluster {
             nodes.push((plan, reactors));
         }
         let end = self.world.now() + Duration::from_secs(60);
-        let expected = usize::from(NODES * self.shards);
+        let expected = members.len() * usize::from(self.shards);
         self.world.run_until(|| started.borrow().len() == expected || self.world.now() > end).unwrap();
         let mut started = std::mem::take(&mut *started.borrow_mut());
         assert_eq!(started.len(), expected, "all shards start within a minute (seed {})", self.world.seed());
         for (plan, reactors) in nodes {
             let store = NodeStore::new(plan.node, plan.remotes, plan.shared);
+            let node_store = store.clone();
             let (engines, kept) = (0..reactors.len()).map(|shard| started.remove(&(plan.node.0, shard)).unwrap()).unzip();
-            let member = Member { reactor: reactors[0].clone(), store: store.store(), engines, _kept: Rc::new(kept) };
+            let member = Member { reactor: reactors[0].clone(), store: store.store(), node_store, engines, _kept: Rc::new(kept) };
             let settled = self.world.block_on(&reactors[0], async move {
                 let settled = store.settle_branches().await.unwrap();
                 assert_eq!(store.settle_branches().await.unwrap(), Settled::default(), "settled once, settled for good");

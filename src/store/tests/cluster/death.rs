@@ -1,0 +1,220 @@
+//! A node dies and does not come back for a while: the others use its rows, end its transactions, and it finds its tables
+//! clean when it returns.
+
+use super::*;
+
+/// The one that dies, as a number of the volume and of the bed.
+const DEAD: NodeId = NodeId(3);
+
+impl Cluster {
+    /// Settles what `DEAD` has left, on one of those that live.
+    fn settle(&self, node: usize) -> Settled {
+        let store = self.members[node].node_store.clone();
+        self.run(node, async move { store.settle_dead_node(DEAD).await.unwrap() })
+    }
+
+    fn raw_rows(&self, node: usize, table: PartitionId) -> usize {
+        let engine = self.members[node].engines[usize::from(table.shard(self.shards).0)].clone();
+        self.run(node, async move {
+            let tree = engine.txns().tree(table).await.unwrap();
+            tree.scan(&crate::btree::KeyRange::all(), 1 << 20).await.unwrap().rows.len()
+        })
+    }
+
+    fn unfinished(&self, node: usize) -> usize {
+        self.members[node].engines.iter().map(|engine| engine.txns().in_use().0).sum()
+    }
+
+    fn sum(&self, node: usize, table: PartitionId) -> i64 {
+        let mut session = self.begin(node, RepeatableRead);
+        self.run(node, async move { sum(&mut session, table).await })
+    }
+}
+
+#[test]
+fn what_a_dead_node_committed_is_there_and_what_it_had_begun_is_gone() {
+    let mut cluster = Cluster::new(50);
+    let table = cluster.table(0);
+    cluster.write(0, vec![put(table, "a", "old"), put(table, "b", "old"), put(table, "c", "old")]);
+    let mut open = cluster.begin(2, ReadCommitted);
+    cluster.run(2, async move {
+        open.write(vec![put(table, "a", "never"), delete(table, "b"), insert(table, "d", "never")]).await.unwrap();
+        open.write((0..300).map(|key| put(table, &format!("n{key}"), &"x".repeat(1500))).collect()).await.unwrap();
+        std::mem::forget(open);
+    });
+    // Makes the log durable up to here.
+    cluster.write(2, vec![put(table, "c", "new")]);
+    cluster.power_loss();
+    cluster.start_nodes([1, 2]);
+    for node in 0..2 {
+        assert_eq!(cluster.keys(node, table), ["a", "b", "c"]);
+        assert_eq!(cluster.read(node, table, "a").as_deref(), Some("old"));
+        assert_eq!(cluster.read(node, table, "c").as_deref(), Some("new"), "known by its slot alone: the stamp is lost");
+    }
+    cluster.write(1, vec![update(table, "a", "newer"), insert(table, "d", "newer")]);
+    assert!(cluster.raw_rows(0, table) > 300);
+    assert_eq!(cluster.settle(0), Settled { undone: 1, ..Settled::default() });
+    assert_eq!(cluster.raw_rows(0, table), 4, "not a trace is left");
+    assert_eq!((cluster.settle(1), cluster.settle(0)), (Settled::default(), Settled::default()));
+    assert_eq!(cluster.read(0, table, "a").as_deref(), Some("newer"));
+    cluster.power_loss();
+    cluster.start();
+    assert_eq!(cluster.unfinished(2), 0, "it finds nothing to do when it comes back");
+    cluster.write(2, vec![put(table, "b", "again")]);
+    assert_eq!(cluster.keys(2, table), ["a", "b", "c", "d"]);
+}
+
+#[test]
+fn a_settling_that_is_broken_off_anywhere_is_taken_up_by_another_node() {
+    let mut undone = 0;
+    for seed in 51..54 {
+        let mut cluster = Cluster::with_shards(seed, 2);
+        let store = cluster.members[0].store.clone();
+        let tables = cluster.run(0, async move {
+            [store.create_partition(Placement::Any).await.unwrap(), store.create_partition(Placement::Any).await.unwrap()]
+        });
+        let rows = move |value: &'static str| {
+            (0..60).flat_map(move |key| tables.map(|table| put(table, &format!("{key}"), value))).collect::<Vec<_>>()
+        };
+        cluster.write(0, rows("old"));
+        for part in 0..12 {
+            let mut open = cluster.begin(2, ReadCommitted);
+            cluster.run(2, async move {
+                open.write(rows("never")[part * 10..][..10].to_vec()).await.unwrap();
+                std::mem::forget(open);
+            });
+        }
+        // In both shards, durable.
+        cluster.write(2, tables.map(|table| put(table, "z", "")).to_vec());
+        for round in 0..4u64 {
+            cluster.power_loss();
+            cluster.start_nodes([1, 2]);
+            let store = cluster.members[round as usize % 2].node_store.clone();
+            let _ = cluster.spawn(round as usize % 2, async move { store.settle_dead_node(DEAD).await.is_ok() });
+            cluster.world.run_for(Duration::from_micros(400 + (seed * 7 + round) * 331 % 3000));
+            assert_eq!(cluster.read(1, tables[round as usize % 2], "7").as_deref(), Some("old"), "seed {seed}");
+        }
+        // What is still under way on the one is done once more by the other at the same time.
+        let store = cluster.members[1].node_store.clone();
+        let other = cluster.spawn(1, async move { store.settle_dead_node(DEAD).await.unwrap() });
+        undone += cluster.settle(0).undone;
+        cluster.wait(&[other]);
+        assert_eq!(cluster.settle(0), Settled::default());
+        cluster.power_loss();
+        cluster.start();
+        assert_eq!(cluster.unfinished(2), 0);
+        for table in tables {
+            assert_eq!((cluster.keys(2, table).len(), cluster.raw_rows(0, table)), (61, 61));
+            assert!((0..60).all(|_| cluster.read(2, table, "59").as_deref() == Some("old")));
+        }
+    }
+    assert!(undone > 0, "the crashes came too late to leave anything");
+}
+
+#[test]
+fn money_of_three_nodes_is_still_there_with_two() {
+    for seed in 55..58 {
+        let mut cluster = Cluster::new(seed);
+        let table = cluster.table(0);
+        cluster.write(1, (0..ACCOUNTS).map(|account| put(table, &format!("{account}"), "100")).collect());
+        for round in 0..2 {
+            for client in 0..6usize {
+                let member = cluster.members[client % 3].clone();
+                let _ = cluster
+                    .spawn(client % 3, async move { transfers(member.store, seed * 100 + client as u64, table, 500).await });
+            }
+            cluster.world.run_for(Duration::from_millis(20 + seed % 7));
+            cluster.power_loss();
+            cluster.start_nodes([1, 2]);
+            let clients: Vec<_> = (0..4usize)
+                .map(|client| {
+                    let store = cluster.members[client % 2].store.clone();
+                    cluster.spawn(client % 2, transfers(store, seed * 1000 + client as u64, table, 10))
+                })
+                .collect();
+            assert_eq!(cluster.sum(0, table), 100 * ACCOUNTS as i64, "seed {seed}");
+            cluster.settle(round);
+            assert_eq!(cluster.sum(1, table), 100 * ACCOUNTS as i64, "seed {seed}");
+            cluster.wait(&clients);
+            cluster.power_loss();
+            cluster.start();
+            assert_eq!(cluster.sum(2, table), 100 * ACCOUNTS as i64, "seed {seed}");
+        }
+    }
+}
+
+async fn transfers(store: Store, seed: u64, table: PartitionId, count: usize) {
+    let dice = Dice(Cell::new(seed + 1));
+    for _ in 0..count {
+        match transfer(&store, &|bound| dice.below(bound), table).await {
+            Ok(()) | Err(StoreError::SerializationFailure { .. } | StoreError::DeadlockDetected) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Power goes at every stage of commits over two shards; the survivors find out from the slots, in whichever shard they are
+/// asked, and whoever settles finds the same.
+#[test]
+fn a_dead_nodes_commit_over_two_shards_is_judged_by_all_its_slots() {
+    let mut settled = Settled::default();
+    for seed in 60..66 {
+        let mut cluster = Cluster::with_shards(seed, 2);
+        let store = cluster.members[0].store.clone();
+        let (left, right) = cluster.run(0, async move {
+            (store.create_partition(Placement::Any).await.unwrap(), store.create_partition(Placement::Any).await.unwrap())
+        });
+        let rows = move |client: usize| vec![(left, vec![b'a' + client as u8]), (right, vec![b'a' + client as u8])];
+        for row in (0..6).flat_map(rows) {
+            cluster.write(0, vec![WriteOp::Put { partition: row.0, key: row.1, value: b"0".to_vec() }]);
+        }
+        for round in 0..4u64 {
+            let acknowledged: Rc<RefCell<[i64; 6]>> = Rc::default();
+            let before = both(&cluster, 0, &rows);
+            for client in 0..6usize {
+                let (store, acknowledged) = (cluster.members[2].store.clone(), acknowledged.clone());
+                let _ = cluster.spawn(2, async move {
+                    loop {
+                        let add_one = |_: usize, row: Option<&[u8]>| Modify::Put((amount(row) + 1).to_string().into_bytes());
+                        let mut rows = rows(client);
+                        rows.rotate_left(client % 2);
+                        store.session().modify_many(rows, Box::new(add_one)).await.unwrap();
+                        acknowledged.borrow_mut()[client] += 1;
+                    }
+                });
+            }
+            cluster.world.run_until(|| acknowledged.borrow().iter().sum::<i64>() > 6).unwrap();
+            cluster.world.run_for(Duration::from_micros((seed * 8 + round) * 37 % 1000));
+            cluster.power_loss();
+            cluster.start_nodes([1, 2]);
+            let seen = both(&cluster, 1, &rows);
+            for client in 0..6 {
+                let least = before[client] + acknowledged.borrow()[client];
+                assert!(seen[client] >= least, "{} of {least} of client {client} (seed {seed})", seen[client]);
+            }
+            let more = cluster.settle(0);
+            settled.committed += more.committed;
+            settled.rolled_back += more.rolled_back;
+            assert_eq!(both(&cluster, 0, &rows), seen, "round {round} with seed {seed}");
+            cluster.power_loss();
+            cluster.start();
+            assert_eq!(both(&cluster, 2, &rows), seen, "round {round} with seed {seed}");
+        }
+    }
+    assert!(settled.committed > 0 && settled.rolled_back > 0, "the power went at other moments: {settled:?}");
+}
+
+/// Each client's amount, the same in both tables.
+fn both(cluster: &Cluster, node: usize, rows: &dyn Fn(usize) -> Vec<(PartitionId, Vec<u8>)>) -> Vec<i64> {
+    let amounts = (0..6).map(|client| {
+        let [(left, key), (right, _)] = rows(client).try_into().unwrap();
+        let mut session = cluster.members[node].store.session();
+        let both = cluster.run(node, async move {
+            session.begin(RepeatableRead, true).unwrap();
+            (session.get(left, &key).await.unwrap(), session.get(right, &key).await.unwrap())
+        });
+        assert_eq!(both.0, both.1, "client {client}");
+        amount(both.0.as_deref())
+    });
+    amounts.collect()
+}
