@@ -17,6 +17,9 @@
 //! Every message carries the sender's clock, and the clock has observed it before a handler runs: so a transaction that
 //! answers "active" commits above the asker's snapshot.
 
+#[cfg(test)]
+mod tests;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::{Rc, Weak};

@@ -61,10 +61,16 @@ struct Member {
     store: Store,
     node_store: NodeStore,
     engines: Vec<Rc<ShardEngine>>,
-    _kept: Rc<Vec<Kept>>,
+    kept: Rc<Vec<Kept>>,
 }
 
-type Kept = (Volume, Gcs, Interconnect);
+/// A shard's parts that take part in a change of the view.
+struct Kept {
+    volume: Volume,
+    gcs: Gcs,
+    peers: ClusterPeers,
+    interconnect: Interconnect,
+}
 
 struct Cluster {
     world: SimWorld,
@@ -137,7 +143,7 @@ async fn start_shard(reactor: Reactor, shard: ShardId, plan: NodePlan) -> (Rc<Sh
     ask_other_shards(&txns, remotes.clone());
     search_in_other_shards(&ges, shard, remotes);
     let engine = ShardEngine::new(&txns, shard, service, Rc::new(ges));
-    (engine, (volume, gcs, interconnect))
+    (engine, Kept { volume, gcs, peers, interconnect })
 }
 
 impl Cluster {
@@ -208,7 +214,7 @@ impl Cluster {
             let store = NodeStore::new(plan.node, plan.remotes, plan.shared);
             let node_store = store.clone();
             let (engines, kept) = (0..reactors.len()).map(|shard| started.remove(&(plan.node.0, shard)).unwrap()).unzip();
-            let member = Member { reactor: reactors[0].clone(), store: store.store(), node_store, engines, _kept: Rc::new(kept) };
+            let member = Member { reactor: reactors[0].clone(), store: store.store(), node_store, engines, kept: Rc::new(kept) };
             let settled = self.world.block_on(&reactors[0], async move {
                 let settled = store.settle_branches().await.unwrap();
                 assert_eq!(store.settle_branches().await.unwrap(), Settled::default(), "settled once, settled for good");

@@ -24,8 +24,8 @@ impl Cluster {
 
     /// Messages of the lock service that all nodes have sent.
     fn lock_messages(&self) -> u64 {
-        let kept = self.members.iter().flat_map(|member| member._kept.iter());
-        kept.map(|(_, _, interconnect)| interconnect.stats().sent[Service::Ges.index()].messages).sum()
+        let kept = self.members.iter().flat_map(|member| member.kept.iter());
+        kept.map(|Kept { interconnect, .. }| interconnect.stats().sent[Service::Ges.index()].messages).sum()
     }
 
     /// Begins on a node, locks the relations for writing rows, and makes some changes.
