@@ -345,6 +345,42 @@ fn survivors_of_a_node_lose_nothing_and_wait_for_nobody() {
     assert!(undone > 4, "the node had more open than what was held: {undone}");
 }
 
+/// A long report holds a snapshot; meanwhile the node that dies uses all of its slots again and keeps old outcomes in memory.
+#[test]
+fn an_outcome_that_died_with_its_node_is_not_guessed() {
+    let mut cluster = Cluster::new(80);
+    let table = cluster.table(0);
+    // More rows than a commit stamps: the last ones name their transaction.
+    let rows = |value: &str| (0..80).map(|key| put(table, &format!("{key:02}"), value)).collect::<Vec<_>>();
+    cluster.write(0, rows("old"));
+    let reports = [0, 1].map(|node| {
+        let mut report = cluster.begin(node, RepeatableRead);
+        cluster.run(node, async move {
+            assert_eq!(get(&mut report, table, "00").await.as_deref(), Some("old"));
+            report
+        })
+    });
+    cluster.write(2, rows("new"));
+    let mut session = cluster.members[2].store.session();
+    cluster.run(2, async move {
+        for _ in 0..crate::txn::slot::SLOTS_MAX + 8 {
+            session.write(vec![put(table, "n", "1")]).await.unwrap();
+        }
+    });
+    let [mut told, mut untold] = reports;
+    let told = cluster.run(0, async move {
+        assert_eq!(get(&mut told, table, "79").await.as_deref(), Some("old"), "the node remembers");
+        told
+    });
+    cluster.lose(DEAD);
+    let mut told = told;
+    cluster.run(0, async move { assert_eq!(get(&mut told, table, "79").await.as_deref(), Some("old"), "told before") });
+    let refused = cluster.run(1, async move { untold.get(table, b"79").await });
+    assert_eq!(refused.unwrap_err().sqlstate(), "72000");
+    assert_eq!(cluster.read(1, table, "79").as_deref(), Some("new"), "for whoever begins now it is certain");
+    cluster.write(1, vec![update(table, "79", "newer")]);
+}
+
 impl Cluster {
     /// Only the rows that transfers work on.
     fn sum_of_accounts(&self, node: usize, table: PartitionId) -> i64 {
