@@ -19,3 +19,4 @@ pub mod txn;
 pub mod store;
 pub mod raft;
 pub mod cluster;
+pub mod sim;

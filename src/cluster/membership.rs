@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::formation::{Formation, Input, Message, Output};
+use super::status::{Phase, Status};
 use crate::ids::{BlockId, Epoch, NodeId, RequestId, Scn};
 use crate::interconnect::{Body, Handler, Header, Interconnect, Message as WireMessage, Service};
 use crate::reactor::sync::Notify;
@@ -19,18 +20,20 @@ const OPEN: u8 = JOIN + 3;
 pub struct Membership {
     formation: RefCell<Formation>,
     interconnect: RefCell<Option<Interconnect>>,
+    status: Status,
     /// What the node's main task has to do, in order.
     todo: RefCell<Vec<Output>>,
     changed: Notify,
 }
 
 impl Membership {
-    /// For this node among these members.
+    /// For this node among these members; `status` is told at once when this life is over.
     #[must_use]
-    pub fn new(me: NodeId, members: impl IntoIterator<Item = NodeId>) -> Rc<Membership> {
+    pub fn new(me: NodeId, members: impl IntoIterator<Item = NodeId>, status: Status) -> Rc<Membership> {
         Rc::new(Membership {
             formation: RefCell::new(Formation::new(me, members)),
             interconnect: RefCell::new(None),
+            status,
             todo: RefCell::default(),
             changed: Notify::new(),
         })
@@ -82,6 +85,11 @@ impl Membership {
         for output in out {
             match output {
                 Output::Send(to, message) => self.send(to, message),
+                // The node's main task may be waiting for an answer of the lost member, which never comes.
+                Output::Lost(node) => {
+                    self.status.enter(Phase::Lost(node), format!("{node} is gone"));
+                    self.todo.borrow_mut().push(output);
+                }
                 other => self.todo.borrow_mut().push(other),
             }
         }

@@ -372,7 +372,8 @@ async fn lead_until_end(
     let identity = Identity { cluster_id: volume.geometry().cluster_id, incarnation: slot.incarnation };
 
     let doors = connect(reactor, context, ShardId(0), identity);
-    let membership = Membership::new(context.node, context.members.iter().map(|(node, _)| *node));
+    let members = context.members.iter().map(|(node, _)| *node);
+    let membership = Membership::new(context.node, members, context.status.clone());
     doors.interconnect.register(Service::Cluster, membership.clone());
     doors.interconnect.start().await?;
     membership.start(&doors.interconnect);

@@ -9,6 +9,7 @@ use super::world::{Descriptor, Event, InFlight, OperationRef, State};
 use super::{ActorId, HostId};
 use crate::reactor::driver::{Handle, OpenOptions, Operation};
 use crate::reactor::io::named;
+use crate::reactor::split_mix;
 
 impl State {
     pub(super) fn open(&mut self, actor: ActorId, path: &Path, how: OpenOptions) -> io::Result<Handle> {
@@ -80,12 +81,27 @@ impl State {
     pub(super) fn run_disk(&mut self, reference: OperationRef) {
         let Some(actor) = self.actor_of(reference) else { return };
         let host = self.host_of(actor);
+        let spoiled = match &self.operations[reference.index].operation {
+            Operation::Read { offset, buffer, .. } => {
+                let (offset, len) = (*offset, buffer.len());
+                self.spoil(host, offset, len)
+            }
+            _ => (0, false),
+        };
         let in_flight = self.operations.get_mut(reference.index).expect("it has an actor");
         let file = in_flight.operation.handle().expect("a file operation");
         let Some((_, Descriptor::File { disk, .. })) = self.descriptors.get(&file.index) else { panic!("{file:?} is no file") };
         let disk = &mut self.disks[*disk];
         let count = match &mut in_flight.operation {
-            Operation::Read { offset, buffer, .. } => disk.read(*offset, buffer.as_mut_slice()),
+            Operation::Read { buffer, .. } => {
+                let (offset, flip) = spoiled;
+                let count = disk.read(offset, buffer.as_mut_slice());
+                if flip && count > 0 {
+                    let at = split_mix(&mut self.random) as usize % count;
+                    buffer.as_mut_slice()[at] ^= 1 << (split_mix(&mut self.random) % 8);
+                }
+                count
+            }
             Operation::Write { offset, buffer, durable, .. } => {
                 disk.write(host, *offset, buffer.as_slice(), *durable);
                 buffer.len()
@@ -155,7 +171,7 @@ impl State {
             match self.descriptors.remove(&index) {
                 Some((_, Descriptor::Listener(address))) => {
                     if silently {
-                        self.powered_off_addresses.insert(address.ip());
+                        self.powered_off_addresses.insert((host, address.ip()));
                     }
                     self.close_listener(address);
                 }

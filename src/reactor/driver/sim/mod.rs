@@ -17,14 +17,16 @@ use crate::reactor::mail::WakeUp;
 use crate::reactor::time::Clock;
 
 mod disk;
+mod faults;
 mod files;
 mod network;
 #[cfg(test)]
 mod tests;
 mod world;
 
+pub use faults::{DiskGates, Spoiling};
 use world::World;
-pub use world::{DiskGates, SimWorld, Stuck};
+pub use world::{SimWorld, Stuck};
 
 /// A simulated machine; its reactors crash together.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]

@@ -32,6 +32,8 @@ pub(super) struct Listening {
 
 pub(super) struct Connection {
     pub(super) sides: [Side; 2],
+    /// Segments that will arrive.
+    under_way: usize,
 }
 
 pub(super) struct Side {
@@ -61,6 +63,13 @@ pub(super) enum Segment {
     Reset,
 }
 
+impl Connection {
+    /// Nobody looks at it any more, and nothing of it is on its way.
+    fn is_over(&self) -> bool {
+        self.under_way == 0 && self.sides.iter().all(|side| side.closed && side.receiving.is_empty() && side.sending.is_empty())
+    }
+}
+
 impl Side {
     fn new(host: HostId) -> Side {
         Side {
@@ -80,12 +89,19 @@ impl Side {
     }
 }
 
+/// Ports that are given out by number come from here on.
+pub(super) const PORTS_FIRST: u16 = 40_000;
+
 impl State {
+    fn next_port(&mut self) -> u16 {
+        self.ports = self.ports.checked_add(1).unwrap_or(PORTS_FIRST);
+        self.ports
+    }
+
     pub(super) fn listen(&mut self, actor: ActorId, address: SocketAddr) -> io::Result<(Handle, SocketAddr)> {
         let mut address = address;
         if address.port() == 0 {
-            self.ports += 1;
-            address.set_port(self.ports);
+            address.set_port(self.next_port());
         }
         if self.listeners.contains_key(&address) {
             return Err(named(libc::EADDRINUSE, &format!("listen on {address}")));
@@ -139,8 +155,11 @@ impl State {
         let back = self.now() + self.network_ns();
         let unreachable = match self.listeners.get(&address) {
             // Nobody there: the machine answers for the process, unless it is the machine that does not answer.
-            None => self.powered_off_addresses.contains(&address.ip()),
-            Some(listening) => self.is_parted(from, self.host_of(listening.actor)),
+            None => self.powered_off_addresses.iter().any(|(_, ip)| *ip == address.ip()),
+            Some(listening) => {
+                let to = self.host_of(listening.actor);
+                self.is_parted(from, to) || self.is_parted(to, from)
+            }
         };
         if unreachable {
             let result = Err(libc::ETIMEDOUT);
@@ -150,10 +169,9 @@ impl State {
             return self.schedule(back, Event::Finish { operation, result: Err(libc::ECONNREFUSED), opened: None });
         };
         let to = self.host_of(listening.actor);
-        let connection = self.connections.insert(Connection { sides: [Side::new(from), Side::new(to)] });
-        self.ports += 1;
+        let connection = self.connections.insert(Connection { sides: [Side::new(from), Side::new(to)], under_way: 0 });
         let ip = Ipv4Addr::new(10, 0, (from.0 >> 8) as u8, from.0 as u8);
-        let peer = SocketAddr::from((ip, self.ports));
+        let peer = SocketAddr::from((ip, self.next_port()));
         let listening = self.listeners.get_mut(&address).expect("looked up just now");
         listening.backlog.push_back((connection, peer));
         self.match_accepts(address);
@@ -244,20 +262,23 @@ impl State {
         let own = &mut self.connections[connection].sides[side];
         own.last_arrival_ns = own.last_arrival_ns.max(at);
         let at = own.last_arrival_ns;
+        self.connections[connection].under_way += 1;
         self.schedule(at, Event::Arrive { connection, from: side, segment });
     }
 
     /// A segment sent by side `from` arrives at the other.
     pub(super) fn arrive(&mut self, connection: u32, from: usize, segment: Segment) {
-        let Some(pair) = self.connections.get(connection) else { return };
+        let pair = &mut self.connections[connection];
+        pair.under_way -= 1;
         let (sender, receiver) = (pair.sides[from].host, pair.sides[1 - from].host);
         let parted = self.is_parted(sender, receiver);
         let pair = &mut self.connections[connection];
         if parted || !pair.sides[from].held.is_empty() {
             pair.sides[from].held.push_back(segment);
-            return;
+        } else {
+            self.take_in(connection, from, segment);
         }
-        self.take_in(connection, from, segment);
+        self.remove_if_over(connection);
     }
 
     fn take_in(&mut self, connection: u32, from: usize, segment: Segment) {
@@ -294,6 +315,23 @@ impl State {
         }
     }
 
+    /// See [`SimWorld::break_connections`](super::SimWorld::break_connections).
+    pub(super) fn break_connections(&mut self, one: HostId, other: HostId) {
+        for connection in self.connections.indexes() {
+            let hosts = [0, 1].map(|side| self.connections[connection].sides[side].host);
+            if hosts != [one, other] && hosts != [other, one] {
+                continue;
+            }
+            for side in 0..2 {
+                let own = &mut self.connections[connection].sides[side];
+                own.reset = true;
+                own.held.clear();
+                self.advance_receiving(connection, side);
+                self.advance_sending(connection, side);
+            }
+        }
+    }
+
     pub(super) fn end_sending(&mut self, connection: u32, side: usize) {
         let own = &mut self.connections[connection].sides[side];
         if !own.sent_end {
@@ -322,6 +360,13 @@ impl State {
         self.advance_receiving(connection, side);
         self.advance_sending(connection, side);
         self.advance_sending(connection, 1 - side);
+        self.remove_if_over(connection);
+    }
+
+    fn remove_if_over(&mut self, connection: u32) {
+        if self.connections[connection].is_over() {
+            self.connections.remove(connection);
+        }
     }
 
     /// One side's machine is gone without a word.
@@ -332,5 +377,6 @@ impl State {
         own.receiving.clear();
         own.sending.clear();
         own.held.clear();
+        self.remove_if_over(connection);
     }
 }

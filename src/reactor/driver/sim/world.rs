@@ -10,11 +10,12 @@ use std::fmt;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::disk::Disk;
-use super::network::{Connection, Listening, Segment};
+use super::faults::Spoiling;
+use super::network::{Connection, Listening, PORTS_FIRST, Segment};
 use super::{ActorId, HostId, SimDriver, SimOptions};
 use crate::reactor::driver::{Completion, Handle, Operation, Token, Wait};
 use crate::reactor::slab::Slab;
@@ -28,7 +29,7 @@ const BLOCK_ON_MAX: Duration = Duration::from_secs(3600);
 
 /// A simulated world. Clones share it; the last one ends it.
 #[derive(Clone)]
-pub struct SimWorld(Rc<World>);
+pub struct SimWorld(pub(super) Rc<World>);
 
 /// Nothing will ever happen any more: every task waits for another.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,17 +50,34 @@ impl std::error::Error for Stuck {}
 
 pub(super) struct World {
     pub(super) state: RefCell<State>,
+    /// Those alive, in the order in which they were made.
     actors: RefCell<Vec<Actor>>,
-    now_ns: Rc<Cell<u64>>,
-    wall_base_ms: RefCell<BTreeMap<HostId, Rc<Cell<u64>>>>,
+    pub(super) now_ns: Rc<Cell<u64>>,
+    pub(super) wall_base_ms: RefCell<BTreeMap<HostId, Rc<Cell<u64>>>>,
+    /// Memory of [`SimWorld::step_within`].
+    due: RefCell<Vec<ActorId>>,
+    steps: Cell<u64>,
     seed: u64,
 }
 
+/// A reactor that lives.
 struct Actor {
+    id: ActorId,
     host: HostId,
-    /// None after a crash.
-    reactor: Option<Reactor>,
+    reactor: Reactor,
     busy_until_ns: u64,
+}
+
+impl Actor {
+    /// When it wants its next turn.
+    fn due_at(&self, state: &State, now: u64) -> Option<u64> {
+        if state.paused.contains(&self.host) {
+            return None;
+        }
+        let has_work = self.reactor.has_work() || !state.actors[self.id.0 as usize].completions.is_empty();
+        let at = if has_work { now } else { self.reactor.next_deadline()?.0.max(now) };
+        Some(at.max(self.busy_until_ns))
+    }
 }
 
 /// What drivers reach.
@@ -80,10 +98,12 @@ pub(super) struct State {
     pub(super) connections: Slab<Connection>,
     pub(super) ports: u16,
     pub(super) parted: BTreeSet<(HostId, HostId)>,
-    pub(super) powered_off_addresses: BTreeSet<IpAddr>,
+    pub(super) powered_off_addresses: BTreeSet<(HostId, IpAddr)>,
     pub(super) paused: BTreeSet<HostId>,
     pub(super) disk_errors: BTreeMap<HostId, i32>,
     pub(super) disk_stalled_until_ns: BTreeMap<HostId, u64>,
+    pub(super) spoiled_reads: BTreeMap<HostId, Spoiling>,
+    pub(super) reads_spoiled: u64,
     /// How often a host has ended: its present life.
     pub(super) lives: BTreeMap<HostId, u32>,
     pub(super) trace: u64,
@@ -319,18 +339,20 @@ impl SimWorld {
             descriptor_serial: 0,
             listeners: BTreeMap::new(),
             connections: Slab::default(),
-            ports: 40_000,
+            ports: PORTS_FIRST,
             parted: BTreeSet::new(),
             powered_off_addresses: BTreeSet::new(),
             paused: BTreeSet::new(),
             disk_errors: BTreeMap::new(),
             disk_stalled_until_ns: BTreeMap::new(),
+            spoiled_reads: BTreeMap::new(),
+            reads_spoiled: 0,
             lives: BTreeMap::new(),
             trace: seed,
             graveyard: Vec::new(),
         };
-        let (actors, wall_base_ms) = (RefCell::default(), RefCell::default());
-        SimWorld(Rc::new(World { state: RefCell::new(state), actors, now_ns, wall_base_ms, seed }))
+        let (actors, wall_base_ms, due) = (RefCell::default(), RefCell::default(), RefCell::default());
+        SimWorld(Rc::new(World { state: RefCell::new(state), actors, now_ns, wall_base_ms, due, steps: Cell::new(0), seed }))
     }
 
     /// A new reactor on a host: a shard of a process there. Start a host again after its crash by asking for new ones.
@@ -341,20 +363,22 @@ impl SimWorld {
             let mut bases = self.0.wall_base_ms.borrow_mut();
             bases.entry(host).or_insert_with(|| Rc::new(Cell::new(state.options.wall_ms))).clone()
         };
-        let driver = {
+        let (id, driver) = {
             let mut state = self.0.state.borrow_mut();
             let life = state.life_of(host);
             state.actors.push(ActorState { host, life, alive: true, fenced: false, completions: Vec::new() });
-            SimDriver {
+            let actor = ActorId(state.actors.len() as u32 - 1);
+            let driver = SimDriver {
                 world: Rc::downgrade(&self.0),
-                actor: ActorId(state.actors.len() as u32 - 1),
+                actor,
                 now_ns: self.0.now_ns.clone(),
                 wall_base_ms,
                 seed: split_mix(&mut state.random),
-            }
+            };
+            (actor, driver)
         };
         let reactor = Reactor::with_driver(Box::new(driver), ReactorOptions::default());
-        self.0.actors.borrow_mut().push(Actor { host, reactor: Some(reactor.clone()), busy_until_ns: 0 });
+        self.0.actors.borrow_mut().push(Actor { id, host, reactor: reactor.clone(), busy_until_ns: 0 });
         reactor
     }
 
@@ -362,6 +386,12 @@ impl SimWorld {
     #[must_use]
     pub fn now(&self) -> Instant {
         Instant(self.0.now_ns.get())
+    }
+
+    /// The virtual clock, to be asked by somebody who does not hold the world.
+    pub fn clock(&self) -> impl Fn() -> Instant + 'static {
+        let now_ns = self.0.now_ns.clone();
+        move || Instant(now_ns.get())
     }
 
     /// The seed, to repeat this world.
@@ -378,56 +408,75 @@ impl SimWorld {
 
     /// Does the next thing. False when there is nothing left to do.
     pub fn step(&self) -> bool {
-        let now = self.0.now_ns.get();
-        let mut due: Vec<usize> = Vec::new();
-        let mut at = self.0.state.borrow().events.peek().map_or(u64::MAX, |scheduled| scheduled.at_ns);
-        let mut event_first = at != u64::MAX;
-        for index in 0..self.0.actors.borrow().len() {
-            let Some(time) = self.due_at(index, now) else { continue };
-            match time.cmp(&at) {
-                Ordering::Less => {
-                    (at, event_first) = (time, false);
-                    due = vec![index];
-                }
-                Ordering::Equal => due.push(index),
-                Ordering::Greater => {}
-            }
-        }
-        if at == u64::MAX {
-            return false;
-        }
-        assert!(at >= now, "time runs forward");
-        self.0.now_ns.set(at);
-        if event_first {
-            let mut state = self.0.state.borrow_mut();
-            let scheduled = state.events.pop().expect("peeked above");
-            state.run_event(scheduled.event);
-            return true;
-        }
-        let chosen = due[(split_mix(&mut self.0.state.borrow_mut().random) % due.len() as u64) as usize];
-        self.0.actors.borrow_mut()[chosen].busy_until_ns = at + TURN_NS;
-        self.0.state.borrow_mut().note(&[at, chosen as u64]);
-        let reactor = self.0.actors.borrow()[chosen].reactor.clone();
-        if let Some(reactor) = reactor {
-            let _entered = reactor.0.outbox.enter();
-            reactor.drive(Wait::No);
-            reactor.run_ready();
-        }
-        true
+        self.step_within(Instant(u64::MAX - 1))
     }
 
-    /// When a reactor wants its next turn.
-    fn due_at(&self, index: usize, now: u64) -> Option<u64> {
-        let actors = self.0.actors.borrow();
-        let actor = &actors[index];
-        let reactor = actor.reactor.as_ref()?;
-        let state = self.0.state.borrow();
-        if state.paused.contains(&actor.host) {
-            return None;
+    /// Does the next thing, if it happens at `limit` or before. False otherwise: the clock stands where it was then.
+    pub fn step_within(&self, limit: Instant) -> bool {
+        let now = self.0.now_ns.get();
+        let mut at = u64::MAX;
+        let mut event_first = false;
+        // Whoever has the earliest turn; ties are drawn.
+        let mut due = self.0.due.take();
+        due.clear();
+        {
+            let state = self.0.state.borrow();
+            if let Some(scheduled) = state.events.peek() {
+                (at, event_first) = (scheduled.at_ns, true);
+            }
+            for actor in self.0.actors.borrow().iter() {
+                let Some(time) = actor.due_at(&state, now) else { continue };
+                match time.cmp(&at) {
+                    Ordering::Less => {
+                        (at, event_first) = (time, false);
+                        due.clear();
+                        due.push(actor.id);
+                    }
+                    Ordering::Equal => due.push(actor.id),
+                    Ordering::Greater => {}
+                }
+            }
         }
-        let has_work = reactor.has_work() || !state.actors[index].completions.is_empty();
-        let at = if has_work { now } else { reactor.next_deadline()?.0.max(now) };
-        Some(at.max(actor.busy_until_ns))
+        let happens = at <= limit.0;
+        if happens {
+            assert!(at >= now, "time runs forward");
+            self.0.now_ns.set(at);
+            self.0.steps.set(self.0.steps.get() + 1);
+            if event_first {
+                let mut state = self.0.state.borrow_mut();
+                let scheduled = state.events.pop().expect("peeked above");
+                state.run_event(scheduled.event);
+            } else {
+                self.turn(&due, at);
+            }
+        }
+        self.0.due.replace(due);
+        happens
+    }
+
+    /// One of these reactors has its turn.
+    fn turn(&self, due: &[ActorId], at: u64) {
+        let chosen = {
+            let mut state = self.0.state.borrow_mut();
+            let chosen = due[(split_mix(&mut state.random) % due.len() as u64) as usize];
+            state.note(&[at, u64::from(chosen.0)]);
+            chosen
+        };
+        let reactor = {
+            let mut actors = self.0.actors.borrow_mut();
+            let actor = actors.iter_mut().find(|actor| actor.id == chosen).expect("it was due just now");
+            actor.busy_until_ns = at + TURN_NS;
+            actor.reactor.clone()
+        };
+        let _entered = reactor.0.outbox.enter();
+        reactor.drive(Wait::No);
+        reactor.run_ready();
+    }
+
+    /// Things done so far: turns of reactors, and events.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.0.steps.get()
     }
 
     /// Runs until `done` says so.
@@ -445,19 +494,14 @@ impl SimWorld {
 
     /// Lets `duration` of virtual time pass.
     pub fn run_for(&self, duration: Duration) {
-        // A task that only sleeps: the time passes also where nothing else happens.
         let end = self.now() + duration;
-        while self.next_at().is_some_and(|at| at <= end.0) {
-            self.step();
-        }
-        self.0.now_ns.set(self.0.now_ns.get().max(end.0));
+        while self.step_within(end) {}
+        self.rest_until(end);
     }
 
-    fn next_at(&self) -> Option<u64> {
-        let now = self.0.now_ns.get();
-        let event = self.0.state.borrow().events.peek().map(|scheduled| scheduled.at_ns);
-        let count = self.0.actors.borrow().len();
-        (0..count).filter_map(|index| self.due_at(index, now)).chain(event).min()
+    /// Moves the clock to `moment`, up to which nothing is left to do.
+    pub fn rest_until(&self, moment: Instant) {
+        self.0.now_ns.set(self.0.now_ns.get().max(moment.0));
     }
 
     /// Runs a future on a reactor, and the world with it, to the future's end. Panics, naming the seed, when the world
@@ -496,7 +540,12 @@ impl SimWorld {
     /// All hosts and disks lose their power at once: every unsynced write of anybody may be lost.
     pub fn power_loss(&self) {
         let hosts: BTreeSet<HostId> = self.0.actors.borrow().iter().map(|actor| actor.host).collect();
-        hosts.into_iter().for_each(|host| self.end_host(host, true));
+        self.power_loss_of(&hosts.into_iter().collect::<Vec<_>>());
+    }
+
+    /// These hosts and all disks lose their power at once: every unsynced write of anybody may be lost.
+    pub fn power_loss_of(&self, hosts: &[HostId]) {
+        hosts.iter().for_each(|host| self.end_host(*host, true));
         self.0.state.borrow_mut().lose_unsynced(None);
     }
 
@@ -504,7 +553,10 @@ impl SimWorld {
         self.0.state.borrow_mut().bury(host, silently);
         let gone: Vec<Reactor> = {
             let mut actors = self.0.actors.borrow_mut();
-            actors.iter_mut().filter(|actor| actor.host == host).filter_map(|actor| actor.reactor.take()).collect()
+            let (gone, left) = std::mem::take(&mut *actors).into_iter().partition(|actor| actor.host == host);
+            *actors = left;
+            let gone: Vec<Actor> = gone;
+            gone.into_iter().map(|actor| actor.reactor).collect()
         };
         gone.iter().for_each(Reactor::shut_down);
         let operations = std::mem::take(&mut self.0.state.borrow_mut().graveyard);
@@ -514,101 +566,12 @@ impl SimWorld {
         // A host that comes back answers again.
         state.paused.remove(&host);
     }
-
-    /// The disks' gates, for tasks of this world that fence others.
-    #[must_use]
-    pub fn gates(&self) -> DiskGates {
-        DiskGates(Rc::downgrade(&self.0))
-    }
-
-    /// What `from` sends does not reach `to` any more, until [`heal`](Self::heal). One way only.
-    pub fn part_one_way(&self, from: HostId, to: HostId) {
-        self.0.state.borrow_mut().parted.insert((from, to));
-    }
-
-    /// The two do not reach each other any more, until [`heal`](Self::heal).
-    pub fn part(&self, one: HostId, other: HostId) {
-        self.part_one_way(one, other);
-        self.part_one_way(other, one);
-    }
-
-    /// All hosts reach each other again; what was sent meanwhile arrives.
-    pub fn heal(&self) {
-        let mut state = self.0.state.borrow_mut();
-        state.parted.clear();
-        state.powered_off_addresses.clear();
-        state.release_held();
-    }
-
-    /// A host stops running (SIGSTOP, a stalled virtual machine), while the world goes on.
-    pub fn pause(&self, host: HostId) {
-        self.0.state.borrow_mut().paused.insert(host);
-    }
-
-    /// A paused host goes on, not knowing that it was away.
-    pub fn resume(&self, host: HostId) {
-        self.0.state.borrow_mut().paused.remove(&host);
-    }
-
-    /// A host's wall clock jumps by so many milliseconds.
-    pub fn jump_clock(&self, host: HostId, by_ms: i64) {
-        if let Some(base) = self.0.wall_base_ms.borrow().get(&host) {
-            base.set(base.get().saturating_add_signed(by_ms));
-        }
-    }
-
-    /// Every file operation that the host starts from now on fails with this error number; `None` mends it.
-    pub fn set_disk_error(&self, host: HostId, number: Option<i32>) {
-        let mut state = self.0.state.borrow_mut();
-        match number {
-            Some(number) => state.disk_errors.insert(host, number),
-            None => state.disk_errors.remove(&host),
-        };
-    }
-
-    /// File operations that the host starts from now on begin only after `duration`.
-    pub fn stall_disk(&self, host: HostId, duration: Duration) {
-        let until = (self.now() + duration).0;
-        self.0.state.borrow_mut().disk_stalled_until_ns.insert(host, until);
-    }
-}
-
-/// What a persistent reservation does for a shared disk: from now on it refuses the writes of a life of a host.
-///
-/// A life of a host is what runs on it between two of its ends (crash or loss of power). Holds its world weakly, so a task
-/// inside of it may keep one; does nothing once the world has ended.
-#[derive(Clone)]
-pub struct DiskGates(Weak<World>);
-
-impl DiskGates {
-    /// The host's present life: to be kept with the name under which it is fenced later (a node's incarnation).
-    #[must_use]
-    pub fn life_of(&self, host: HostId) -> u32 {
-        self.0.upgrade().map_or(0, |world| world.state.borrow().life_of(host))
-    }
-
-    /// Refuses every write of this life of the host and of those before, as PREEMPT AND ABORT does: those in flight are
-    /// aborted, each of their sectors written or not, before this returns; later ones end with `EBADE`, the kernel's word
-    /// for a reservation conflict. Reading goes on. Fencing a life twice, or one that has ended, is harmless.
-    pub fn refuse_writes(&self, host: HostId, life: u32) {
-        if let Some(world) = self.0.upgrade() {
-            world.state.borrow_mut().fence(host, life);
-        }
-    }
-
-    /// Whether that life can write no more: fenced, or ended.
-    #[must_use]
-    pub fn is_refused(&self, host: HostId, life: u32) -> bool {
-        let Some(world) = self.0.upgrade() else { return true };
-        let state = world.state.borrow();
-        state.actors.iter().all(|actor| actor.host != host || actor.life > life || actor.fenced || !actor.alive)
-    }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
         // Tasks hold their reactors, and reactors their tasks: end them.
         let actors = std::mem::take(self.actors.get_mut());
-        actors.iter().filter_map(|actor| actor.reactor.as_ref()).for_each(Reactor::shut_down);
+        actors.iter().for_each(|actor| actor.reactor.shut_down());
     }
 }

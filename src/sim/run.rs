@@ -1,0 +1,341 @@
+//! One simulation from its beginning to its verdict: the agenda, the supervisor that starts nodes again, and the phases of
+//! a run. What goes wrong is in [`super::run::faults`].
+
+mod faults;
+mod supervisor;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Once;
+use std::time::Duration;
+
+use self::faults::Mend;
+use self::supervisor::Member;
+use super::check;
+use super::dice::Dice;
+use super::events::{Events, set_virtual_clock};
+use super::plan::Plan;
+use super::workload::{ACCOUNT_AT_FIRST, Clients, audit};
+use super::{Failure, Options, Outcome};
+use crate::ids::BLOCK_SIZE;
+use crate::reactor::driver::sim::{HostId, SimWorld};
+use crate::reactor::{Class, Instant, Reactor};
+use crate::store::Store;
+use crate::volume::{FormatOptions, Volume};
+
+const VOLUME: &str = "volume";
+const CLUSTER_NAME: &str = "simulated";
+/// The machine of the clients.
+const CLIENTS: HostId = HostId(1_000);
+/// How often the supervisor looks.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Virtual time within which a cluster that nobody disturbs is open.
+const OPEN_WITHIN: Duration = Duration::from_secs(180);
+/// Virtual time within which clients of an undisturbed cluster come to their end.
+const END_WITHIN: Duration = Duration::from_secs(180);
+
+/// What is due at some moment.
+enum Due {
+    Look,
+    Start(usize),
+    Fault,
+    Mend(Mend),
+    End,
+}
+
+struct Run {
+    world: SimWorld,
+    plan: Rc<Plan>,
+    events: Rc<Events>,
+    clients: Rc<Clients>,
+    members: Vec<Member>,
+    dice: Dice,
+    agenda: BTreeMap<(Instant, u64), Due>,
+    agenda_serial: u64,
+    /// A node that is to be killed when the world has done so many steps.
+    doomed: Option<(u64, usize)>,
+    /// The first byte behind the redo areas.
+    data_offset: u64,
+    faults: u64,
+    lives: u64,
+    /// Dead nodes are started again by themselves.
+    supervised: bool,
+}
+
+thread_local! {
+    /// Where and why the simulation of this thread panicked.
+    static PANIC: Cell<Option<String>> = const { Cell::new(None) };
+    static SIMULATES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Panics of simulations are results, not noise on the terminal.
+fn catch_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if SIMULATES.get() {
+                let trace = std::backtrace::Backtrace::capture();
+                PANIC.set(Some(format!("{info}\n{trace}")));
+            } else {
+                before(info);
+            }
+        }));
+    });
+}
+
+/// Runs one simulation.
+#[must_use]
+pub fn run(options: &Options) -> Outcome {
+    catch_panics();
+    let plan = Rc::new(Plan::draw(options));
+    let world = SimWorld::with_options(options.seed, plan.world.clone());
+    let clock = world.clock();
+    set_virtual_clock(Some(Rc::new(move || clock().as_ns())));
+    let events = Rc::new(Events::default());
+    let clients = Clients::new(world.reactor(CLIENTS), plan.clone(), events.clone());
+    let members = (0..usize::from(plan.nodes)).map(Member::new).collect();
+    let dice = Dice::new(options.seed, 2);
+    let mut run = ManuallyDrop::new(Run {
+        world,
+        plan: plan.clone(),
+        events: events.clone(),
+        clients: clients.clone(),
+        members,
+        dice,
+        agenda: BTreeMap::new(),
+        agenda_serial: 0,
+        doomed: None,
+        data_offset: 0,
+        faults: 0,
+        lives: 0,
+        supervised: true,
+    });
+    SIMULATES.set(true);
+    let ended = catch_unwind(AssertUnwindSafe(|| run.phases(options.duration)));
+    let failure = match ended {
+        Ok(result) => result.err(),
+        Err(_) => Some(Failure::Panic(PANIC.take().unwrap_or_default())),
+    };
+    let outcome = Outcome {
+        options: options.clone(),
+        trace: run.world.trace() ^ events.hash(),
+        virtual_time: run.world.now().since(Instant::default()),
+        steps: run.world.steps(),
+        plan: format!("{plan:?}"),
+        faults: run.faults,
+        lives: run.lives,
+        committed: clients.ends.borrow().get("committed").copied().unwrap_or(0),
+        ends: clients.ends.borrow().iter().map(|(end, count)| ((*end).to_owned(), *count)).collect(),
+        events: events.last(),
+        failure,
+    };
+    drop(clients);
+    // After a panic the world is in the middle of something, and is left as it is.
+    if !matches!(outcome.failure, Some(Failure::Panic(_))) {
+        let run = ManuallyDrop::into_inner(run);
+        if catch_unwind(AssertUnwindSafe(|| drop(run))).is_err() {
+            let message = PANIC.take().unwrap_or_default();
+            SIMULATES.set(false);
+            return Outcome { failure: Some(Failure::Panic(format!("when the world ended: {message}"))), ..outcome };
+        }
+    }
+    SIMULATES.set(false);
+    set_virtual_clock(None);
+    outcome
+}
+
+impl Run {
+    fn phases(&mut self, duration: Duration) -> Result<(), Failure> {
+        self.events.note(format_args!("{:?}", self.plan));
+        self.format();
+        for node in 0..self.members.len() {
+            let skew = self.dice.below(self.plan.clock_skew_ms + 1);
+            self.start(node);
+            self.world.jump_clock(supervisor::host(node), skew as i64);
+        }
+        self.schedule(LOOK_EVERY, Due::Look);
+        self.wait_until_open("at first")?;
+        let clients = self.clients.clone();
+        let set_up = self.ask("set up the tables", async move { clients.set_up().await })?;
+        set_up.map_err(|error| Failure::NoProgress(format!("the tables can't be made: {error}")))?;
+        self.clients.start();
+
+        self.disturb(duration)?;
+        self.calm_down();
+        self.wait_until_open("after the last fault")?;
+        // Some undisturbed work, then the end.
+        self.pass(self.world.now() + Duration::from_secs(2))?;
+        self.clients.stopping.set(true);
+        let clients = self.clients.clone();
+        self.run_until("the clients end", END_WITHIN, move |_| clients.running.get() == 0)?;
+        self.wait_until_open("after the clients' end")?;
+        self.last_look()?;
+        if self.dice.chance(30) {
+            self.stop_and_start_all()?;
+            self.last_look()?;
+        }
+        self.verdict()
+    }
+
+    fn format(&mut self) {
+        let reactor = self.world.reactor(CLIENTS);
+        let plan = self.plan.clone();
+        let inside = reactor.clone();
+        self.data_offset = self.world.block_on(&reactor, async move {
+            let options = FormatOptions {
+                nodes_max: plan.nodes,
+                shards: plan.shards,
+                volume_bytes: plan.volume_bytes,
+                redo_area_bytes: Some(plan.redo_area_bytes),
+                ..FormatOptions::new(CLUSTER_NAME)
+            };
+            let volume = Volume::format(&inside, Path::new(VOLUME), &options, &mut |_| {}).await;
+            volume.expect("nothing disturbs the formatting").geometry().extents_first.0 * BLOCK_SIZE as u64
+        });
+    }
+
+    fn schedule(&mut self, after: Duration, due: Due) {
+        self.agenda_serial += 1;
+        self.agenda.insert((self.world.now() + after, self.agenda_serial), due);
+    }
+
+    /// Faults and repairs, until the time is over.
+    fn disturb(&mut self, duration: Duration) -> Result<(), Failure> {
+        let end = self.world.now() + duration;
+        self.schedule_next_fault();
+        self.pass(end)
+    }
+
+    /// Lets time pass, with everything that is due.
+    fn pass(&mut self, end: Instant) -> Result<(), Failure> {
+        self.schedule(end.since(self.world.now()), Due::End);
+        loop {
+            if matches!(self.next()?, Due::End) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Runs the world to the next thing that is due, and does it.
+    fn next(&mut self) -> Result<Due, Failure> {
+        let ((at, _), due) = self.agenda.pop_first().expect("the next look is always due");
+        while self.world.step_within(at) {
+            if let Some((step, node)) = self.doomed
+                && self.world.steps() >= step
+            {
+                self.doomed = None;
+                self.kill(node, "is killed");
+            }
+        }
+        self.world.rest_until(at);
+        match &due {
+            Due::Look => {
+                self.look();
+                self.schedule(LOOK_EVERY, Due::Look);
+                let broken = std::mem::take(&mut *self.clients.broken.borrow_mut());
+                if !broken.is_empty() {
+                    return Err(Failure::Broken(broken));
+                }
+            }
+            Due::Start(node) => self.start(*node),
+            Due::Fault => {
+                self.strike();
+                self.schedule_next_fault();
+            }
+            Due::Mend(mend) => self.mend(mend),
+            Due::End => {}
+        }
+        Ok(due)
+    }
+
+    fn run_until(&mut self, what: &str, within: Duration, done: impl Fn(&Run) -> bool) -> Result<(), Failure> {
+        let end = self.world.now() + within;
+        while !done(self) {
+            if self.world.now() > end {
+                let states: Vec<String> = self.members.iter().map(Member::describe).collect();
+                return Err(Failure::NoProgress(format!("{what}: not within {within:?} ({})", states.join("; "))));
+            }
+            self.next()?;
+        }
+        Ok(())
+    }
+
+    fn wait_until_open(&mut self, when: &str) -> Result<(), Failure> {
+        let all_open = |run: &Run| run.members.iter().all(Member::is_open);
+        self.run_until(&format!("all nodes are open {when}"), OPEN_WITHIN, all_open)
+    }
+
+    /// Something that a client does once.
+    fn ask<T: 'static>(&mut self, what: &str, work: impl Future<Output = T> + 'static) -> Result<T, Failure> {
+        let output = Rc::new(Cell::new(None));
+        let (slot, reactor): (_, Reactor) = (output.clone(), self.clients.reactor.clone());
+        let task = reactor.spawn(Class::Normal, "ask", async move { slot.set(Some(work.await)) });
+        let finished = self.run_until(what, END_WITHIN, |_| task.is_finished());
+        task.abort();
+        finished?;
+        Ok(output.take().expect("the task has finished"))
+    }
+
+    fn store(&self, node: usize) -> Result<Store, Failure> {
+        let store = self.clients.store(node);
+        store.ok_or_else(|| Failure::NoProgress(format!("node{} has ended though nothing disturbs it", node + 1)))
+    }
+
+    /// Nobody works any more: what each node shows must be what the clients were told.
+    fn last_look(&mut self) -> Result<(), Failure> {
+        let node = self.dice.below(self.members.len() as u64) as usize;
+        let (store, clients) = (self.store(node)?, self.clients.clone());
+        let dropped = self.ask("give the filler's space back", async move { clients.drop_scratch(&store).await })?;
+        dropped.map_err(|error| Failure::NoProgress(format!("the filler's space is not given back: {error}")))?;
+        let mut first = None;
+        for node in 0..self.members.len() {
+            let name = format!("node{}", node + 1);
+            let failed = |error| Failure::NoProgress(format!("{name} fails in the end: {error}"));
+            let (store, clients) = (self.store(node)?, self.clients.clone());
+            let who = format!("the last look on {name}");
+            let seen = self.ask(&who, {
+                let (store, who) = (store.clone(), who.clone());
+                async move {
+                    let audit = audit(&clients, &store, true, who).await?;
+                    Ok::<_, crate::store::StoreError>((audit, clients.read_lists(&store).await?))
+                }
+            })?;
+            let (audit, lists) = seen.map_err(failed)?;
+            let broken = check::bank::check(&audit, &self.clients.transfers.borrow(), self.plan.accounts, ACCOUNT_AT_FIRST);
+            if !broken.is_empty() {
+                return Err(Failure::Broken(broken));
+            }
+            let state = (audit.balances, audit.journal, lists);
+            match &first {
+                None => {
+                    let broken = check::lists::check(&self.clients.lists.borrow(), &state.2);
+                    if !broken.is_empty() {
+                        return Err(Failure::Broken(broken));
+                    }
+                    first = Some(state);
+                }
+                Some(first) if *first != state => {
+                    let message = format!("node1 and {name} do not see the same in the end: {first:?} and {state:?}");
+                    return Err(Failure::Broken(vec![message]));
+                }
+                Some(_) => {}
+            }
+            let clients = self.clients.clone();
+            let touched =
+                self.ask(&format!("{name} changes every row"), async move { clients.touch_everything(&store).await })?;
+            touched.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn verdict(&mut self) -> Result<(), Failure> {
+        let broken = std::mem::take(&mut *self.clients.broken.borrow_mut());
+        if broken.is_empty() { Ok(()) } else { Err(Failure::Broken(broken)) }
+    }
+}

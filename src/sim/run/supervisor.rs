@@ -1,0 +1,151 @@
+//! Starts nodes, notices when they open and when their lives end, and starts them again, as the operator's supervisor
+//! does. It knows of a node only what a supervisor knows: that it runs, serves, or has ended.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{CLUSTER_NAME, Due, Run, VOLUME};
+use crate::cluster::{HostedNode, Phase};
+use crate::config::{
+    ByteSize, CacheFusionConfig, ClusterConfig, Config, EngineConfig, GrdConfig, HaConfig, InterconnectConfig, NodeName,
+    RacConfig, RaftConfig, RecoveryConfig, ServerConfig, StorageConfig,
+};
+use crate::reactor::Reactor;
+use crate::reactor::driver::sim::HostId;
+use crate::sim::plan::Plan;
+use crate::sim::{Failure, run::OPEN_WITHIN};
+
+/// Longest time until an ended node is started again, in milliseconds.
+const RESTART_MS_MAX: u64 = 3_000;
+
+/// A node and its machine.
+pub(super) struct Member {
+    pub(super) index: usize,
+    pub(super) hosted: Option<HostedNode>,
+    pub(super) open: bool,
+    /// Asked to stop.
+    pub(super) stopping: bool,
+}
+
+impl Member {
+    pub(super) fn new(index: usize) -> Member {
+        Member { index, hosted: None, open: false, stopping: false }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.open && !self.stopping
+    }
+
+    pub(super) fn describe(&self) -> String {
+        let state = self.hosted.as_ref().map(|hosted| hosted.status().get());
+        let state = state.map_or("down".to_owned(), |state| format!("{:?}, {}", state.phase, state.detail));
+        format!("node{}: {state}", self.index + 1)
+    }
+}
+
+pub(super) fn host(node: usize) -> HostId {
+    HostId(node as u32 + 1)
+}
+
+fn config(plan: &Plan, node: usize) -> Config {
+    let address = |node: usize| ([10, 1, (node >> 8) as u8, node as u8 + 1], 7_000).into();
+    Config {
+        cluster: ClusterConfig {
+            cluster_name: CLUSTER_NAME.into(),
+            node_id: NodeName::Number(node as u64 + 1),
+            nodes: (0..usize::from(plan.nodes)).map(|node| (format!("node{}", node + 1), address(node))).collect(),
+        },
+        rac: RacConfig {
+            node_count: None,
+            interconnect: InterconnectConfig {
+                heartbeat_interval: plan.heartbeat_interval_ms,
+                heartbeat_timeout: plan.heartbeat_timeout_ms,
+                ..InterconnectConfig::default()
+            },
+            cache_fusion: CacheFusionConfig { global_cache_size: ByteSize(plan.cache_bytes), ..CacheFusionConfig::default() },
+            grd: GrdConfig { virtual_nodes: 32, ..GrdConfig::default() },
+            storage: StorageConfig { shared_storage_path: VOLUME.into() },
+            recovery: RecoveryConfig { checkpoint_interval: plan.checkpoint_interval_s },
+        },
+        raft: RaftConfig::default(),
+        ha: HaConfig::default(),
+        server: ServerConfig::default(),
+        engine: EngineConfig { shards: u64::from(plan.shards), ..EngineConfig::default() },
+    }
+}
+
+impl Run {
+    /// Starts a node on its machine, if it does not run.
+    pub(super) fn start(&mut self, node: usize) {
+        if self.members[node].hosted.is_some() {
+            return;
+        }
+        let host = host(node);
+        self.world.power_on(host);
+        let reactors: Vec<Reactor> = (0..self.plan.shards).map(|_| self.world.reactor(host)).collect();
+        let hosted = HostedNode::start(&config(&self.plan, node), PathBuf::from(VOLUME), &reactors);
+        self.members[node].hosted = Some(hosted.expect("the simulation's configuration is sound"));
+        self.lives += 1;
+        self.events.note(format_args!("node{} starts", node + 1));
+    }
+
+    /// What has become of the nodes.
+    pub(super) fn look(&mut self) {
+        for node in 0..self.members.len() {
+            let member = &mut self.members[node];
+            let Some(hosted) = &member.hosted else { continue };
+            let state = hosted.status().get();
+            match state.phase {
+                Phase::Open if !member.open && !member.stopping => {
+                    member.open = true;
+                    self.clients.stores.borrow_mut()[node] = Some(hosted.store().clone());
+                    self.events.note(format_args!("node{} is open in epoch {}", node + 1, state.epoch.0));
+                }
+                Phase::Stopped if hosted.has_ended() => self.kill(node, "has stopped"),
+                Phase::Lost(peer) => self.kill(node, &format!("has lost {peer}")),
+                Phase::Failed(message) => self.kill(node, &format!("has failed: {message}")),
+                _ => {}
+            }
+        }
+    }
+
+    /// The end of a node's process, wherever it is. It is started again after a while.
+    pub(super) fn kill(&mut self, node: usize, why: &str) {
+        self.end(node, why, |run| run.world.crash(host(node)));
+    }
+
+    /// Ends a node by `how`.
+    pub(super) fn end(&mut self, node: usize, why: &str, how: impl FnOnce(&mut Run)) {
+        let Some(hosted) = self.members[node].hosted.take() else { return };
+        self.events.note(format_args!("node{} {why}", node + 1));
+        let member = &mut self.members[node];
+        (member.open, member.stopping) = (false, false);
+        let store = self.clients.stores.borrow_mut()[node].take();
+        how(self);
+        drop((hosted, store));
+        if self.supervised {
+            let pause = self.dice.spread_ms(1, RESTART_MS_MAX);
+            self.schedule(pause, Due::Start(node));
+        }
+    }
+
+    pub(super) fn ask_to_stop(&mut self, node: usize) {
+        let member = &mut self.members[node];
+        let Some(hosted) = member.hosted.as_mut().filter(|_| member.open && !member.stopping) else { return };
+        self.events.note(format_args!("node{} is asked to stop", node + 1));
+        hosted.ask_to_stop();
+        member.stopping = true;
+        self.clients.stores.borrow_mut()[node] = None;
+    }
+
+    /// An operator stops the whole cluster and starts it again.
+    pub(super) fn stop_and_start_all(&mut self) -> Result<(), Failure> {
+        self.supervised = false;
+        (0..self.members.len()).for_each(|node| self.ask_to_stop(node));
+        self.run_until("all nodes stop", OPEN_WITHIN, |run| run.members.iter().all(|member| member.hosted.is_none()))?;
+        self.supervised = true;
+        (0..self.members.len()).for_each(|node| self.start(node));
+        self.wait_until_open("after a stop of all")?;
+        self.pass(self.world.now() + Duration::from_millis(100))
+    }
+}
