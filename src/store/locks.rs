@@ -131,7 +131,6 @@ impl From<LockError> for StoreError {
             LockError::WouldBlock | LockError::Timeout => StoreError::LockNotAvailable,
             LockError::Deadlock => StoreError::DeadlockDetected,
             LockError::TooManyLocks => StoreError::Overloaded { resource: "the lock service" },
-            LockError::NodeLost(_) => StoreError::Unavailable { reason: error.to_string() },
         }
     }
 }

@@ -48,7 +48,6 @@ impl RowWaiter for Ges {
             match ges.wait_for_end(LockOwner::Transaction(waiter), owner, WaitPolicy::Wait).await {
                 Ok(()) => Ok(()),
                 Err(LockError::Deadlock) => Err(WaitError::Deadlock),
-                Err(LockError::NodeLost(_)) => Err(WaitError::NodeLost),
                 Err(error) => unreachable!("a wait without a limit for a transaction's end: {error}"),
             }
         })

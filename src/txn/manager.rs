@@ -436,26 +436,19 @@ impl Txns {
         self.settled_state(txn, &Cancel::never()).await
     }
 
-    /// Waits until `owner` has ended or given up rows. That its node dies ends the wait: the row is then looked at again.
+    /// Waits until `owner` has ended or given up rows. Where its node has left the members the wait ends, too: the row
+    /// is then looked at again.
     pub(super) async fn wait_for(&self, txn: &Transaction, owner: TxnId) -> Result<(), TxnError> {
         let waiter = self.ensure_id(txn).await?;
         if owner.node() == self.0.node && !matches!(self.known_state(owner)?, Some(TxnState::Active | TxnState::Committing(_))) {
             return Ok(());
         }
         count(&self.0.counters.row_lock_waits);
-        loop {
-            match txn.cancel().race(self.0.waits.wait(waiter, owner)).await? {
-                Ok(()) => return Ok(()),
-                Err(WaitError::Deadlock) => {
-                    count(&self.0.counters.deadlocks);
-                    return Err(TxnError::Deadlock);
-                }
-                // It comes back, or leaves the members: either answers the question.
-                Err(WaitError::NodeLost) => {
-                    if self.settled_state(owner, txn.cancel()).await? != TxnState::Active {
-                        return Ok(());
-                    }
-                }
+        match txn.cancel().race(self.0.waits.wait(waiter, owner)).await? {
+            Ok(()) => Ok(()),
+            Err(WaitError::Deadlock) => {
+                count(&self.0.counters.deadlocks);
+                Err(TxnError::Deadlock)
             }
         }
     }

@@ -19,8 +19,6 @@ use crate::reactor::sync::{OneshotSender, oneshot};
 pub enum WaitError {
     /// The wait would close a circle.
     Deadlock,
-    /// The other's node cannot be reached.
-    NodeLost,
 }
 
 /// How transactions wait for each other's ends.

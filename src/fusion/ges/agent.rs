@@ -4,6 +4,7 @@
 //! served without a message. Bounds: those of the state machines; one wait per user.
 
 mod opened;
+mod views;
 mod waiting;
 
 pub use opened::FreshVersion;
@@ -21,10 +22,10 @@ use super::gate::{Gate, GateStats};
 use super::local::{Effect, Failure, LocalCore, WaitId};
 use super::types::{LockMode, LockOwner, Resource, ResourceClass, SessionId, VALUE_BYTES, ValueBlock};
 use super::wire::{self, Wire};
-use crate::ids::{NodeId, Scn, TxnId};
+use crate::ids::{Epoch, NodeId, Scn, TxnId};
 use crate::interconnect::{Body, Handler, Header, Interconnect, Service};
 use crate::reactor::Reactor;
-use crate::reactor::sync::{OneshotSender, Semaphore};
+use crate::reactor::sync::{Notify, OneshotSender, Semaphore};
 
 /// How long to wait for a lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,8 +47,6 @@ pub enum LockError {
     Deadlock,
     /// The time given is over.
     Timeout,
-    /// The node that masters it (or on which the awaited transaction runs) is not connected.
-    NodeLost(NodeId),
     /// The master has as many locks as it can have.
     TooManyLocks,
 }
@@ -58,7 +57,6 @@ impl fmt::Display for LockError {
             LockError::WouldBlock => write!(f, "somebody else has the lock"),
             LockError::Deadlock => write!(f, "the wait was part of a deadlock, and this transaction is the youngest in it"),
             LockError::Timeout => write!(f, "the lock was not granted within the time allowed"),
-            LockError::NodeLost(node) => write!(f, "the lock's master {node} is not connected: look at that node"),
             LockError::TooManyLocks => write!(f, "the lock's master has no room for more locks: end some transactions"),
         }
     }
@@ -159,6 +157,9 @@ struct Inner {
     sessions: RefCell<Option<Weak<dyn Sessions>>>,
     /// One task at a time asks for the catalog's version.
     asks_version: Semaphore,
+    /// The last one entered; zero before the first change of the members.
+    epoch: Cell<Epoch>,
+    rebuilt: Notify,
 }
 
 /// The lock service of one shard. Cheap to clone; clones are the same.
@@ -186,15 +187,27 @@ impl Ges {
         let node = net.node();
         let mut members: Vec<NodeId> = net.peers().chain([node]).collect();
         members.sort_unstable();
+        Ges::with_cores(net, transactions, deadlock_timeout, Epoch(0), members, GesCore::new(), LocalCore::new(node))
+    }
+
+    fn with_cores(
+        net: &Interconnect,
+        transactions: Rc<dyn Transactions>,
+        deadlock_timeout: Duration,
+        epoch: Epoch,
+        members: Vec<NodeId>,
+        core: GesCore,
+        local: LocalCore,
+    ) -> Ges {
         Ges(Rc::new(Inner {
             reactor: net.reactor().clone(),
             net: net.clone(),
-            node,
+            node: net.node(),
             members: RefCell::new(members),
             deadlock_timeout,
             transactions,
-            core: RefCell::default(),
-            local: RefCell::new(LocalCore::new(node)),
+            core: RefCell::new(core),
+            local: RefCell::new(local),
             waits: RefCell::default(),
             waiting_txns: RefCell::default(),
             end_waiters: RefCell::default(),
@@ -207,6 +220,8 @@ impl Ges {
             opened: RefCell::default(),
             sessions: RefCell::default(),
             asks_version: Semaphore::new(1),
+            epoch: Cell::new(epoch),
+            rebuilt: Notify::new(),
         }))
     }
 
@@ -310,7 +325,9 @@ impl Ges {
         self.0.local.borrow_mut().set_value(handle.resource, handle.owner, bytes)
     }
 
-    /// Resolves when `holder` has committed or rolled back. Its home shard must be this shard (of whichever node).
+    /// Resolves when `holder` has committed or rolled back, or its node is no member any more (after a change of the members,
+    /// never by a lost connection alone): then its end is for the caller to find out. Its home shard must be this shard (of
+    /// whichever node).
     ///
     /// # Errors
     /// See [`LockError`].
@@ -318,7 +335,7 @@ impl Ges {
         assert_eq!(holder.shard(), self.0.net.shard(), "{holder} is awaited in the shard that is its home");
         let resource = Resource::transaction(holder);
         let here = holder.node() == self.0.node;
-        if here && !self.0.transactions.is_active(holder) {
+        if here && !self.0.transactions.is_active(holder) || self.is_lost(holder.node()) {
             return Ok(());
         }
         if policy == WaitPolicy::NoWait {
@@ -327,8 +344,8 @@ impl Ges {
         let (wait, ended) = self.begin_wait(waiter, resource);
         if here {
             self.0.end_waiters.borrow_mut().entry(holder).or_default().push(EndWaiter::Here(wait));
-        } else if !self.send(holder.node(), &Wire::AwaitEnd(holder, wait.0)) {
-            self.end(wait, Err(LockError::NodeLost(holder.node())));
+        } else if !self.is_silent() {
+            self.send(holder.node(), &Wire::AwaitEnd(holder, wait.0));
         }
         self.wait(wait, ended, policy).await
     }
@@ -347,8 +364,7 @@ impl Ges {
             match waiter {
                 EndWaiter::Here(wait) => self.end(wait, Ok(())),
                 EndWaiter::There(node, id) => {
-                    // A node that is gone waits for nothing.
-                    let _ = self.send(node, &Wire::Ended(txn, id));
+                    self.send(node, &Wire::Ended(txn, id));
                 }
             }
         }
@@ -380,7 +396,10 @@ impl Ges {
 
     /// Performs effects, and what follows from them, until nothing follows.
     fn run(&self, effects: Vec<Effect>) {
-        let mut work: VecDeque<Work> = effects.into_iter().map(Work::Effect).collect();
+        self.work_off(effects.into_iter().map(Work::Effect).collect());
+    }
+
+    fn work_off(&self, mut work: VecDeque<Work>) {
         while let Some(next) = work.pop_front() {
             match next {
                 Work::Effect(Effect::ToMaster(resource, input)) => {
@@ -389,10 +408,8 @@ impl Ges {
                         let mut outputs = Vec::new();
                         self.0.core.borrow_mut().on(input, &mut outputs);
                         work.extend(outputs.into_iter().map(Work::Output));
-                    } else if !self.send(master, &Wire::ToMaster(input)) {
-                        let mut effects = Vec::new();
-                        self.0.local.borrow_mut().master_lost(|lost| *lost == resource, &mut effects);
-                        work.extend(effects.into_iter().map(Work::Effect));
+                    } else {
+                        self.send(master, &Wire::ToMaster(input));
                     }
                 }
                 Work::Effect(Effect::InTheWay(resource, wanted)) => {
@@ -407,13 +424,11 @@ impl Ges {
                     work.extend(effects.into_iter().map(Work::Effect));
                 }
                 Work::Effect(Effect::Ended(wait, outcome)) => {
-                    let master = self.0.waits.borrow().get(&wait).map_or(self.0.node, |wait| self.0.master(&wait.resource));
                     self.end(
                         wait,
                         outcome.map_err(|failure| match failure {
                             Failure::WouldBlock => LockError::WouldBlock,
                             Failure::TooMany => LockError::TooManyLocks,
-                            Failure::MasterLost => LockError::NodeLost(master),
                         }),
                     );
                 }
@@ -424,17 +439,17 @@ impl Ges {
                         self.0.local.borrow_mut().on_master(output, &mut effects);
                         work.extend(effects.into_iter().map(Work::Effect));
                     } else {
-                        // A node that is gone loses its locks when its loss is worked off.
-                        let _ = self.send(key.node, &Wire::FromMaster(output));
+                        self.send(key.node, &Wire::FromMaster(output));
                     }
                 }
             }
         }
     }
 
-    fn send(&self, to: NodeId, wire: &Wire) -> bool {
+    fn send(&self, to: NodeId, wire: &Wire) {
         let (message, body) = wire::encode(wire);
-        self.0.net.send(to, message, body).is_ok()
+        // What does not reach a peer is as lost as what was on its way to it: the members change, and all is said anew.
+        let _ = self.0.net.send(to, message, body);
     }
 
     fn count(&self, pick: impl FnOnce(&mut GesStats) -> &mut u64) {
@@ -444,9 +459,11 @@ impl Ges {
     }
 }
 
+/// A lost connection alone changes nothing here: see [`Ges::enter`].
 impl Handler for Ges {
     fn on_message(&self, from: NodeId, header: &Header, body: Body) {
-        let Some(wire) = wire::decode(from, self.0.node, header, &body) else {
+        let wire = wire::decode(from, self.0.node, header, &body).filter(|_| self.0.members.borrow().contains(&from));
+        let Some(wire) = wire else {
             self.count(|stats| &mut stats.misplaced);
             return;
         };
@@ -456,10 +473,7 @@ impl Handler for Ges {
                 | Input::Convert { resource, .. }
                 | Input::Unlock { resource, .. }
                 | Input::Cancel { resource, .. }
-                | Input::Busy { resource, .. }) = input
-                else {
-                    return;
-                };
+                | Input::Busy { resource, .. }) = input;
                 if self.0.master(&resource) != self.0.node {
                     self.count(|stats| &mut stats.misplaced);
                     return;
@@ -479,38 +493,17 @@ impl Handler for Ges {
                 } else if self.0.transactions.is_active(txn) {
                     self.0.end_waiters.borrow_mut().entry(txn).or_default().push(EndWaiter::There(from, id));
                 } else {
-                    let _ = self.send(from, &Wire::Ended(txn, id));
+                    self.send(from, &Wire::Ended(txn, id));
                 }
             }
             Wire::ForgetEnd(txn, id) => self.forget_end_waiter(txn, EndWaiter::There(from, id)),
             Wire::Ended(_, id) => self.end(WaitId(id), Ok(())),
-        }
-    }
-
-    fn on_peer_down(&self, node: NodeId) {
-        let mut outputs = Vec::new();
-        self.0.core.borrow_mut().on(Input::NodeLost(node), &mut outputs);
-        let mut effects = Vec::new();
-        self.0.local.borrow_mut().master_lost(|resource| self.0.master(resource) == node, &mut effects);
-        for output in outputs {
-            let (Output::Granted { key, .. } | Output::Refused { key, .. } | Output::Blocking { key, .. }) = output;
-            if key.node == self.0.node {
-                self.0.local.borrow_mut().on_master(output, &mut effects);
-            } else {
-                let _ = self.send(key.node, &Wire::FromMaster(output));
+            Wire::Claims(claims) => {
+                for claim in claims {
+                    self.tell_master(|core, outputs| core.on_claim(from, claim, outputs));
+                }
             }
-        }
-        self.run(effects);
-        self.0.end_waiters.borrow_mut().retain(|_, waiters| {
-            waiters.retain(|waiter| !matches!(waiter, EndWaiter::There(from, _) if *from == node));
-            !waiters.is_empty()
-        });
-        let awaited = |wait: &Wait| {
-            wait.resource.class == ResourceClass::TRANSACTION && TxnId::from_raw(wait.resource.id1).map(TxnId::node) == Some(node)
-        };
-        let lost: Vec<WaitId> = self.0.waits.borrow().iter().filter(|(_, wait)| awaited(wait)).map(|(id, _)| *id).collect();
-        for wait in lost {
-            self.end(wait, Err(LockError::NodeLost(node)));
+            Wire::ClaimsEnd(end) => self.tell_master(|core, outputs| core.on_claims_end(from, end, outputs)),
         }
     }
 }

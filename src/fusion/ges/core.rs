@@ -4,15 +4,21 @@
 //! per resource a list of granted locks, a queue of conversions and a queue of new requests. Promises: granted modes are
 //! compatible; conversions go before new requests; each queue is served in order of arrival, and nobody overtakes; whatever
 //! can be granted is granted before [`GesCore::on`] returns. Holders in the way of whoever is served next are told so once, and
-//! again when it is somebody else's turn.
+//! again when it is somebody else's turn. With a change of the members all of this is thrown away and [`rebuild`] from what
+//! the members say that they hold.
 //! Bounds: [`LOCKS_MAX`] locks and requests together; beyond it new requests are refused.
 
 use std::collections::{BTreeMap, VecDeque};
 
+use self::rebuild::{Rebuild, Word};
+use super::rules::Rules;
 use super::types::{LockMode, Resource, VALUE_BYTES, ValueBlock};
 use crate::ids::NodeId;
 
-/// Most locks (granted or requested) that one shard masters.
+pub mod rebuild;
+
+/// Most locks (granted or requested) that one shard masters. What members claim after a change of theirs is taken all the
+/// same.
 pub const LOCKS_MAX: usize = 1_000_000;
 
 /// A lock's name at its master: who holds or wants it, and the number that they gave it. One node has at most one lock
@@ -90,8 +96,6 @@ pub enum Input {
         /// The mode that it was told is wanted.
         wanted: LockMode,
     },
-    /// A node is gone, and all its locks and requests with it.
-    NodeLost(NodeId),
 }
 
 /// Why a request is refused.
@@ -104,7 +108,7 @@ pub enum Refusal {
     Canceled = 2,
     /// The master has [`LOCKS_MAX`] locks already.
     Full = 3,
-    /// A conversion of a lock that the master doesn't know: it has been through a loss that the holder missed.
+    /// A conversion of a lock that the master doesn't know: one of the two is wrong.
     Unknown = 4,
 }
 
@@ -197,10 +201,22 @@ pub struct CoreStats {
 /// The lock master of one shard.
 #[derive(Clone, Debug, Default)]
 pub struct GesCore {
-    /// Ordered, so that the loss of a node is worked off in the same order in every run.
+    /// Ordered, so that every run works a change of the members off in the same order.
     resources: BTreeMap<Resource, Entry>,
     locks: usize,
     stats: CoreStats,
+    /// Inputs wait while the members claim what they hold.
+    rebuild: Option<Box<Rebuild>>,
+    /// What this master knew of values when it last served; for the masters of the next epoch.
+    words: BTreeMap<Resource, Word>,
+    /// What former masters knew of values of resources that nobody claimed, until somebody asks for them: whoever was
+    /// granted the last lock may not have heard of it, and asks again.
+    unclaimed: BTreeMap<Resource, ValueBlock>,
+    /// All members have entered the present epoch.
+    gone: bool,
+    /// Masters have been lost: a value that nobody here has heard of may have been written.
+    in_doubt: bool,
+    pub(super) rules: Rules,
 }
 
 impl Entry {
@@ -215,8 +231,8 @@ impl Entry {
     fn change_value(&mut self, held: LockMode, change: ValueChange) {
         match change {
             ValueChange::Keep => {}
-            ValueChange::Write(bytes) if held.writes_value() => self.value = ValueBlock { bytes, valid: true },
-            ValueChange::Invalidate if held.writes_value() => self.value.valid = false,
+            ValueChange::Write(bytes) if held.writes_value() => self.value = self.value.written(bytes),
+            ValueChange::Invalidate if held.writes_value() => self.value = self.value.doubted(),
             // The holder has no right to it: its message stands, its value doesn't.
             ValueChange::Write(_) | ValueChange::Invalidate => {}
         }
@@ -224,14 +240,18 @@ impl Entry {
 }
 
 impl GesCore {
-    /// Nothing is locked.
+    /// Nothing is locked, and never was.
     #[must_use]
     pub fn new() -> GesCore {
-        GesCore::default()
+        GesCore { gone: true, ..GesCore::default() }
     }
 
-    /// Takes one input in and says what follows.
+    /// Takes one input in and says what follows. While the members' claims are coming in, it waits.
     pub fn on(&mut self, input: Input, out: &mut Vec<Output>) {
+        if let Some(rebuild) = &mut self.rebuild {
+            rebuild.hold_back(input);
+            return;
+        }
         match input {
             Input::Request { resource, key, mode, no_wait } => self.request(resource, Waiting { key, mode, no_wait }, out),
             Input::Convert { resource, key, mode, no_wait, value } => {
@@ -240,7 +260,6 @@ impl GesCore {
             Input::Unlock { resource, key, value } => self.unlock(resource, key, value, out),
             Input::Cancel { resource, key } => self.cancel(resource, key, out),
             Input::Busy { resource, key, wanted } => self.busy(resource, key, wanted, out),
-            Input::NodeLost(node) => self.node_lost(node, out),
         }
     }
 
@@ -259,7 +278,10 @@ impl GesCore {
             return;
         }
         self.locks += 1;
-        let entry = self.resources.entry(resource).or_default();
+        let entry = self.resources.entry(resource).or_insert_with(|| Entry {
+            value: self.unclaimed.remove(&resource).unwrap_or(ValueBlock { valid: !self.in_doubt, ..ValueBlock::default() }),
+            ..Entry::default()
+        });
         entry.waiting.push_back(wanted);
         let before = out.len();
         self.serve(resource, out);
@@ -348,32 +370,6 @@ impl GesCore {
         }
         let before = out.len();
         self.serve(resource, out);
-        self.count_grants(&out[before..], false);
-    }
-
-    fn node_lost(&mut self, node: NodeId, out: &mut Vec<Output>) {
-        let touched: Vec<Resource> = self
-            .resources
-            .iter_mut()
-            .filter_map(|(resource, entry)| {
-                let before = entry.granted.len() + entry.converting.len() + entry.waiting.len();
-                // Whoever may have been changing what the value describes leaves it in doubt.
-                if entry.granted.iter().any(|lock| lock.key.node == node && lock.mode.writes_value()) {
-                    entry.value.valid = false;
-                }
-                let locks = entry.granted.len() + entry.waiting.len();
-                entry.granted.retain(|lock| lock.key.node != node);
-                entry.converting.retain(|waiting| waiting.key.node != node);
-                entry.waiting.retain(|waiting| waiting.key.node != node);
-                self.locks -= locks - entry.granted.len() - entry.waiting.len();
-                let after = entry.granted.len() + entry.converting.len() + entry.waiting.len();
-                (after != before).then_some(*resource)
-            })
-            .collect();
-        let before = out.len();
-        for resource in touched {
-            self.serve(resource, out);
-        }
         self.count_grants(&out[before..], false);
     }
 
@@ -527,7 +523,12 @@ impl GesCore {
 impl GesCore {
     /// Everything but the counters.
     pub(super) fn hash_parts(&self, hasher: &mut impl std::hash::Hasher) {
-        std::hash::Hash::hash(&self.resources, hasher);
+        std::hash::Hash::hash(&(&self.resources, &self.rebuild, self.in_doubt), hasher);
+    }
+
+    /// Whether anybody has or wants a lock on it, or may have been granted one when the members changed.
+    pub(super) fn knows(&self, resource: Resource) -> bool {
+        self.resources.contains_key(&resource) || self.unclaimed.contains_key(&resource)
     }
 
     /// The keys in the conversion queue and in the queue of new requests.

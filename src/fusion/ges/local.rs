@@ -10,12 +10,19 @@
 //! [`gate`](super::gate)). It counts as one user in that mode. Before somebody in its way is served it is closed, and those
 //! inside become users by name.
 //!
+//! A value that a user has written is given to the master with a lower mode, never with the lock's end: the node keeps the
+//! lock in NL, and with it the value, until the master says that it has it. What was on its way to a master that was lost
+//! is then still known here. (Other messages may get lost without harm; see [`reconfigure`].)
+//!
 //! Fairness: once the master has said that somebody wants the lock, no new user gets in on the strength of the old one.
 //! Bounds: [`CACHED_MAX`] locks kept without users; users are bounded by transactions.
+
+pub mod reconfigure;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::core::{Input, LockKey, Output, Refusal, ValueChange};
+use super::rules::{Rule, Rules};
 use super::types::{LockMode, LockOwner, Resource, SessionId, VALUE_BYTES, ValueBlock};
 use crate::ids::NodeId;
 
@@ -33,8 +40,6 @@ pub enum Failure {
     WouldBlock,
     /// The master has too many locks.
     TooMany,
-    /// The master is gone.
-    MasterLost,
 }
 
 /// What follows from an event.
@@ -99,8 +104,10 @@ struct Entry {
     told_busy: bool,
     /// Lower the lock to what is used, now.
     lower: bool,
+    /// As the master has it, or will have it.
     value: ValueBlock,
-    changed: bool,
+    /// What a user has written since, to be given to the master with the lock's next lower mode.
+    written: Option<[u8; VALUE_BYTES]>,
     /// Users come in by themselves in modes that this one covers; Null: they do not.
     open: LockMode,
     closing: bool,
@@ -113,6 +120,9 @@ struct Entry {
 pub struct LocalCore {
     node: NodeId,
     resources: BTreeMap<Resource, Entry>,
+    /// The node is between two epochs, and says nothing.
+    silent: bool,
+    pub(super) rules: Rules,
 }
 
 impl Entry {
@@ -147,7 +157,9 @@ impl Entry {
     }
 
     fn value_change(&mut self) -> ValueChange {
-        if std::mem::take(&mut self.changed) { ValueChange::Write(self.value.bytes) } else { ValueChange::Keep }
+        let Some(bytes) = self.written.take() else { return ValueChange::Keep };
+        self.value = self.value.written(bytes);
+        ValueChange::Write(bytes)
     }
 }
 
@@ -155,7 +167,7 @@ impl LocalCore {
     /// The node holds nothing.
     #[must_use]
     pub fn new(node: NodeId) -> LocalCore {
-        LocalCore { node, resources: BTreeMap::new() }
+        LocalCore { node, resources: BTreeMap::new(), silent: false, rules: Rules::default() }
     }
 
     fn key(&self) -> LockKey {
@@ -239,9 +251,7 @@ impl LocalCore {
             Output::Granted { mode, value, .. } => {
                 entry.known = true;
                 entry.mode = mode;
-                if !entry.changed {
-                    entry.value = value;
-                }
+                entry.value = value;
                 entry.pending = None;
                 // What was said about the former mode is over; the master says it again where it still holds.
                 entry.give_up = None;
@@ -253,10 +263,7 @@ impl LocalCore {
                     Refusal::Canceled => entry.lower = gives_up,
                     Refusal::WouldBlock => fail(entry, Failure::WouldBlock, true, out),
                     Refusal::Full => fail(entry, Failure::TooMany, false, out),
-                    Refusal::Unknown => {
-                        (entry.known, entry.mode) = (false, LockMode::Null);
-                        fail(entry, Failure::MasterLost, false, out);
-                    }
+                    Refusal::Unknown => panic!("{resource}: this node has {}, and its master does not know it", entry.mode),
                 }
             }
             Output::Blocking { wanted, .. } if entry.known => {
@@ -267,27 +274,6 @@ impl LocalCore {
             Output::Blocking { .. } => {}
         }
         self.advance(resource, out);
-    }
-
-    /// The master of these resources is gone. Whoever waits is told; what users hold they hold, until the recovery of the
-    /// master's locks says otherwise.
-    pub fn master_lost(&mut self, mastered_there: impl Fn(&Resource) -> bool, out: &mut Vec<Effect>) {
-        let lost: Vec<Resource> = self.resources.keys().filter(|resource| mastered_there(resource)).copied().collect();
-        for resource in lost {
-            let entry = self.resources.get_mut(&resource).expect("its key was just read");
-            (entry.known, entry.mode, entry.pending) = (false, LockMode::Null, None);
-            (entry.give_up, entry.told_busy) = (None, false);
-            entry.value.valid = false;
-            fail(entry, Failure::MasterLost, false, out);
-            for queued in std::mem::take(&mut entry.queue) {
-                out.push(Effect::Ended(queued.wait, Err(Failure::MasterLost)));
-            }
-            if entry.is_idle() {
-                self.resources.remove(&resource);
-            } else if entry.must_close() && !std::mem::replace(&mut entry.closing, true) {
-                out.push(Effect::Close(resource));
-            }
-        }
     }
 
     /// Lets users in by themselves in modes that `mode` covers, if nobody on this node or elsewhere wants what does not go
@@ -353,7 +339,8 @@ impl LocalCore {
     #[must_use]
     pub fn value(&self, resource: Resource, owner: LockOwner) -> Option<ValueBlock> {
         let entry = self.resources.get(&resource)?;
-        entry.users.iter().any(|user| user.owner == owner && user.held != LockMode::Null).then_some(entry.value)
+        let holds = entry.users.iter().any(|user| user.owner == owner && user.held != LockMode::Null);
+        holds.then(|| entry.written.map_or(entry.value, |bytes| entry.value.written(bytes)))
     }
 
     /// Writes the value; false when `owner` has no mode that may. Others see it when they are granted a lock after this
@@ -362,8 +349,7 @@ impl LocalCore {
         let Some(entry) = self.resources.get_mut(&resource) else { return false };
         let may = entry.users.iter().any(|user| user.owner == owner && user.held.writes_value());
         if may {
-            entry.value = ValueBlock { bytes, valid: true };
-            entry.changed = true;
+            entry.written = Some(bytes);
         }
         may
     }
@@ -443,6 +429,9 @@ impl LocalCore {
                     out.push(Effect::Ended(wait, Ok(())));
                 }
             }
+            if self.silent {
+                break;
+            }
             let can_give = entry.give_up.is_some_and(|wanted| entry.needed().compatible(wanted));
             let is_blocked = entry.give_up.is_some_and(|wanted| !entry.mode.compatible(wanted));
             if is_blocked && !can_give && !entry.told_busy {
@@ -471,11 +460,14 @@ impl LocalCore {
             }
             let unused = crowded && entry.is_idle() && entry.known;
             let lower = std::mem::take(&mut entry.lower) && entry.known && entry.needed() != entry.mode;
-            if is_blocked && can_give || unused || lower {
+            // Kept for its value only, and the master has that. Who waits asks anew: from NL he would overtake others.
+            let kept = entry.known && entry.mode == LockMode::Null;
+            if is_blocked && can_give || unused || lower || kept {
                 let mode = entry.needed();
                 let value = entry.value_change();
                 (entry.give_up, entry.told_busy, entry.mode) = (None, false, mode);
-                if mode == LockMode::Null {
+                let taken = value == ValueChange::Keep || !self.rules.hold(Rule::ValueUntilTaken);
+                if mode == LockMode::Null && taken {
                     entry.known = false;
                     out.push(Effect::ToMaster(resource, Input::Unlock { resource, key, value }));
                 } else {
@@ -505,10 +497,10 @@ impl LocalCore {
                 };
                 out.push(Effect::ToMaster(resource, input));
             }
-            if entry.is_idle() && !entry.known {
-                self.resources.remove(&resource);
-            }
-            return;
+            break;
+        }
+        if entry.is_idle() && !entry.known {
+            self.resources.remove(&resource);
         }
     }
 
@@ -524,7 +516,7 @@ impl LocalCore {
                 assert!(user.held == user.wanted || user.wait.is_some(), "{resource}: {user:?} waits for nothing");
                 assert!(!entry.known || entry.mode.covers(user.held), "{resource}: {} does not cover {user:?}", entry.mode);
                 let moving = entry.pending.is_some() || entry.give_up.is_some();
-                assert!(user.wait.is_none() || moving, "{resource}: {user:?} waits and nothing is under way");
+                assert!(user.wait.is_none() || moving || self.silent, "{resource}: {user:?} waits and nothing is under way");
             }
             if let Some(first) = entry.queue.front() {
                 assert!(!entry.fits(first.owner, first.mode), "{resource}: {first:?} could go on");

@@ -179,14 +179,31 @@ pub const VALUE_BYTES: usize = 32;
 pub struct ValueBlock {
     /// The bytes.
     pub bytes: [u8; VALUE_BYTES],
-    /// False after a holder who may have been about to change it was lost: the bytes are the last that were written, and
-    /// whoever needs them must find out what is true by other means. The next write makes it valid again.
+    /// False after a holder who may have been about to change it was lost, or its master with all who surely knew it: the
+    /// bytes are the last that are known, and whoever needs them must find out what is true by other means. The next write
+    /// makes it valid again.
     pub valid: bool,
+    /// Grows with each write while anybody holds a lock on the resource: of two copies it tells the newer.
+    pub sequence: u64,
 }
 
 impl Default for ValueBlock {
     fn default() -> ValueBlock {
-        ValueBlock { bytes: [0; VALUE_BYTES], valid: true }
+        ValueBlock { bytes: [0; VALUE_BYTES], valid: true, sequence: 0 }
+    }
+}
+
+impl ValueBlock {
+    /// As it is after a write.
+    #[must_use]
+    pub fn written(self, bytes: [u8; VALUE_BYTES]) -> ValueBlock {
+        ValueBlock { bytes, valid: true, sequence: self.sequence + 1 }
+    }
+
+    /// As it is when nobody knows any more whether it is true.
+    #[must_use]
+    pub fn doubted(self) -> ValueBlock {
+        ValueBlock { valid: false, sequence: self.sequence + 1, ..self }
     }
 }
 

@@ -3,12 +3,13 @@
 //! The header carries the resource (class in `partition`, id1 in `block_no`, id2 in `argument`), the requester's number for
 //! the lock in `request` and the mode in `mode`; the body carries a value block or a probe.
 
+use super::core::rebuild::{Claim, Claimed, ClaimsEnd};
 use super::core::{Input, LockKey, Output, Refusal, ValueChange};
 use super::deadlock::{PATH_MAX, Probe, Target, Waiter};
 use super::local::WaitId;
 use super::types::{LockMode, Resource, ResourceClass, VALUE_BYTES, ValueBlock};
 use crate::ids::{BlockId, BlockNo, NodeId, PartitionId, RequestId, TxnId};
-use crate::interconnect::{Body, Header, Message, Service};
+use crate::interconnect::{BODY_BYTES_MAX, Body, Header, Message, Service};
 
 const BASE: u8 = Service::Ges.base();
 const REQUEST: u8 = BASE;
@@ -24,6 +25,8 @@ const VICTIM: u8 = BASE + 9;
 const AWAIT_END: u8 = BASE + 10;
 const FORGET_END: u8 = BASE + 11;
 const ENDED: u8 = BASE + 12;
+const CLAIMS: u8 = BASE + 13;
+const CLAIMS_END: u8 = BASE + 14;
 
 /// The requester doesn't want to wait.
 const FLAG_NO_WAIT: u8 = 0x10;
@@ -38,6 +41,14 @@ const STEP_USERS: u8 = 3;
 
 const WAITER_BYTES: usize = 24;
 const PROBE_BYTES: usize = 24;
+const GRANT_BYTES: usize = 8 + VALUE_BYTES;
+const CLAIM_BYTES: usize = 32 + VALUE_BYTES;
+
+const CLAIM_IN_DOUBT: u8 = 1;
+const CLAIM_WORD: u8 = 2;
+
+/// Most claims that go in one message.
+pub(super) const CLAIMS_PER_MESSAGE: usize = BODY_BYTES_MAX / CLAIM_BYTES;
 
 /// Everything that goes from one node's lock service to another's.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,6 +67,10 @@ pub(super) enum Wire {
     ForgetEnd(TxnId, u64),
     /// It has ended.
     Ended(TxnId, u64),
+    /// To a new master: what the sender holds, or knew as the former master. At most [`CLAIMS_PER_MESSAGE`].
+    Claims(Vec<Claim>),
+    /// To a new master: that was all.
+    ClaimsEnd(ClaimsEnd),
 }
 
 fn message(kind: u8, resource: Resource, id: u64, mode: LockMode) -> Message {
@@ -79,6 +94,11 @@ pub(super) fn encode(wire: &Wire) -> (Message, Body) {
         Wire::AwaitEnd(txn, id) => (message(AWAIT_END, Resource::transaction(*txn), *id, LockMode::Null), Body::Empty),
         Wire::ForgetEnd(txn, id) => (message(FORGET_END, Resource::transaction(*txn), *id, LockMode::Null), Body::Empty),
         Wire::Ended(txn, id) => (message(ENDED, Resource::transaction(*txn), *id, LockMode::Null), Body::Empty),
+        Wire::Claims(claims) => (message(CLAIMS, nothing, 0, LockMode::Null), Body::Bytes(encode_claims(claims))),
+        Wire::ClaimsEnd(end) => {
+            let flags = if end.in_doubt { FLAG_IN_DOUBT } else { 0 };
+            (Message { flags, argument: end.count, ..message(CLAIMS_END, nothing, 0, LockMode::Null) }, Body::Empty)
+        }
     }
 }
 
@@ -94,7 +114,6 @@ fn encode_input(input: &Input) -> (Message, Body) {
         Input::Unlock { resource, key, value } => with_value(message(UNLOCK, resource, key.id, LockMode::Null), 0, value),
         Input::Cancel { resource, key } => (message(CANCEL, resource, key.id, LockMode::Null), Body::Empty),
         Input::Busy { resource, key, wanted } => (message(BUSY, resource, key.id, wanted), Body::Empty),
-        Input::NodeLost(node) => unreachable!("the loss of {node} is nobody's message"),
     }
 }
 
@@ -110,7 +129,7 @@ fn encode_output(output: &Output) -> (Message, Body) {
     match *output {
         Output::Granted { resource, key, mode, value } => {
             let flags = if value.valid { FLAG_VALUE } else { FLAG_VALUE | FLAG_IN_DOUBT };
-            (Message { flags, ..message(GRANTED, resource, key.id, mode) }, Body::Bytes(value.bytes.to_vec()))
+            (Message { flags, ..message(GRANTED, resource, key.id, mode) }, Body::Bytes(encode_value(&value)))
         }
         Output::Refused { resource, key, reason } => {
             (Message { mode: reason as u8, ..message(REFUSED, resource, key.id, LockMode::Null) }, Body::Empty)
@@ -148,8 +167,8 @@ pub(super) fn decode(from: NodeId, us: NodeId, header: &Header, body: &Body) -> 
         CANCEL => Wire::ToMaster(Input::Cancel { resource, key: theirs }),
         BUSY => Wire::ToMaster(Input::Busy { resource, key: theirs, wanted: mode()? }),
         GRANTED => {
-            let bytes: [u8; VALUE_BYTES] = bytes.try_into().ok()?;
-            let value = ValueBlock { bytes, valid: header.flags & FLAG_IN_DOUBT == 0 };
+            let bytes: &[u8; GRANT_BYTES] = bytes.try_into().ok()?;
+            let value = decode_value(bytes, header.flags & FLAG_IN_DOUBT == 0);
             Wire::FromMaster(Output::Granted { resource, key: ours, mode: mode()?, value })
         }
         REFUSED => {
@@ -168,8 +187,61 @@ pub(super) fn decode(from: NodeId, us: NodeId, header: &Header, body: &Body) -> 
         AWAIT_END => Wire::AwaitEnd(txn()?, id),
         FORGET_END => Wire::ForgetEnd(txn()?, id),
         ENDED => Wire::Ended(txn()?, id),
+        CLAIMS => Wire::Claims(decode_claims(bytes)?),
+        CLAIMS_END => Wire::ClaimsEnd(ClaimsEnd { count: header.argument, in_doubt: header.flags & FLAG_IN_DOUBT != 0 }),
         _ => return None,
     })
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
+}
+
+/// A value: its sequence, its bytes.
+fn encode_value(value: &ValueBlock) -> Vec<u8> {
+    [&value.sequence.to_le_bytes()[..], &value.bytes].concat()
+}
+
+fn decode_value(bytes: &[u8; GRANT_BYTES], valid: bool) -> ValueBlock {
+    let value = bytes[8..].try_into().expect("the rest of a grant is the value");
+    ValueBlock { bytes: value, valid, sequence: word(bytes, 0) }
+}
+
+/// Claims: 64 bytes each.
+fn encode_claims(claims: &[Claim]) -> Vec<u8> {
+    assert!(claims.len() <= CLAIMS_PER_MESSAGE, "{} claims in one message", claims.len());
+    let mut bytes = Vec::with_capacity(claims.len() * CLAIM_BYTES);
+    for Claim { resource, what, value } in claims {
+        let (mode, flag) = match what {
+            Claimed::Lock(mode) => (*mode, 0),
+            Claimed::Word => (LockMode::Null, CLAIM_WORD),
+        };
+        let flags = flag | if value.valid { 0 } else { CLAIM_IN_DOUBT };
+        bytes.extend([resource.class.0, mode as u8, flags, 0, 0, 0, 0, 0]);
+        bytes.extend(resource.id1.to_le_bytes());
+        bytes.extend(resource.id2.to_le_bytes());
+        bytes.extend(encode_value(value));
+    }
+    bytes
+}
+
+fn decode_claims(bytes: &[u8]) -> Option<Vec<Claim>> {
+    let (claims, rest) = bytes.as_chunks::<CLAIM_BYTES>();
+    let decode = |bytes: &[u8; CLAIM_BYTES]| {
+        let resource = Resource::new(ResourceClass(bytes[0]), word(bytes, 8), word(bytes, 16));
+        let what = match (bytes[2] & CLAIM_WORD != 0, LockMode::from_number(bytes[1])?) {
+            (false, mode) => Claimed::Lock(mode),
+            (true, LockMode::Null) => Claimed::Word,
+            (true, _) => return None,
+        };
+        let value = bytes[24..].try_into().expect("the rest of a claim is its value");
+        let known = bytes[2] & !(CLAIM_WORD | CLAIM_IN_DOUBT) == 0 && bytes[3..8] == [0; 5];
+        known.then(|| Claim { resource, what, value: decode_value(value, bytes[2] & CLAIM_IN_DOUBT == 0) })
+    };
+    if !rest.is_empty() || claims.is_empty() {
+        return None;
+    }
+    claims.iter().map(decode).collect()
 }
 
 /// A probe: 24 bytes that say where it goes, then 24 bytes for each transaction of its path.
@@ -199,7 +271,6 @@ fn decode_probe(bytes: &[u8]) -> Option<Probe> {
     if path.len() % WAITER_BYTES != 0 || path.len() > PATH_MAX * WAITER_BYTES {
         return None;
     }
-    let word = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
     let node = NodeId(head[4]);
     let resource = Resource::new(ResourceClass(head[3]), word(head, 8), word(head, 16));
     let target = match head[0] {
@@ -242,7 +313,7 @@ mod tests {
                 resource,
                 key: LockKey { node: them, id: 4 },
                 mode,
-                value: ValueBlock { bytes: [3; 32], valid: false },
+                value: ValueBlock { bytes: [3; 32], valid: false, sequence: 1 << 40 },
             }),
             Wire::FromMaster(Output::Refused { resource, key: LockKey { node: them, id: 4 }, reason: Refusal::Unknown }),
             Wire::FromMaster(Output::Blocking { resource, key: LockKey { node: them, id: 4 }, wanted: mode }),
@@ -253,6 +324,7 @@ mod tests {
             Wire::AwaitEnd(txn(1), 6),
             Wire::ForgetEnd(txn(2), 7),
             Wire::Ended(txn(3), 8),
+            Wire::ClaimsEnd(ClaimsEnd { count: 1 << 33, in_doubt: true }),
         ];
         for wire in all {
             let (message, body) = encode(&wire);

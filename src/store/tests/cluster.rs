@@ -69,6 +69,7 @@ struct Kept {
     volume: Volume,
     gcs: Gcs,
     peers: ClusterPeers,
+    ges: Ges,
     interconnect: Interconnect,
 }
 
@@ -142,8 +143,8 @@ async fn start_shard(reactor: Reactor, shard: ShardId, plan: NodePlan) -> (Rc<Sh
     txns.start_housekeeping(shard == ShardId(0));
     ask_other_shards(&txns, remotes.clone());
     search_in_other_shards(&ges, shard, remotes);
-    let engine = ShardEngine::new(&txns, shard, service, Rc::new(ges));
-    (engine, Kept { volume, gcs, peers, interconnect })
+    let engine = ShardEngine::new(&txns, shard, service, Rc::new(ges.clone()));
+    (engine, Kept { volume, gcs, peers, ges, interconnect })
 }
 
 impl Cluster {

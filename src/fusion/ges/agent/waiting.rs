@@ -73,9 +73,12 @@ impl Ges {
         }
     }
 
-    /// Looks for a circle that a wait is part of.
+    /// Looks for a circle that a wait is part of. What gets lost with an epoch is repeated after the next pause.
     fn search(&self, wait: WaitId) {
         self.hear_untold();
+        if self.is_silent() {
+            return;
+        }
         let owner = self.0.waits.borrow().get(&wait).map(|wait| wait.owner);
         if let Some(LockOwner::Transaction(txn)) = owner {
             self.follow(Probe { target: Target::Transaction(txn), path: Vec::new() }, true);
@@ -91,8 +94,7 @@ impl Ges {
             match next {
                 Next::Send(node, probe) => {
                     self.count(|stats| &mut stats.probes);
-                    // A node that is gone is in nobody's way for long: its locks go with it.
-                    let _ = self.send(node, &Wire::Probe(probe));
+                    self.send(node, &Wire::Probe(probe));
                 }
                 Next::OtherShards(probe) => {
                     let forward = self.0.other_shards.borrow().clone();
@@ -103,7 +105,7 @@ impl Ges {
                 }
                 Next::Victim(node, txn, wait) if node == self.0.node => self.victim(txn, wait),
                 Next::Victim(node, txn, wait) => {
-                    let _ = self.send(node, &Wire::Victim(txn, wait));
+                    self.send(node, &Wire::Victim(txn, wait));
                 }
             }
         }
@@ -132,9 +134,9 @@ impl Ges {
         let holder = TxnId::from_raw(resource.id1).expect("the name of a transaction's resource is its id");
         if holder.node() == self.0.node {
             self.forget_end_waiter(holder, EndWaiter::Here(wait));
-        } else {
-            // If it can't be sent, the home forgets all waits of this node by itself.
-            let _ = self.send(holder.node(), &Wire::ForgetEnd(holder, wait.0));
+        } else if !self.is_silent() {
+            // If it doesn't arrive, the home forgets all waits of this node when it enters the next epoch.
+            self.send(holder.node(), &Wire::ForgetEnd(holder, wait.0));
         }
     }
 

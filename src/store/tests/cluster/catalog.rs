@@ -15,6 +15,18 @@ impl Cluster {
         self.members[node].store.catalog_generation()
     }
 
+    /// The lock services of the others enter the next epoch.
+    fn go_on_without(&self, lost: usize) {
+        let epoch = Epoch(self.life + 1);
+        let (members, others): (Vec<NodeId>, Vec<_>) =
+            (0..3).filter(|node| *node != lost).map(|node| (NodeId(node as u8 + 1), self.members[node].kept.clone())).unzip();
+        for Kept { interconnect, ges, .. } in others.iter().flat_map(|kept| kept.iter()) {
+            ges.enter(epoch, &members);
+            interconnect.set_epoch(epoch);
+        }
+        others.iter().flat_map(|kept| kept.iter()).for_each(|kept| kept.ges.go());
+    }
+
     fn change(&self, node: usize, number: usize) -> Session {
         let mut session = self.begin(node, ReadCommitted);
         self.run(node, async move {
@@ -116,6 +128,7 @@ fn after_the_loss_of_a_node_that_was_changing_the_catalog_no_copy_passes_for_cur
         cluster.world.crash(HostId(dies as u32 + 1));
         let store = cluster.members[other].store.clone();
         let version = cluster.spawn(other, async move { store.catalog_version().await.unwrap() });
+        cluster.go_on_without(dies);
         let version = cluster.wait(&[version])[0];
         std::mem::forget(session);
         if name == CATALOG {

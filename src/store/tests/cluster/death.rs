@@ -233,9 +233,10 @@ impl Cluster {
             .map(|(node, shard)| {
                 let (kept, nodes, map) = (self.members[node].kept.clone(), nodes.clone(), map.clone());
                 self.spawn_in(node, shard, async move {
-                    let Kept { gcs, peers, interconnect, .. } = &kept[shard];
+                    let Kept { gcs, peers, ges, interconnect, .. } = &kept[shard];
                     gcs.enter(Rc::new(map)).await;
                     peers.enter(&nodes);
+                    ges.enter(epoch, &nodes);
                     interconnect.set_epoch(epoch);
                 })
             })
@@ -245,9 +246,11 @@ impl Cluster {
             .map(|(node, shard)| {
                 let kept = self.members[node].kept.clone();
                 self.spawn_in(node, shard, async move {
-                    let Kept { gcs, peers, volume, .. } = &kept[shard];
+                    let Kept { gcs, peers, ges, volume, .. } = &kept[shard];
                     gcs.go(vec![volume.geometry().redo_area(dead, ShardId(shard as u8))], volume.file());
                     peers.go();
+                    ges.go();
+                    ges.rebuilt().await;
                     gcs.recovered().await.unwrap();
                 })
             })
