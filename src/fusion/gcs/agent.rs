@@ -327,7 +327,9 @@ impl Inner {
             }
             Output::Protect { block } => self.protect(block),
             Output::CancelProtect { block } => {
-                if let Some(task) = self.tables.borrow_mut().protecting.remove(&block) {
+                // Ending it gives the block back to whoever is in line for it, who may ask for it at once.
+                let task = self.tables.borrow_mut().protecting.remove(&block);
+                if let Some(task) = task {
                     task.abort();
                 }
             }
