@@ -1,5 +1,7 @@
 //! Lock services of several nodes over real sockets on loopback, in one reactor.
 
+mod views;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::future::Future;

@@ -290,8 +290,36 @@ fn decode_probe(bytes: &[u8]) -> Option<Probe> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::ids::{Epoch, Incarnation, Scn, ShardId};
+
+    fn claim() -> impl Strategy<Value = Claim> {
+        let value = (any::<[u8; VALUE_BYTES]>(), any::<bool>(), any::<u64>());
+        (any::<(u8, u64, u64)>(), proptest::option::of(0..6u8), value).prop_map(|((class, id1, id2), mode, value)| Claim {
+            resource: Resource::new(ResourceClass(class), id1, id2),
+            what: mode.and_then(LockMode::from_number).map_or(Claimed::Word, Claimed::Lock),
+            value: ValueBlock { bytes: value.0, valid: value.1, sequence: value.2 },
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn claims_come_back_as_they_went(claims in proptest::collection::vec(claim(), 1..40)) {
+            let bytes = encode_claims(&claims);
+            prop_assert_eq!(bytes.len(), claims.len() * CLAIM_BYTES);
+            prop_assert_eq!(decode_claims(&bytes), Some(claims));
+        }
+
+        #[test]
+        fn garbage_is_no_claim_and_no_probe(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Some(claims) = decode_claims(&bytes) {
+                prop_assert_eq!(encode_claims(&claims), bytes.clone());
+            }
+            let _ = decode_probe(&bytes);
+        }
+    }
 
     #[test]
     fn every_message_comes_back_as_it_went() {
