@@ -3,16 +3,18 @@
 //! Stands above the store and puts everything below together. Its handles ([`Node`], [`Status`]) are `Send` and know no
 //! runtime.
 
+mod door;
 mod failure;
 pub mod fencing;
-pub mod formation;
 mod late;
-mod membership;
+mod lead;
+mod links;
 mod node;
+mod pulse;
 pub mod recovery;
 mod shard;
 mod status;
 pub mod view;
 
-pub use node::{HostedNode, Node};
-pub use status::{Phase, Snapshot, Status};
+pub use node::{HostedNode, Node, Operator};
+pub use status::{Phase, RecoveryStatus, Snapshot, Status};

@@ -1,9 +1,8 @@
-//! A node's life: starts a thread per shard, forms the cluster with the other nodes, recovers the volume, serves, and
-//! stops cleanly.
+//! A node: starts its shards, on threads of their own or on reactors that somebody else drives, and is the handle to them.
 //!
-//! [`Node`] is the process's handle; everything else runs in the shards. The first shard leads: it holds the membership
-//! and tells the others when to prepare and when to open. Bounded by the shards. A node that loses a member, or whose
-//! volume fails, ends ([`Phase::Lost`], [`Phase::Failed`]); it never goes on with half of its parts.
+//! [`Node`] is the process's handle; everything else runs in the shards. The first shard leads ([`super::lead`]); the
+//! others do what it tells them. Bounded by the shards. A node whose life is over ([`Phase::Over`]), or whose volume fails
+//! ([`Phase::Failed`]), ends as a whole; it never goes on with half of its parts.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,16 +11,16 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::fencing::life_lock;
-use super::formation::{Input, Output};
+use super::door::{ClusterDoor, ReportLinks};
+use super::fencing::{Fences, Life, ThreadFences, life_lock};
 use super::late::LateHandler;
-use super::membership::Membership;
-use super::recovery;
-use super::shard::{Opened, Services};
+use super::lead::{Lead, LeadParts};
+use super::shard::ShardLife;
 use super::status::{Phase, Status};
+use super::view::ViewsAgent;
 use crate::clock::ScnClock;
 use crate::config::{Config, ConfigError, IoDriver};
-use crate::ids::{Epoch, Incarnation, NodeId, Scn, ShardId};
+use crate::ids::{Incarnation, NodeId, ShardId};
 use crate::interconnect::{Interconnect, SEND_QUEUE_BYTES, Service, Settings};
 use crate::reactor::sync::{CrossReceiver, CrossSender, cross_oneshot};
 use crate::reactor::thread::spawn_shard_thread;
@@ -30,39 +29,56 @@ use crate::store::{NodeStore, Store};
 use crate::txn::NodeShared;
 use crate::volume::{Expected, NodeState, Volume, block_offset};
 
-/// How long a node that stops waits for other nodes to write the blocks whose past images it keeps.
-const STOP_PATIENCE: Duration = Duration::from_secs(5);
-
 /// A running node.
 pub struct Node {
     status: Status,
     store: Store,
-    stop: Vec<CrossSender<()>>,
+    first: Remote,
+    stop: CrossSender<()>,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What the first shard tells the others, each once.
-struct Orders {
-    identity: CrossReceiver<Identity>,
-    prepare: CrossReceiver<(Epoch, Scn)>,
-    prepared: CrossSender<()>,
-    open: CrossReceiver<()>,
-    opened: CrossSender<()>,
-}
+/// What operators ask of a running node. `Send`; clones are the same.
+#[derive(Clone)]
+pub struct Operator(Remote);
 
-/// The first shard's ends of one other shard's orders.
-struct Follower {
-    identity: CrossSender<Identity>,
-    prepare: CrossSender<(Epoch, Scn)>,
-    prepared: CrossReceiver<()>,
-    open: CrossSender<()>,
-    opened: CrossReceiver<()>,
+impl Operator {
+    /// Takes a node out of the cluster: it is suspected at once, fenced, and recovered. With `fencing_mode = "manual"` it is
+    /// the operator's word that the node can't write to the volume any more.
+    ///
+    /// # Errors
+    /// Why not, in words for the operator.
+    pub async fn fence(&self, node: NodeId) -> Result<(), String> {
+        let fence = move |reactor: Reactor| async move {
+            let lead =
+                reactor.local::<Lead>().ok_or_else(|| String::from("the node is still starting: ask again, or another"))?;
+            lead.fence_by_hand(node)
+        };
+        let ended = |_| String::from("the node is ending: ask another");
+        let answer = self.0.call(Class::Critical, "fence by hand", fence).map_err(|error| error.to_string())?;
+        answer.await.map_err(ended)?
+    }
 }
 
 #[derive(Clone, Copy)]
 struct Identity {
     cluster_id: u128,
     incarnation: Incarnation,
+}
+
+/// A shard's ends of what it and the first shard tell each other at the start and at the end.
+struct Follows {
+    identity: CrossReceiver<Identity>,
+    connected: CrossSender<()>,
+    /// Resolves, one way or the other, when the first shard's life is over.
+    ends: CrossReceiver<()>,
+}
+
+/// The first shard's ends.
+struct Follower {
+    identity: CrossSender<Identity>,
+    connected: CrossReceiver<()>,
+    ends: CrossSender<()>,
 }
 
 /// What all shards of the node know.
@@ -78,25 +94,37 @@ pub(super) struct NodeContext {
     pub(super) remotes: Mutex<Vec<Remote>>,
 }
 
-/// A shard's whole life, before it has a reactor.
-struct ShardLife {
+/// A shard's main task, before it has a reactor.
+struct ShardMain {
     shard: ShardId,
     context: Arc<NodeContext>,
     part: Part,
-    stopped: CrossReceiver<()>,
 }
 
 enum Part {
-    Leads(Vec<Follower>),
-    Follows(Orders),
+    Leads(Vec<Follower>, CrossReceiver<()>),
+    Follows(Follows),
 }
 
-impl ShardLife {
-    async fn run(self, reactor: Reactor) {
-        let ShardLife { shard, context, part, stopped } = self;
-        match part {
-            Part::Leads(followers) => lead(reactor, context, followers, stopped).await,
-            Part::Follows(orders) => follow(reactor, context, shard, orders, stopped).await,
+impl ShardMain {
+    /// `fences`: how dead nodes are kept from the volume, if not as configured.
+    async fn run(self, reactor: Reactor, fences: Option<Rc<dyn Fences>>) {
+        let ShardMain { shard, context, part } = self;
+        let end = match part {
+            Part::Leads(followers, stopped) => lead(&reactor, &context, followers, stopped, fences).await,
+            Part::Follows(follows) => follow(&reactor, &context, shard, follows).await,
+        };
+        match end {
+            Ok(()) if shard == ShardId(0) => context.status.enter(Phase::Stopped, ""),
+            Ok(()) => {}
+            Err(End::Over(why)) => {
+                tracing::error!("this life of the node is over: {why}");
+                context.status.enter(Phase::Over(why.clone()), why);
+            }
+            Err(End::Failed(message)) => {
+                tracing::error!("{message}");
+                context.status.enter(Phase::Failed(message.clone()), message);
+            }
         }
     }
 }
@@ -105,8 +133,8 @@ impl ShardLife {
 struct Prepared {
     context: Arc<NodeContext>,
     /// In the order of the shards.
-    lives: Vec<ShardLife>,
-    stop: Vec<CrossSender<()>>,
+    mains: Vec<ShardMain>,
+    stop: CrossSender<()>,
 }
 
 fn prepare(config: &Config, volume: PathBuf) -> Result<Prepared, ConfigError> {
@@ -121,20 +149,19 @@ fn prepare(config: &Config, volume: PathBuf) -> Result<Prepared, ConfigError> {
         remotes: Mutex::new(Vec::new()),
         config: config.clone(),
     });
-    let (mut stop, mut followers, mut orders_of_others) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut followers, mut others) = (Vec::new(), Vec::new());
     for _ in 1..shards {
-        let (orders, follower) = orders();
-        followers.push(follower);
-        orders_of_others.push(Part::Follows(orders));
+        let (identity_sender, identity) = cross_oneshot();
+        let (connected_sender, connected) = cross_oneshot();
+        let (ends_sender, ends) = cross_oneshot();
+        followers.push(Follower { identity: identity_sender, connected, ends: ends_sender });
+        others.push(Part::Follows(Follows { identity, connected: connected_sender, ends }));
     }
-    let parts = std::iter::once(Part::Leads(followers)).chain(orders_of_others);
-    let lives = (0..).zip(parts).map(|(number, part)| {
-        let (stop_sender, stopped) = cross_oneshot();
-        stop.push(stop_sender);
-        ShardLife { shard: ShardId(number), context: context.clone(), part, stopped }
-    });
-    let lives = lives.collect();
-    Ok(Prepared { context, lives, stop })
+    let (stop, stopped) = cross_oneshot();
+    let parts = std::iter::once(Part::Leads(followers, stopped)).chain(others);
+    let mains = (0..).zip(parts).map(|(number, part)| ShardMain { shard: ShardId(number), context: context.clone(), part });
+    let mains = mains.collect();
+    Ok(Prepared { context, mains, stop })
 }
 
 /// Tells the shards of each other; what clients of the node use.
@@ -148,22 +175,28 @@ fn introduce(context: &NodeContext, remotes: Vec<Remote>) -> Store {
 pub struct HostedNode {
     status: Status,
     store: Store,
-    stop: Vec<CrossSender<()>>,
+    stop: Option<CrossSender<()>>,
     mains: Vec<TaskHandle>,
 }
 
 impl HostedNode {
-    /// Starts a node with the volume at `volume`, one shard on each of the `reactors`.
+    /// Starts a node with the volume at `volume`, one shard on each of the `reactors`. `fences` keeps dead nodes from it.
     ///
     /// # Errors
     /// What is wrong with the configuration.
-    pub fn start(config: &Config, volume: PathBuf, reactors: &[Reactor]) -> Result<HostedNode, ConfigError> {
-        let Prepared { context, lives, stop } = prepare(config, volume)?;
-        assert_eq!(lives.len(), reactors.len(), "one reactor for each shard");
+    pub fn start(
+        config: &Config,
+        volume: PathBuf,
+        reactors: &[Reactor],
+        fences: &Rc<dyn Fences>,
+    ) -> Result<HostedNode, ConfigError> {
+        let Prepared { context, mains, stop } = prepare(config, volume)?;
+        assert_eq!(mains.len(), reactors.len(), "one reactor for each shard");
         let store = introduce(&context, reactors.iter().map(Reactor::remote).collect());
-        let mains = reactors.iter().zip(lives);
-        let mains = mains.map(|(reactor, life)| reactor.spawn(Class::Normal, "main", life.run(reactor.clone()))).collect();
-        Ok(HostedNode { status: context.status.clone(), store, stop, mains })
+        let mains = reactors.iter().zip(mains);
+        let mains =
+            mains.map(|(reactor, main)| reactor.spawn(Class::Normal, "main", main.run(reactor.clone(), Some(fences.clone()))));
+        Ok(HostedNode { status: context.status.clone(), store, stop: Some(stop), mains: mains.collect() })
     }
 
     /// How it is.
@@ -181,7 +214,9 @@ impl HostedNode {
     /// Asks the node to stop cleanly; it has when [`HostedNode::has_ended`].
     pub fn ask_to_stop(&mut self) {
         self.status.enter(Phase::Stopping, "writes its blocks");
-        self.stop.drain(..).for_each(|stop| stop.send(()));
+        if let Some(stop) = self.stop.take() {
+            stop.send(());
+        }
     }
 
     /// Whether all its shards' lives are over.
@@ -197,7 +232,7 @@ impl Node {
     /// # Errors
     /// What is wrong with the configuration, or why a thread can't be had.
     pub fn start(config: &Config) -> Result<Node, ConfigError> {
-        let Prepared { context, lives, stop } = prepare(config, config.volume_path())?;
+        let Prepared { context, mains, stop } = prepare(config, config.volume_path())?;
         let options = ReactorOptions {
             driver: match config.engine.io_driver {
                 IoDriver::Auto => DriverChoice::Auto,
@@ -208,18 +243,19 @@ impl Node {
         };
         let (mut threads, mut remotes) = (Vec::new(), Vec::new());
         // The first shard starts last: it leads the others.
-        for life in lives.into_iter().rev() {
-            let number = life.shard.0;
+        for main in mains.into_iter().rev() {
+            let number = main.shard.0;
             let core = (!options.overprovisioned).then_some(usize::from(number));
-            let spawned = spawn_shard_thread(core, &format!("shard{number}"), options, move |reactor| life.run(reactor));
+            let spawned = spawn_shard_thread(core, &format!("shard{number}"), options, move |reactor| main.run(reactor, None));
             let (remote, thread) =
                 spawned.map_err(|error| ConfigError::Unreadable { path: PathBuf::from("engine.io_driver"), error })?;
             remotes.push(remote);
             threads.push(thread);
         }
         remotes.reverse();
+        let first = remotes[0].clone();
         let store = introduce(&context, remotes);
-        Ok(Node { status: context.status.clone(), store, stop, threads })
+        Ok(Node { status: context.status.clone(), store, first, stop, threads })
     }
 
     /// How it is.
@@ -234,38 +270,28 @@ impl Node {
         &self.store
     }
 
+    /// What operators may ask of the node.
+    #[must_use]
+    pub fn operator(&self) -> Operator {
+        Operator(self.first.clone())
+    }
+
     /// Asks the node to stop and waits until it has: every block that it owns is on disk, and its slot says so.
-    pub fn stop(mut self) -> Phase {
+    pub fn stop(self) -> Phase {
         self.status.enter(Phase::Stopping, "writes its blocks");
-        for stop in self.stop.drain(..) {
-            stop.send(());
-        }
-        for thread in self.threads.drain(..) {
+        self.stop.send(());
+        for thread in self.threads {
             thread.join().ok();
         }
         self.status.get().phase
     }
 }
 
-fn orders() -> (Orders, Follower) {
-    let (identity_sender, identity) = cross_oneshot();
-    let (prepare_sender, prepare) = cross_oneshot();
-    let (prepared, prepared_receiver) = cross_oneshot();
-    let (open_sender, open) = cross_oneshot();
-    let (opened, opened_receiver) = cross_oneshot();
-    let follower = Follower {
-        identity: identity_sender,
-        prepare: prepare_sender,
-        prepared: prepared_receiver,
-        open: open_sender,
-        opened: opened_receiver,
-    };
-    (Orders { identity, prepare, prepared, open, opened }, follower)
-}
-
 /// Why a shard's life ended early.
 pub(super) enum End {
-    Lost(NodeId),
+    /// The cluster goes on without this life: its supervisor starts the next.
+    Over(String),
+    /// It can't go on.
     Failed(String),
 }
 
@@ -351,208 +377,76 @@ async fn wait_for_former_life(reactor: &Reactor, context: &NodeContext, volume: 
     Ok(())
 }
 
-/// The first shard.
-async fn lead(reactor: Reactor, context: Arc<NodeContext>, followers: Vec<Follower>, stopped: CrossReceiver<()>) {
-    let end = lead_until_end(&reactor, &context, followers, stopped).await;
-    finish(&context, end);
-}
-
-async fn lead_until_end(
+/// The first shard: begins the node's life and leads it.
+async fn lead(
     reactor: &Reactor,
     context: &Arc<NodeContext>,
     followers: Vec<Follower>,
     stopped: CrossReceiver<()>,
+    fences: Option<Rc<dyn Fences>>,
 ) -> Result<(), End> {
     let volume = open_volume(reactor, context).await?;
     wait_for_former_life(reactor, context, &volume).await?;
     let mut slot = volume.read_node_slot(context.node).await?;
     slot.incarnation = Incarnation(slot.incarnation.0 + 1);
     slot.state = NodeState::Running;
-    volume.write_node_slot(&mut slot).await?;
     let identity = Identity { cluster_id: volume.geometry().cluster_id, incarnation: slot.incarnation };
+    let fences = match fences {
+        Some(fences) => fences,
+        None => ThreadFences::start(&context.config.ha, &context.volume, identity.cluster_id)?,
+    };
+    // From here on its writes count as this life's: before it the device would refuse them, or take them for another's.
+    fences.register(Life { node: context.node, incarnation: identity.incarnation }).await?;
+    volume.write_node_slot(&mut slot).await?;
 
+    let agent = ViewsAgent::new(context.node, identity.incarnation, context.members.iter().map(|(node, _)| *node));
+    let door = ClusterDoor::new(&agent, context.shards);
     let doors = connect(reactor, context, ShardId(0), identity);
-    let members = context.members.iter().map(|(node, _)| *node);
-    let membership = Membership::new(context.node, members, context.status.clone());
-    doors.interconnect.register(Service::Cluster, membership.clone());
-    doors.interconnect.start().await?;
-    membership.start(&doors.interconnect);
-    let mut others = Vec::new();
-    for follower in followers {
-        follower.identity.send(identity);
-        others.push((Some(follower.prepare), Some(follower.prepared), Some(follower.open), Some(follower.opened)));
+    door.watch(&doors.interconnect);
+    doors.interconnect.register(Service::Cluster, door.clone());
+    agent.start(&doors.interconnect);
+    reactor.set_local(door);
+    let life = ShardLife::new(reactor, context, &volume, ShardId(0), identity.incarnation, doors);
+    reactor.set_local(life.clone());
+    life.connect().await?;
+    let mut ends = Vec::new();
+    for Follower { identity: sender, connected, ends: end } in followers {
+        sender.send(identity);
+        connected.await.map_err(|_| End::Failed("a shard has ended while it connected".into()))?;
+        ends.push(end);
     }
-
-    let mut stopped = std::pin::pin!(stopped);
-    let mut services: Option<Services> = None;
-    let mut opened: Option<Opened> = None;
-    loop {
-        if opened.is_none() {
-            context.status.detail(membership.waiting_for());
-        }
-        let next = std::pin::pin!(membership.next());
-        let next = either(next, stopped.as_mut(), || {
-            if opened.is_none() {
-                context.status.detail(membership.waiting_for());
-            }
-        });
-        match next.await {
-            Either::Second(()) => break,
-            Either::First(Output::Recover) => {
-                context.status.enter(Phase::Recovering, "reads the redo of all nodes");
-                let (epoch, scn) = recover(reactor, context, &volume).await?;
-                membership.done(Input::Recovered { epoch, scn });
-            }
-            Either::First(Output::Prepare { epoch, scn }) => {
-                for (prepare, ..) in &mut others {
-                    prepare.take().expect("a life has one epoch").send((epoch, scn));
-                }
-                context.shared.clock.start_above(scn);
-                slot.epoch = epoch;
-                slot.scn = scn;
-                volume.write_node_slot(&mut slot).await?;
-                services =
-                    Some(Services::prepare(reactor, context, &volume, ShardId(0), identity.incarnation, epoch, &doors).await?);
-                for (_, prepared, ..) in &mut others {
-                    prepared
-                        .take()
-                        .expect("asked once")
-                        .await
-                        .map_err(|_| End::Failed("a shard has ended while it prepared".into()))?;
-                }
-                membership.done(Input::Prepared);
-            }
-            Either::First(Output::Open(epoch)) => {
-                let services = services.take().expect("prepared before it is opened");
-                opened = Some(services.open(context).await?);
-                for (.., open, opened) in &mut others {
-                    open.take().expect("asked once").send(());
-                    opened
-                        .take()
-                        .expect("asked once")
-                        .await
-                        .map_err(|_| End::Failed("a shard has ended while it opened".into()))?;
-                }
-                create_system_partitions(context).await?;
-                context.status.epoch(epoch);
-                context.status.enter(Phase::Open, "");
-                tracing::info!(node = %context.node, epoch = epoch.0, "the cluster is open");
-            }
-            Either::First(Output::Lost(node)) => return Err(End::Lost(node)),
-            Either::First(Output::Send(..)) => unreachable!("the membership sends by itself"),
-        }
-    }
-    if let Some(opened) = opened {
-        let all_written = opened.close(STOP_PATIENCE).await?;
-        slot.scn = context.shared.clock.latest();
-        if all_written {
-            slot.state = NodeState::Clean;
-        }
-        volume.write_node_slot(&mut slot).await?;
-    }
-    doors.interconnect.close();
-    Ok(())
-}
-
-async fn recover(reactor: &Reactor, context: &Arc<NodeContext>, volume: &Volume) -> Result<(Epoch, Scn), End> {
-    let status = context.status.clone();
-    let progress = Rc::new(move |done, total| {
-        if done % 256 == 0 || done == total {
-            status.detail(format!("replays the redo: {done} of {total} blocks"));
-        }
+    let parts = LeadParts { reactor: reactor.clone(), context: context.clone(), volume, slot, agent, fences, life };
+    let lead = Lead::new(parts);
+    reactor.set_local(lead.clone());
+    let outcome = lead.run(async move {
+        // A stop that is dropped means that the process ends.
+        stopped.await.ok();
     });
-    let report = recovery::recover(reactor, volume, progress).await?;
-    tracing::info!(groups = report.groups, blocks = report.blocks, written = report.written, scn = %report.scn, "the volume is recovered");
-    let mut control = volume.read_control().await?;
-    control.epoch = Epoch(control.epoch.0 + 1);
-    control.formed_by = context.node;
-    control.members = context.members.iter().fold(0, |members, (node, _)| members | 1 << node.0);
-    // Nobody draws an SCN of an earlier life, also when this machine's clock is behind (rule 10).
-    control.scn = report.scn.max(Scn::from_unix_ms(reactor.wall_ms())).next();
-    control.formed_ms = reactor.wall_ms();
-    volume.write_control(&mut control).await?;
-    Ok((control.epoch, control.scn))
-}
-
-/// The first node to come makes what every node expects; the others find it. All may try at once.
-async fn create_system_partitions(context: &Arc<NodeContext>) -> Result<(), End> {
-    let remotes = context.remotes.lock().expect("nobody panics while holding it").clone();
-    let store = NodeStore::new(context.node, remotes, context.shared.clone());
-    store.settle_branches().await.map_err(|error| End::Failed(error.to_string()))?;
-    store.create_system_partitions().await.map_err(|error| End::Failed(error.to_string()))
+    let outcome = outcome.await;
+    // The others' lives end with these.
+    drop(ends);
+    outcome
 }
 
 /// Every other shard.
-async fn follow(reactor: Reactor, context: Arc<NodeContext>, shard: ShardId, orders: Orders, stopped: CrossReceiver<()>) {
-    let end = follow_until_end(&reactor, &context, shard, orders, stopped).await;
-    finish(&context, end);
-}
-
-async fn follow_until_end(
-    reactor: &Reactor,
-    context: &Arc<NodeContext>,
-    shard: ShardId,
-    orders: Orders,
-    stopped: CrossReceiver<()>,
-) -> Result<(), End> {
+async fn follow(reactor: &Reactor, context: &Arc<NodeContext>, shard: ShardId, follows: Follows) -> Result<(), End> {
     let leader_ended = || End::Failed("the first shard has ended".into());
     let volume = open_volume(reactor, context).await?;
-    let identity = orders.identity.await.map_err(|_| leader_ended())?;
+    let identity = follows.identity.await.map_err(|_| leader_ended())?;
     if !reactor.try_lock(volume.file(), life_lock(context.node, shard.0), true)? {
         return Err(End::Failed(format!("{} {shard} runs twice on the volume {}", context.node, context.volume.display())));
     }
+    let first = context.remotes.lock().expect("nobody panics while holding it")[0].clone();
+    let links = ReportLinks::new(shard, first, context.status.clone());
     let doors = connect(reactor, context, shard, identity);
-    let watch = Rc::new(super::shard::WatchPeers::new(context.status.clone()));
-    doors.interconnect.register(Service::Cluster, watch.clone());
-    doors.interconnect.start().await?;
-    let (epoch, _) = orders.prepare.await.map_err(|_| leader_ended())?;
-    let services = Services::prepare(reactor, context, &volume, shard, identity.incarnation, epoch, &doors).await?;
-    watch.arm();
-    orders.prepared.send(());
-    orders.open.await.map_err(|_| leader_ended())?;
-    let opened = services.open(context).await?;
-    orders.opened.send(());
-    // A stop that is dropped means that the process ends.
-    stopped.await.ok();
-    opened.close(STOP_PATIENCE).await?;
-    doors.interconnect.close();
+    links.watch(&doors.interconnect);
+    doors.interconnect.register(Service::Cluster, links);
+    let life = ShardLife::new(reactor, context, &volume, shard, identity.incarnation, doors);
+    reactor.set_local(life.clone());
+    life.connect().await?;
+    follows.connected.send(());
+    // Sent or dropped, it means the same.
+    follows.ends.await.ok();
+    life.end();
     Ok(())
-}
-
-fn finish(context: &NodeContext, end: Result<(), End>) {
-    match end {
-        Ok(()) => context.status.enter(Phase::Stopped, ""),
-        Err(End::Lost(node)) => {
-            tracing::error!(lost = %node, "a member of the cluster is gone: this node stops serving, and recovers with the others when it is started again");
-            context.status.enter(Phase::Lost(node), format!("{node} is gone"));
-        }
-        Err(End::Failed(message)) => {
-            tracing::error!("{message}");
-            context.status.enter(Phase::Failed(message.clone()), message);
-        }
-    }
-}
-
-enum Either<A, B> {
-    First(A),
-    Second(B),
-}
-
-/// The first of two futures to be ready; `meanwhile` runs whenever this task wakes and neither is.
-async fn either<A: Future, B: Future<Output = Result<(), crate::reactor::sync::Closed>>>(
-    mut first: std::pin::Pin<&mut A>,
-    mut second: std::pin::Pin<&mut B>,
-    meanwhile: impl Fn(),
-) -> Either<A::Output, ()> {
-    std::future::poll_fn(|context| {
-        if let std::task::Poll::Ready(value) = first.as_mut().poll(context) {
-            return std::task::Poll::Ready(Either::First(value));
-        }
-        if second.as_mut().poll(context).is_ready() {
-            return std::task::Poll::Ready(Either::Second(()));
-        }
-        meanwhile();
-        std::task::Poll::Pending
-    })
-    .await
 }

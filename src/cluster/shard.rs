@@ -1,8 +1,9 @@
-//! What a shard serves with, put together in two steps: *prepared*, it answers the other nodes; *opened*, it asks them.
+//! A shard's part of a node's life: enters each view with the others, opens once, closes once.
 //!
-//! Owned by the shard's thread.
+//! Owned by the shard's thread; the first shard's `lead` tells it what to do, by letters. *Frozen* in a view it answers the
+//! other nodes in that epoch and says nothing by itself; *going* it claims what it has and asks for what it wants.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,26 +11,35 @@ use std::time::Duration;
 
 use super::failure;
 use super::node::{Doors, End, NodeContext};
-use super::status::{Phase, Status};
+use super::view::View;
 use crate::btree::SpaceError;
 use crate::btree::space::{BlockAllocator, SpaceManager, SpaceReply, SpaceRequest, SpaceService};
 use crate::cache::{Cache, CacheConfig, CacheParts, FRAMES_MIN, LocalFuture};
-use crate::fusion::gcs::{Gcs, GcsConfig, GcsParts};
+use crate::fusion::gcs::{Gcs, GcsConfig, GcsParts, RecoveryProgress};
 use crate::fusion::ges::Ges;
 use crate::fusion::grd::MastershipMap;
-use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NodeId, ShardId};
-use crate::interconnect::{Body, Handler, Header};
-use crate::reactor::{Class, Reactor, Remote};
+use crate::ids::{BLOCK_SIZE, Incarnation, NodeId, ShardId};
+use crate::reactor::{Class, Instant, Reactor, Remote};
 use crate::store::{ShardEngine, ask_other_shards, search_in_other_shards};
 use crate::txn::{ClusterPeers, TransactionsForGes, TxnParts, Txns};
-use crate::volume::{Geometry, Volume};
+use crate::volume::Volume;
 use crate::wal::Log;
 
-/// A shard that answers.
-pub(super) struct Services {
+/// A shard's part of the node's life. Found by letters as the reactor's local value.
+pub(super) struct ShardLife {
     reactor: Reactor,
+    context: Arc<NodeContext>,
+    volume: Volume,
     shard: ShardId,
-    geometry: Geometry,
+    incarnation: Incarnation,
+    doors: Doors,
+    /// From the first view on.
+    services: RefCell<Option<Services>>,
+}
+
+/// What answers the other nodes. Clones are the same.
+#[derive(Clone)]
+struct Services {
     cache: Cache,
     gcs: Gcs,
     ges: Ges,
@@ -37,33 +47,72 @@ pub(super) struct Services {
     peers: ClusterPeers,
 }
 
-/// A shard that serves.
-pub(super) struct Opened {
-    cache: Cache,
-    gcs: Gcs,
-}
-
-impl Services {
-    /// Opens the log, sets up the cache and Cache Fusion, and enters the epoch.
-    pub(super) async fn prepare(
+impl ShardLife {
+    /// A shard that is connected and has no view yet.
+    pub(super) fn new(
         reactor: &Reactor,
         context: &Arc<NodeContext>,
         volume: &Volume,
         shard: ShardId,
         incarnation: Incarnation,
-        epoch: Epoch,
-        doors: &Doors,
-    ) -> Result<Services, End> {
-        let geometry = *volume.geometry();
-        let log = Log::open(reactor, volume.file(), geometry.redo_area(context.node, shard), incarnation).await?;
-        // The coordinator has replayed everything that stands in it.
+        doors: Doors,
+    ) -> Rc<ShardLife> {
+        Rc::new(ShardLife {
+            reactor: reactor.clone(),
+            context: context.clone(),
+            volume: volume.clone(),
+            shard,
+            incarnation,
+            doors,
+            services: RefCell::default(),
+        })
+    }
+
+    /// Listens, and begins to connect to the other nodes.
+    pub(super) async fn connect(&self) -> Result<(), End> {
+        Ok(self.doors.interconnect.start().await?)
+    }
+
+    fn services(&self) -> Services {
+        self.services.borrow().clone().expect("the first view has been entered")
+    }
+
+    /// Leaves the former epoch, or begins with this one: from now on this shard answers in the view's epoch only, and says
+    /// nothing by itself until [`ShardLife::go`].
+    pub(super) async fn freeze(&self, view: &View) -> Result<(), End> {
+        let members: Vec<NodeId> = view.members.iter().map(|(node, _)| *node).collect();
+        let virtual_nodes = self.context.config.rac.grd.virtual_nodes as u32;
+        let map = Rc::new(MastershipMap::new(view.epoch, &members, virtual_nodes, BTreeMap::new())?);
+        let before = self.services.borrow().clone();
+        match before {
+            Some(services) => {
+                services.gcs.enter(map).await;
+                services.ges.enter(view.epoch, &members);
+                services.peers.enter(&members);
+            }
+            None => {
+                let services = self.prepare(map, &members).await?;
+                *self.services.borrow_mut() = Some(services);
+            }
+        }
+        self.context.shared.clock.start_above(view.scn);
+        self.doors.interconnect.set_epoch(view.epoch);
+        Ok(())
+    }
+
+    /// Opens the log and sets up the cache and Cache Fusion.
+    async fn prepare(&self, map: Rc<MastershipMap>, members: &[NodeId]) -> Result<Services, End> {
+        let ShardLife { reactor, context, volume, shard, doors, .. } = self;
+        let area = volume.geometry().redo_area(context.node, *shard);
+        let log = Log::open(reactor, volume.file(), area, self.incarnation).await?;
+        // Everything that stands in it has been recovered: by the coordinator before the first view, or by the members
+        // that let this node in again.
         log.checkpoint(log.append_lsn(), context.shared.clock.latest()).await?;
-        let members: Vec<NodeId> = context.members.iter().map(|(node, _)| *node).collect();
-        let map = MastershipMap::new(epoch, &members, context.config.rac.grd.virtual_nodes as u32, BTreeMap::new())?;
-        let gcs = Gcs::new(GcsParts {
+        let epoch = map.epoch();
+        let gcs = Gcs::new_entering(GcsParts {
             reactor: reactor.clone(),
             interconnect: doors.interconnect.clone(),
-            map: Rc::new(map),
+            map,
             config: GcsConfig {
                 max_outstanding_requests: context.config.rac.cache_fusion.max_outstanding_requests as usize,
                 max_grd_entries: context.config.rac.grd.max_grd_entries as usize,
@@ -85,23 +134,63 @@ impl Services {
         })?;
         gcs.attach(&cache);
         failure::watch(reactor, cache.log(), &gcs, &context.volume, &context.status);
-        doors.interconnect.set_epoch(epoch);
-        doors.gcs.bind(Rc::new(gcs.clone()));
-        doors.interconnect.all_up().await;
-        let peers = ClusterPeers::new(&doors.interconnect, context.shared.clone(), shard == ShardId(0));
-        doors.txn.bind(Rc::new(peers.clone()));
+        let peers = ClusterPeers::entering(&doors.interconnect, context.shared.clone(), *shard == ShardId(0));
+        peers.enter(members);
         let for_ges = TransactionsForGes::default();
         let deadlock_timeout = Duration::from_millis(context.config.engine.deadlock_timeout);
-        let ges = Ges::unregistered(&doors.interconnect, Rc::new(for_ges.clone()), deadlock_timeout);
+        let ges = Ges::entering(&doors.interconnect, Rc::new(for_ges.clone()), deadlock_timeout, epoch, members);
+        doors.gcs.bind(Rc::new(gcs.clone()));
+        doors.txn.bind(Rc::new(peers.clone()));
         doors.ges.bind(Rc::new(ges.clone()));
-        Ok(Services { reactor: reactor.clone(), shard, geometry, cache, gcs, ges, for_ges, peers })
+        Ok(Services { cache, gcs, ges, for_ges, peers })
     }
 
-    /// Finds the shard's transactions and puts the store where clients' letters find it.
-    pub(super) async fn open(self, context: &Arc<NodeContext>) -> Result<Opened, End> {
-        let Services { reactor, shard, geometry, cache, gcs, ges, for_ges, peers } = self;
-        let service: Rc<dyn SpaceService> = if shard == ShardId(0) {
-            let manager = Rc::new(SpaceManager::open(&cache, context.node, &geometry).await?);
+    /// All members have entered the view: claims what is held, asks again for what is open, recovers what the lost nodes'
+    /// redo of this shard has changed. Returns at once.
+    pub(super) fn go(&self, view: &View) {
+        let services = self.services();
+        let geometry = self.volume.geometry();
+        let lost = view.unrecovered.iter().map(|node| geometry.redo_area(*node, self.shard)).collect();
+        services.gcs.go(lost, self.volume.file());
+        services.ges.go();
+        services.peers.go();
+    }
+
+    /// Resolves when this shard needs no lost node's redo any more.
+    pub(super) async fn recovered(&self) -> Result<(), End> {
+        let services = self.services();
+        services.gcs.recovered().await?;
+        services.ges.rebuilt().await;
+        Ok(())
+    }
+
+    /// The node's lease lets this shard write until then.
+    pub(super) fn write_until(&self, until: Instant) {
+        self.reactor.write_until(Some(until));
+    }
+
+    /// The shard's log.
+    pub(super) fn log(&self) -> Log {
+        self.services().cache.log().clone()
+    }
+
+    /// How far the recovery of lost nodes is.
+    pub(super) fn recovery_progress(&self) -> Option<RecoveryProgress> {
+        self.services.borrow().as_ref().map(|services| services.gcs.recovery_progress())
+    }
+
+    /// Whether it is the one that leads.
+    pub(super) fn is_first(&self) -> bool {
+        self.shard == ShardId(0)
+    }
+
+    /// Finds the shard's transactions and puts the store where clients' letters find it. Once in a life.
+    pub(super) async fn open(&self) -> Result<(), End> {
+        let ShardLife { reactor, context, shard, volume, .. } = self;
+        let Services { cache, ges, for_ges, peers, .. } = self.services();
+        let geometry = volume.geometry();
+        let service: Rc<dyn SpaceService> = if self.is_first() {
+            let manager = Rc::new(SpaceManager::open(&cache, context.node, geometry).await?);
             reactor.set_local(manager.clone());
             manager
         } else {
@@ -111,7 +200,7 @@ impl Services {
         let space = BlockAllocator::new(&cache, service.clone(), context.node, geometry.extents_first);
         let parts = TxnParts {
             node: context.node,
-            shard,
+            shard: *shard,
             shared: context.shared.clone(),
             cache: cache.clone(),
             space,
@@ -123,22 +212,26 @@ impl Services {
         let txns = Txns::open(parts).await?;
         peers.attach(&txns);
         for_ges.attach(&txns);
-        txns.start_housekeeping(shard == ShardId(0));
+        txns.start_housekeeping(*shard == ShardId(0));
         let remotes = context.remotes.lock().expect("nobody panics while holding it").clone();
         ask_other_shards(&txns, remotes.clone());
-        search_in_other_shards(&ges, shard, remotes);
-        let _engine = ShardEngine::new(&txns, shard, service, Rc::new(ges));
-        Ok(Opened { cache, gcs })
+        search_in_other_shards(&ges, *shard, remotes);
+        let _engine = ShardEngine::new(&txns, *shard, service, Rc::new(ges));
+        Ok(())
     }
-}
 
-impl Opened {
-    /// Writes everything that this shard owns. Answers whether nothing needs its redo any more.
-    pub(super) async fn close(self, patience: Duration) -> Result<bool, End> {
-        let empty = self.cache.checkpoint_fully(patience).await?;
-        self.cache.close();
-        self.gcs.close();
+    /// Writes everything that this shard owns and ends its part. Answers whether nothing needs its redo any more.
+    pub(super) async fn close(&self, patience: Duration) -> Result<bool, End> {
+        let Some(services) = self.services.borrow().clone() else { return Ok(true) };
+        let empty = services.cache.checkpoint_fully(patience).await?;
+        services.cache.close();
+        services.gcs.close();
         Ok(empty)
+    }
+
+    /// Ends the shard's connections.
+    pub(super) fn end(&self) {
+        self.doors.interconnect.close();
     }
 }
 
@@ -158,34 +251,5 @@ impl SpaceService for SpaceByMail {
             let called = remote.call_when_room(Class::High, "space", serve).await;
             called.map_err(|_| SpaceError::Closed)?.await.map_err(|_| SpaceError::Closed)?
         })
-    }
-}
-
-/// The cluster service of the shards but the first: it only notices a peer that goes.
-pub(super) struct WatchPeers {
-    status: Status,
-    armed: Cell<bool>,
-}
-
-impl WatchPeers {
-    pub(super) fn new(status: Status) -> WatchPeers {
-        WatchPeers { status, armed: Cell::new(false) }
-    }
-
-    /// From now on a peer that goes ends the node's life.
-    pub(super) fn arm(&self) {
-        self.armed.set(true);
-    }
-}
-
-impl Handler for WatchPeers {
-    fn on_message(&self, from: NodeId, header: &Header, _body: Body) {
-        tracing::warn!(%from, kind = header.kind, "a message about the membership to a shard that has no part in it");
-    }
-
-    fn on_peer_down(&self, node: NodeId) {
-        if self.armed.get() {
-            self.status.enter(Phase::Lost(node), format!("{node} is gone"));
-        }
     }
 }

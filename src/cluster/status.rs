@@ -5,6 +5,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::fusion::gcs::{RecoveryPhase, RecoveryProgress};
 use crate::ids::{Epoch, NodeId};
 
 /// The stages of a node's life.
@@ -20,8 +21,10 @@ pub enum Phase {
     Stopping,
     /// Has stopped cleanly.
     Stopped,
-    /// A member of the cluster is gone; this life of the cluster is over.
-    Lost(NodeId),
+    /// It reaches too few of the others: answers nobody, and goes on by itself when it reaches them again.
+    Suspended,
+    /// The cluster goes on without this life of the node; the words say why. Its next life joins again.
+    Over(String),
     /// Can't go on; the words are for the operator.
     Failed(String),
 }
@@ -30,7 +33,7 @@ impl Phase {
     /// Whether the node's threads are ending or have ended.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        matches!(self, Phase::Stopped | Phase::Lost(_) | Phase::Failed(_))
+        matches!(self, Phase::Stopped | Phase::Over(_) | Phase::Failed(_))
     }
 
     /// One word for health checks.
@@ -42,7 +45,8 @@ impl Phase {
             Phase::Open => "healthy",
             Phase::Stopping => "stopping",
             Phase::Stopped => "stopped",
-            Phase::Lost(_) | Phase::Failed(_) => "failed",
+            Phase::Suspended => "suspended",
+            Phase::Over(_) | Phase::Failed(_) => "failed",
         }
     }
 }
@@ -56,6 +60,40 @@ pub struct Snapshot {
     pub detail: String,
     /// The membership's generation; 0 before the cluster has formed.
     pub epoch: Epoch,
+    /// Who is in it.
+    pub members: Vec<NodeId>,
+    /// The recovery of lost nodes, while it is under way.
+    pub recovery: Option<RecoveryStatus>,
+}
+
+/// How far this node's part of the recovery of lost nodes is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecoveryStatus {
+    /// Whose redo it is.
+    pub lost: Vec<NodeId>,
+    /// What the shard that is furthest behind does.
+    pub phase: RecoveryPhase,
+    /// Blocks mastered here that are recovered, over all shards.
+    pub blocks_done: u64,
+    /// Of these.
+    pub blocks_total: u64,
+}
+
+impl RecoveryStatus {
+    /// Of all shards together.
+    #[must_use]
+    pub fn of(lost: &[NodeId], shards: impl Iterator<Item = RecoveryProgress>) -> RecoveryStatus {
+        let mut all = RecoveryStatus { lost: lost.to_vec(), phase: RecoveryPhase::Idle, blocks_done: 0, blocks_total: 0 };
+        for shard in shards {
+            // Idle comes first of the phases and means that the shard is done.
+            if shard.phase != RecoveryPhase::Idle && (all.phase == RecoveryPhase::Idle || shard.phase < all.phase) {
+                all.phase = shard.phase;
+            }
+            all.blocks_done += shard.blocks_done;
+            all.blocks_total += shard.blocks_total;
+        }
+        all
+    }
 }
 
 /// Handle to a node's state; clones share it.
@@ -69,7 +107,13 @@ struct Shared {
 
 impl Default for Status {
     fn default() -> Status {
-        let state = Snapshot { phase: Phase::Starting, detail: "opens the volume".into(), epoch: Epoch(0) };
+        let state = Snapshot {
+            phase: Phase::Starting,
+            detail: "opens the volume".into(),
+            epoch: Epoch(0),
+            members: Vec::new(),
+            recovery: None,
+        };
         Status(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
     }
 }
@@ -101,9 +145,16 @@ impl Status {
         self.lock().detail = detail.into();
     }
 
-    /// Notes the epoch.
-    pub fn epoch(&self, epoch: Epoch) {
-        self.lock().epoch = epoch;
+    /// Notes the view.
+    pub fn view(&self, epoch: Epoch, members: Vec<NodeId>) {
+        let mut state = self.lock();
+        state.epoch = epoch;
+        state.members = members;
+    }
+
+    /// Notes how far the recovery of lost nodes is; `None` when there is none under way.
+    pub fn recovery(&self, recovery: Option<RecoveryStatus>) {
+        self.lock().recovery = recovery;
     }
 
     /// Waits until `until` holds or the time is over; the state then.

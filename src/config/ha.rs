@@ -13,7 +13,7 @@ pub const COMMAND_WORDS_MAX: usize = 64;
 pub const COMMAND_PLACEHOLDERS: [&str; 4] = ["node", "incarnation", "pid", "address"];
 
 /// `[ha]`. The same on all nodes.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HaConfig {
     /// `"automatic"`: a node that is declared dead is fenced, then recovered. `"manual"`: recovery waits for an operator.
@@ -21,8 +21,30 @@ pub struct HaConfig {
     pub fencing_mode: FencingMode,
     /// One method or a list, tried in this order; see [`FencingMethod`]. Default: all of them, each where it is possible.
     pub fencing_method: FencingMethods,
+    /// Seconds that a starting cluster waits for nodes that are missing. Then a majority of the configured nodes goes on
+    /// without them, once it has fenced them. 1 to 86,400; default 30.
+    pub cold_start_patience: u64,
+    /// Milliseconds between heartbeats on the disk. 10 to 60,000; default 250.
+    pub disk_heartbeat_interval: u64,
+    /// Milliseconds after which a node whose heartbeat on the disk stands still is suspected to be dead, and after which a
+    /// node whose own disk does not answer stops answering its clients. At least three intervals, at most 600,000; default
+    /// 1,500.
+    pub disk_timeout: u64,
     /// `[ha.fencing]`
     pub fencing: FencingConfig,
+}
+
+impl Default for HaConfig {
+    fn default() -> Self {
+        HaConfig {
+            fencing_mode: FencingMode::default(),
+            fencing_method: FencingMethods::default(),
+            cold_start_patience: 30,
+            disk_heartbeat_interval: 250,
+            disk_timeout: 1_500,
+            fencing: FencingConfig::default(),
+        }
+    }
 }
 
 /// Who decides that a node is fenced.
@@ -158,6 +180,12 @@ fn placeholders(word: &str) -> impl Iterator<Item = &str> {
 }
 
 impl HaConfig {
+    /// As [`HaConfig::cold_start_patience`].
+    #[must_use]
+    pub fn cold_start_patience(&self) -> Duration {
+        Duration::from_secs(self.cold_start_patience)
+    }
+
     pub(super) fn check(
         &self,
         within: &dyn Fn(&'static str, u64, u64, u64) -> Result<(), ConfigError>,
@@ -186,6 +214,9 @@ impl HaConfig {
                 return Err(ConfigError::out_of_range("ha.fencing.command", &format!("{{{unknown}}}"), allowed));
             }
         }
+        within("ha.cold_start_patience", self.cold_start_patience, 1, 86_400)?;
+        within("ha.disk_heartbeat_interval", self.disk_heartbeat_interval, 10, 60_000)?;
+        within("ha.disk_timeout", self.disk_timeout, 3 * self.disk_heartbeat_interval, 600_000)?;
         within("ha.fencing.command_timeout", fencing.command_timeout, 100, 600_000)?;
         within("ha.fencing.method_timeout", fencing.method_timeout, 100, 600_000)?;
         within("ha.fencing.lease", fencing.lease, 100, 600_000)?;

@@ -424,6 +424,14 @@ impl Interconnect {
         }
     }
 
+    /// Breaks the connection to a peer off, if there is one; it is connected to anew soon. Handlers hear of the loss as of
+    /// any other.
+    pub fn break_off(&self, node: NodeId) {
+        if let Some(link) = self.peer(node).and_then(|peer| peer.link.borrow().clone()) {
+            link.fail(DownReason::GivenUp);
+        }
+    }
+
     /// Everything counted since the start.
     #[must_use]
     pub fn stats(&self) -> Stats {

@@ -113,6 +113,8 @@ pub enum DownReason {
     Replaced,
     /// This node closed its interconnect.
     ClosedHere,
+    /// This node broke it off: the connection of another shard to the same node was lost.
+    GivenUp,
 }
 
 impl fmt::Display for DownReason {
@@ -130,6 +132,7 @@ impl fmt::Display for DownReason {
             DownReason::Damaged(fault) => write!(f, "{fault}: look for a faulty network card or another release on that node"),
             DownReason::Replaced => write!(f, "it connected anew"),
             DownReason::ClosedHere => write!(f, "this node closed its interconnect"),
+            DownReason::GivenUp => write!(f, "the connection of another shard to it was lost"),
         }
     }
 }

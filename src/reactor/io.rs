@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::buffer::IoBuf;
 use super::driver::{Buffers, Completion, DurableMethod, Handle, OpenOptions, Operation, Token};
-use super::{OPERATIONS_MAX, Reactor, add};
+use super::{Instant, OPERATIONS_MAX, Reactor, add};
 
 /// Bytes written at a time by [`Reactor::write_zeros`].
 const ZEROS_CHUNK: usize = 1 << 20;
@@ -191,6 +191,19 @@ impl Reactor {
         one(self.operate(Operation::Read { file: file.0, offset, buffer }).await)
     }
 
+    /// Writes are submitted before this moment only, and fail from then on; `None`: at any time. What a node that holds a
+    /// lease on its volume relies on: also a process that was stopped and wakes up asks the clock before it writes.
+    pub fn write_until(&self, until: Option<Instant>) {
+        self.0.writes_until.set(until);
+    }
+
+    fn may_write(&self) -> io::Result<()> {
+        match self.0.writes_until.get() {
+            Some(until) if self.now() >= until => Err(io::Error::other("this node's lease on the volume has run out")),
+            _ => Ok(()),
+        }
+    }
+
     /// Writes all of `buffer`. It may be lost by a crash until [`sync`](Self::sync).
     pub async fn write(&self, file: FileId, offset: u64, buffer: IoBuf) -> (io::Result<usize>, IoBuf) {
         self.write_all(file, offset, buffer, false).await
@@ -203,6 +216,9 @@ impl Reactor {
 
     async fn write_all(&self, file: FileId, offset: u64, buffer: IoBuf, durable: bool) -> (io::Result<usize>, IoBuf) {
         let total = buffer.len();
+        if let Err(error) = self.may_write() {
+            return (Err(error), buffer);
+        }
         let (result, mut buffer) = one(self.operate(Operation::Write { file: file.0, offset, buffer, durable }).await);
         let mut done = match result {
             Ok(written) if written == total => return (Ok(total), buffer),
@@ -212,6 +228,9 @@ impl Reactor {
         // Short: the disk is nearly full, or a signal came. The next write tells which.
         let address = buffer.as_ptr();
         while done < total {
+            if let Err(error) = self.may_write() {
+                return (Err(error), buffer);
+            }
             let rest = buffer.slice(done..total);
             let operation = Operation::Write { file: file.0, offset: offset + done as u64, buffer: rest, durable };
             let (result, rest) = one(self.operate(operation).await);

@@ -78,6 +78,8 @@ pub(crate) struct Inner {
     pub(crate) counters: Counters,
     pub(crate) options: ReactorOptions,
     locals: RefCell<Vec<Rc<dyn std::any::Any>>>,
+    /// No write is submitted from then on.
+    pub(crate) writes_until: Cell<Option<Instant>>,
 }
 
 impl Reactor {
@@ -112,6 +114,7 @@ impl Reactor {
             counters: Counters::default(),
             options,
             locals: RefCell::default(),
+            writes_until: Cell::new(None),
         }))
     }
 

@@ -2,6 +2,7 @@
 //! a run. What goes wrong is in [`super::run::faults`].
 
 mod faults;
+mod fences;
 mod supervisor;
 
 use std::cell::Cell;
@@ -15,6 +16,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use self::faults::Mend;
+use self::fences::SimFences;
 use self::supervisor::Member;
 use super::check;
 use super::dice::Dice;
@@ -54,6 +56,7 @@ struct Run {
     events: Rc<Events>,
     clients: Rc<Clients>,
     members: Vec<Member>,
+    fences: Rc<SimFences>,
     dice: Dice,
     agenda: BTreeMap<(Instant, u64), Due>,
     agenda_serial: u64,
@@ -100,6 +103,7 @@ pub fn run(options: &Options) -> Outcome {
     let events = Rc::new(Events::default());
     let clients = Clients::new(world.reactor(CLIENTS), plan.clone(), events.clone());
     let members = (0..usize::from(plan.nodes)).map(Member::new).collect();
+    let fences = SimFences::new(world.gates());
     let dice = Dice::new(options.seed, 2);
     let mut run = ManuallyDrop::new(Run {
         world,
@@ -107,6 +111,7 @@ pub fn run(options: &Options) -> Outcome {
         events: events.clone(),
         clients: clients.clone(),
         members,
+        fences,
         dice,
         agenda: BTreeMap::new(),
         agenda_serial: 0,

@@ -155,6 +155,12 @@ impl Drop for AtGate {
 }
 
 impl Inner {
+    /// # Errors
+    /// [`StoreError::Unavailable`] while the node is suspended.
+    fn serves(&self) -> Result<(), StoreError> {
+        self.shared.serving.reason().map_or(Ok(()), |reason| Err(StoreError::Unavailable { reason }))
+    }
+
     /// The shard, on every node, that locks this name.
     fn shard_of_name(&self, name: LockName) -> ShardId {
         ShardId(((name.id1 ^ name.id2.rotate_left(17)) % self.shards.len() as u64) as u8)
@@ -179,11 +185,12 @@ impl Backend for NodeStore {
     }
 
     fn catalog_generation(&self) -> u64 {
-        self.0.shared.gate.catalog_version()
+        if self.0.shared.serving.is_suspended() { 0 } else { self.0.shared.gate.catalog_version() }
     }
 
     fn catalog_version(&self) -> BoxFuture<'_, Result<u64, StoreError>> {
         Box::pin(async move {
+            self.0.serves()?;
             match self.catalog_generation() {
                 0 => {
                     self.in_shard(self.0.shard_of_name(CATALOG_VERSION), async move |engine| engine.catalog_version().await).await
@@ -292,7 +299,10 @@ struct EngineSession {
 }
 
 impl EngineSession {
-    fn context(&mut self) -> Context {
+    /// # Errors
+    /// [`StoreError::Unavailable`] while the node is suspended.
+    fn context(&mut self) -> Result<Context, StoreError> {
+        self.store.0.serves()?;
         let snapshot = match self.snapshot {
             Some(snapshot) => snapshot,
             None => {
@@ -301,7 +311,7 @@ impl EngineSession {
                 snapshot
             }
         };
-        Context { session: self.id, snapshot, isolation: self.transaction.map(|(isolation, _)| isolation) }
+        Ok(Context { session: self.id, snapshot, isolation: self.transaction.map(|(isolation, _)| isolation) })
     }
 
     /// An operation has ended: outside a statement its snapshot ends with it.
@@ -368,7 +378,7 @@ impl EngineSession {
         shard: ShardId,
         work: impl AsyncFnOnce(&ShardEngine, &crate::txn::Transaction) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let context = self.context();
+        let context = self.context()?;
         let work = async move |engine: Rc<ShardEngine>| {
             let done = engine.in_branch(context, work).await?;
             Ok((done, engine.position(context.session)))
@@ -388,7 +398,7 @@ impl EngineSession {
         let shard = self.shard_of(first.partition());
         let one_shard = operations.iter().all(|operation| self.shard_of(operation.partition()) == shard);
         if self.transaction.is_none() && one_shard {
-            let session = self.context().session;
+            let session = self.context()?.session;
             let work = async move |engine: Rc<ShardEngine>| {
                 engine
                     .autocommit(session, async |engine: &ShardEngine, txn: &_| {
@@ -402,7 +412,7 @@ impl EngineSession {
         self.changed_catalog |= operations.iter().any(|operation| operation.partition() == PartitionId::CATALOG);
         if one_shard && commit && !self.changed_catalog && (self.touched & !(1 << shard.0)) == 0 {
             // The batch and the commit in one trip.
-            let context = self.context();
+            let context = self.context()?;
             self.touch(shard);
             let work = async move |engine: Rc<ShardEngine>| {
                 let batch = engine
@@ -505,6 +515,7 @@ impl SessionBackend for EngineSession {
         if self.transaction.is_some() {
             return Err(StoreError::NoTransaction);
         }
+        self.store.0.serves()?;
         self.drop_snapshot();
         drop(self.leave_gate());
         self.transaction = Some((isolation, read_only));
@@ -548,7 +559,7 @@ impl SessionBackend for EngineSession {
 
     fn get<'a>(&'a mut self, partition: PartitionId, key: &'a [u8]) -> BoxFuture<'a, Result<Option<Vec<u8>>, StoreError>> {
         Box::pin(async move {
-            let (context, shard, key) = (self.context(), self.shard_of(partition), key.to_vec());
+            let (context, shard, key) = (self.context()?, self.shard_of(partition), key.to_vec());
             let answer = self.store.post(shard, move |engine, sender| match engine.try_get(context, partition, &key) {
                 Ok(Some(row)) => sender.send(Ok(row)),
                 Err(error) => sender.send(Err(error)),
@@ -569,7 +580,7 @@ impl SessionBackend for EngineSession {
         keys: Vec<Vec<u8>>,
     ) -> BoxFuture<'_, Result<Vec<Option<Vec<u8>>>, StoreError>> {
         Box::pin(async move {
-            let (context, shard) = (self.context(), self.shard_of(partition));
+            let (context, shard) = (self.context()?, self.shard_of(partition));
             let rows = self.store.in_shard(shard, async move |engine| engine.get_many(context, partition, &keys).await).await;
             self.operation_ended();
             rows
@@ -601,7 +612,7 @@ impl SessionBackend for EngineSession {
         limit: ScanLimit,
     ) -> BoxFuture<'_, Result<ScanChunk, StoreError>> {
         Box::pin(async move {
-            let (context, shard) = (self.context(), self.shard_of(partition));
+            let (context, shard) = (self.context()?, self.shard_of(partition));
             let chunk = self.store.in_shard(shard, async move |engine| engine.scan(context, partition, range, limit).await).await;
             self.operation_ended();
             chunk
@@ -661,7 +672,7 @@ impl SessionBackend for EngineSession {
                 return Ok(self.modify_groups(rows, modifier).await?.0);
             }
             if one_shard && !catalog {
-                let session = self.context().session;
+                let session = self.context()?.session;
                 let work = async move |engine: Rc<ShardEngine>| {
                     engine
                         .autocommit(session, async |engine: &ShardEngine, txn: &_| {
@@ -767,6 +778,7 @@ impl SessionBackend for EngineSession {
 
     fn lock(&mut self, name: LockName, mode: LockMode, wait: WaitPolicy) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
+            self.store.0.serves()?;
             if self.transaction.is_none() {
                 return Err(StoreError::NoTransaction);
             }

@@ -23,6 +23,7 @@ use super::departed::Departed;
 use super::error::TxnError;
 use super::outcomes::Outcomes;
 use super::row::{FLAG_DELETED, FLAG_OVERFLOW, Row, Version};
+use super::serving::Serving;
 use super::slot::Slot;
 use super::snapshot::Snapshots;
 use super::table::{Left, Table, Unfinished};
@@ -67,13 +68,15 @@ pub struct NodeShared {
     pub snapshots: Snapshots,
     /// The locks that clients' threads take by themselves, and the catalog's version.
     pub gate: Arc<Gate>,
+    /// Whether clients are answered.
+    pub serving: Serving,
 }
 
 impl NodeShared {
     /// Nothing has happened yet.
     #[must_use]
     pub fn new(clock: ScnClock) -> NodeShared {
-        NodeShared { snapshots: Snapshots::new(clock.clone()), clock, gate: Arc::default() }
+        NodeShared { snapshots: Snapshots::new(clock.clone()), clock, gate: Arc::default(), serving: Serving::default() }
     }
 }
 

@@ -18,7 +18,7 @@ pub use error::VolumeError;
 pub use format::{FormatOptions, FormatProgress};
 pub use layout::{EXTENT_BLOCKS, EXTENTS_PER_SPACE_MAP, Geometry, RedoArea, SECTOR, block_offset};
 pub use open::{Expected, Volume};
-pub use slots::{ControlBlock, NodeSlot, NodeState, Vote};
+pub use slots::{ControlBlock, EVICTED_MAX, NodeSlot, NodeState, Vote};
 pub use superblock::Superblock;
 
 #[cfg(test)]

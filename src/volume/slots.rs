@@ -57,6 +57,9 @@ pub struct ControlBlock {
     sequence: u64,
 }
 
+/// Most nodes that one node evicts at a time.
+pub const EVICTED_MAX: usize = 4;
+
 /// A node's sign of life on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vote {
@@ -70,6 +73,8 @@ pub struct Vote {
     pub beat: u64,
     /// The nodes that it can reach: bit n is node n.
     pub reachable: u128,
+    /// Lives that it keeps from renewing their leases, and all before them: node 0 is none.
+    pub evicted: [(NodeId, Incarnation); EVICTED_MAX],
     /// The node's wall clock, in milliseconds since 1970. For people; nothing is decided by it.
     pub written_ms: u64,
     sequence: u64,
@@ -101,7 +106,14 @@ impl Vote {
     /// Of a node that never voted.
     #[must_use]
     pub const fn new(node: NodeId) -> Vote {
-        Vote { node, incarnation: Incarnation(0), epoch: Epoch(0), beat: 0, reachable: 0, written_ms: 0, sequence: 0 }
+        let evicted = [(NodeId(0), Incarnation(0)); EVICTED_MAX];
+        Vote { node, incarnation: Incarnation(0), epoch: Epoch(0), beat: 0, reachable: 0, evicted, written_ms: 0, sequence: 0 }
+    }
+
+    /// Whether it evicts this life.
+    #[must_use]
+    pub fn evicts(&self, node: NodeId, life: Incarnation) -> bool {
+        self.evicted.iter().any(|(evicted, up_to)| *evicted == node && *up_to >= life)
     }
 }
 
@@ -138,12 +150,21 @@ struct VoteBody {
     beat: U64,
     reachable: U128,
     written_ms: U64,
+    evicted: [EvictedBody; EVICTED_MAX],
+}
+
+#[derive(Clone, Copy, Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct EvictedBody {
+    node: u8,
+    reserved: [u8; 7],
+    incarnation: U64,
 }
 
 const _: () = {
     assert!(size_of::<NodeSlotBody>() == 40);
     assert!(size_of::<ControlBody>() == 48);
-    assert!(size_of::<VoteBody>() == 56);
+    assert!(size_of::<VoteBody>() == 120);
 };
 
 impl Volume {
@@ -228,6 +249,7 @@ impl Volume {
             epoch: Epoch(body.epoch.get()),
             beat: body.beat.get(),
             reachable: body.reachable.get(),
+            evicted: body.evicted.map(|evicted| (NodeId(evicted.node), Incarnation(evicted.incarnation.get()))),
             written_ms: body.written_ms.get(),
             sequence,
         })
@@ -248,6 +270,11 @@ impl Volume {
             beat: U64::new(vote.beat),
             reachable: U128::new(vote.reachable),
             written_ms: U64::new(vote.written_ms),
+            evicted: vote.evicted.map(|(node, incarnation)| EvictedBody {
+                node: node.0,
+                incarnation: U64::new(incarnation.0),
+                ..EvictedBody::default()
+            }),
         };
         self.write_fact(SectorKind::Vote, self.geometry().vote_block(vote.node), vote.sequence, &body).await
     }

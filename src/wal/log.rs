@@ -390,6 +390,24 @@ impl Log {
         Ok(next.lsn)
     }
 
+    /// Writes the area's header once more, as it is: shows that a write to the area goes through.
+    ///
+    /// # Errors
+    /// The device's, or the error that poisoned the log.
+    pub async fn touch(&self) -> Result<(), LogError> {
+        let _one = self.0.checkpointing.acquire(1).await;
+        let mut next = {
+            let state = self.0.state.borrow();
+            if let Some(poison) = &state.poison {
+                return Err(poison.clone());
+            }
+            state.checkpoint
+        };
+        next.write(&self.0.reactor, self.0.file, self.0.ring.area()).await?;
+        self.0.state.borrow_mut().checkpoint = next;
+        Ok(())
+    }
+
     /// Says from where on Raft's records are needed: no checkpoint goes beyond it. After [`Log::open`] that is where the
     /// first of them stands, until whoever has read them says otherwise. `None` when none are needed.
     pub fn retain_from(&self, lsn: Option<Lsn>) {

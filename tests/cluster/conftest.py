@@ -66,12 +66,15 @@ class Cluster:
             time.sleep(0.05)
         raise AssertionError(f"not healthy within {within} s: {self.logs()}")
 
+    def host(self, node):
+        return f"127.0.0.{node}"
+
     def numbers(self):
         return range(1, self.nodes + 1)
 
     def health(self, node):
         try:
-            with urllib.request.urlopen(f"http://127.0.0.{node}:{self.http}/api/v1/health", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://{self.host(node)}:{self.http}/api/v1/health", timeout=2) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             return json.load(error)
@@ -103,10 +106,10 @@ class Cluster:
         return "\n".join(f"--- {p.name}\n{p.read_text(errors='replace')[-3000:]}" for p in texts if p.exists())
 
     def address(self, node):
-        return {"host": f"127.0.0.{node}", "port": self.pg}
+        return {"host": self.host(node), "port": self.pg}
 
     def url(self, node):
-        return f"host=127.0.0.{node} port={self.pg} user=postgres dbname=postgres connect_timeout=10"
+        return f"host={self.host(node)} port={self.pg} user=postgres dbname=postgres connect_timeout=10"
 
     def psql(self, node, sql, *options, check=True, timeout=60):
         done = subprocess.run(
@@ -120,7 +123,7 @@ class Cluster:
         return self.psql(node, sql, "-At").strip()
 
     def pgbench(self, node, *options, timeout=300, wait=True):
-        command = [str(PG_BIN / "pgbench"), "-h", f"127.0.0.{node}", "-p", str(self.pg), "-U", "postgres", *options, "postgres"]
+        command = [str(PG_BIN / "pgbench"), "-h", self.host(node), "-p", str(self.pg), "-U", "postgres", *options, "postgres"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if not wait:
             return process

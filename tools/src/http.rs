@@ -17,18 +17,35 @@ const ANSWER_BYTES_MAX: u64 = 1 << 20;
 /// # Errors
 /// In words: nobody listens, no answer within `patience`, or an answer that is not a node's.
 pub fn health(address: SocketAddr, patience: Duration) -> Result<Health, String> {
+    let (_, body) = request(address, patience, "GET", "/api/v1/health")?;
+    serde_json::from_str(&body).map_err(|error| format!("{address} answers, but not as a RustyDB node does: {error}"))
+}
+
+/// Asks the node at `address` to do something: its words.
+///
+/// # Errors
+/// Its words, or why there are none.
+pub fn order(address: SocketAddr, patience: Duration, path: &str) -> Result<String, String> {
+    let (done, body) = request(address, patience, "POST", path)?;
+    let words = body.trim_end().to_owned();
+    if done { Ok(words) } else { Err(words) }
+}
+
+/// One HTTP/1.0 request on a connection of its own: whether its status is 200, and the body.
+fn request(address: SocketAddr, patience: Duration, method: &str, path: &str) -> Result<(bool, String), String> {
     let ask = || {
         let mut stream = TcpStream::connect_timeout(&address, patience)?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
-        write!(stream, "GET /api/v1/health HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+        write!(stream, "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n")?;
         let mut answer = String::new();
         stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
         Ok(answer)
     };
     let answer = ask().map_err(|error: std::io::Error| error.to_string())?;
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    serde_json::from_str(body).map_err(|error| format!("{address} answers, but not as a RustyDB node does: {error}"))
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1);
+    Ok((status == Some("200"), body.to_owned()))
 }
 
 /// A node as the operator's tables show it.

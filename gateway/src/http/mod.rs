@@ -3,6 +3,8 @@
 //! Runs on the gateway's tokio runtime; answers from a snapshot that the node publishes, so that a busy engine can't
 //! make a health check hang.
 
+mod admin;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -16,7 +18,7 @@ use serde::{Deserialize, Serialize};
 /// How a node is. The HTTP status is 200 when `status` is `healthy`, else 503.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Health {
-    /// `starting`, `recovering`, `healthy` or `stopping`.
+    /// `starting`, `recovering`, `healthy`, `suspended` or `stopping`.
     pub status: String,
     /// This node: `node1`.
     pub node: String,
@@ -24,8 +26,12 @@ pub struct Health {
     pub cluster: String,
     /// The membership's generation, 0 until the cluster has formed.
     pub epoch: u64,
-    /// Members of the cluster.
+    /// The nodes of the configuration.
+    pub configured: Vec<String>,
+    /// The nodes that serve together in this epoch.
     pub members: Vec<String>,
+    /// The recovery of lost nodes, while it is under way on this node.
+    pub recovery: Option<Recovery>,
     /// What it waits for, while it is not healthy.
     pub detail: String,
     /// Seconds since the process started.
@@ -36,6 +42,21 @@ pub struct Health {
     pub version: String,
 }
 
+/// How far a node's part of the recovery of lost nodes is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// Whose blocks and transactions are recovered.
+    pub lost: Vec<String>,
+    /// What it does.
+    pub phase: String,
+    /// Blocks recovered so far.
+    pub blocks_done: u64,
+    /// Blocks to recover, as far as they are known.
+    pub blocks_total: u64,
+}
+
+pub use admin::{Admin, Answer};
+
 /// Where the health comes from.
 pub type HealthSource = Arc<dyn Fn() -> Health + Send + Sync>;
 
@@ -43,12 +64,13 @@ pub type HealthSource = Arc<dyn Fn() -> Health + Send + Sync>;
 ///
 /// # Errors
 /// When the address is in use or not this machine's; the message names it.
-pub async fn serve(address: SocketAddr, health: HealthSource) -> std::io::Result<()> {
+pub async fn serve(address: SocketAddr, health: HealthSource, admin: Arc<dyn Admin>) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::bind(address)
         .await
         .map_err(|error| std::io::Error::new(error.kind(), format!("can't listen for HTTP on {address}: {error}")))?;
     let routes = Router::new().route("/api/v1/health", get(answer)).with_state(health);
-    axum::serve(listener, routes).await
+    let routes = routes.merge(admin::routes(admin, address));
+    axum::serve(listener, routes.into_make_service_with_connect_info::<SocketAddr>()).await
 }
 
 async fn answer(State(health): State<HealthSource>) -> (StatusCode, Json<Health>) {

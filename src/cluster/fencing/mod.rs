@@ -11,6 +11,7 @@
 
 mod command;
 mod error;
+mod fences;
 mod key;
 mod lease;
 mod persistent;
@@ -28,6 +29,7 @@ use std::time::Duration;
 
 pub use self::command::CommandMethod;
 pub use self::error::FencingError;
+pub use self::fences::{Fences, ThreadFences};
 pub use self::key::Key;
 pub use self::lease::{Evicted, Held, Lease, LeaseMethod, Renewal};
 pub use self::persistent::{DeviceError, Kind, PersistentReservations, Reservation, ReservationDevice};

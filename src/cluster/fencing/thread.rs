@@ -40,6 +40,8 @@ struct Worker {
 
 struct Coordinator {
     workers: Vec<Worker>,
+    /// Leases count for nothing where another method can protect the volume.
+    lease_is_last_resort: bool,
 }
 
 impl Fencer {
@@ -48,9 +50,18 @@ impl Fencer {
     /// # Errors
     /// When the system gives no threads.
     pub fn start(methods: Vec<Box<dyn Method>>, volume: String) -> io::Result<Fencer> {
+        Fencer::start_with(methods, volume, false)
+    }
+
+    /// As [`Fencer::start`]. `lease_is_last_resort`: leases are used only where no other method can protect the volume. Both
+    /// who holds one and who waits for its end must see that alike, so it is a matter of the configuration and the volume.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn start_with(methods: Vec<Box<dyn Method>>, volume: String, lease_is_last_resort: bool) -> io::Result<Fencer> {
         let workers = methods.into_iter().map(worker).collect::<io::Result<Vec<_>>>()?;
         let (sender, requests) = sync_channel::<Request>(REQUESTS_MAX);
-        let mut coordinator = Coordinator { workers };
+        let mut coordinator = Coordinator { workers, lease_is_last_resort };
         thread::Builder::new().name("fencing".into()).spawn(move || {
             coordinator.probe(&volume);
             requests.iter().for_each(|request| request(&mut coordinator));
@@ -61,6 +72,11 @@ impl Fencer {
     /// Finds out anew what each method can do for the volume, and logs it. Done at start by itself.
     pub fn probe(&self, volume: String) -> CrossReceiver<Result<Abilities, FencingError>> {
         self.ask(move |coordinator| Ok(coordinator.probe(&volume)))
+    }
+
+    /// The methods that the last probe found able to protect the volume, in their order.
+    pub fn able(&self) -> CrossReceiver<Result<Vec<FencingMethod>, FencingError>> {
+        self.ask(|coordinator| Ok(coordinator.workers.iter().filter(|worker| worker.able).map(|worker| worker.method).collect()))
     }
 
     /// [`Method::register`] with every method that can protect the volume; the first refusal ends it.
@@ -188,6 +204,11 @@ impl Coordinator {
                 Err(error) => tracing::info!(volume, method = name(worker.method), "no fencing: {error}"),
             }
             abilities.push((worker.method, result));
+        }
+        let other = |worker: &Worker| worker.able && worker.method != FencingMethod::Lease;
+        if self.lease_is_last_resort && self.workers.iter().any(other) {
+            let leases = self.workers.iter_mut().filter(|worker| worker.method == FencingMethod::Lease);
+            leases.for_each(|worker| worker.able = false);
         }
         match self.workers.iter().find(|worker| worker.able) {
             Some(first) => tracing::info!(volume, "protected by {} first", name(first.method)),

@@ -2,9 +2,11 @@
 //! does. It knows of a node only what a supervisor knows: that it runs, serves, or has ended.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::{CLUSTER_NAME, Due, Run, VOLUME};
+use crate::cluster::fencing::Fences;
 use crate::cluster::{HostedNode, Phase};
 use crate::config::{
     ByteSize, CacheFusionConfig, ClusterConfig, Config, EngineConfig, GrdConfig, HaConfig, InterconnectConfig, NodeName,
@@ -83,7 +85,8 @@ impl Run {
         let host = host(node);
         self.world.power_on(host);
         let reactors: Vec<Reactor> = (0..self.plan.shards).map(|_| self.world.reactor(host)).collect();
-        let hosted = HostedNode::start(&config(&self.plan, node), PathBuf::from(VOLUME), &reactors);
+        let fences: Rc<dyn Fences> = self.fences.clone();
+        let hosted = HostedNode::start(&config(&self.plan, node), PathBuf::from(VOLUME), &reactors, &fences);
         self.members[node].hosted = Some(hosted.expect("the simulation's configuration is sound"));
         self.lives += 1;
         self.events.note(format_args!("node{} starts", node + 1));
@@ -102,7 +105,7 @@ impl Run {
                     self.events.note(format_args!("node{} is open in epoch {}", node + 1, state.epoch.0));
                 }
                 Phase::Stopped if hosted.has_ended() => self.kill(node, "has stopped"),
-                Phase::Lost(peer) => self.kill(node, &format!("has lost {peer}")),
+                Phase::Over(why) => self.kill(node, &format!("is over: {why}")),
                 Phase::Failed(message) => self.kill(node, &format!("has failed: {message}")),
                 _ => {}
             }

@@ -1,4 +1,4 @@
-//! The operator's client: asks nodes over HTTP how they are and shows it as a table, or as JSON for scripts.
+//! The operator's client: asks nodes over HTTP how they are, shows it as a table or as JSON for scripts, and gives orders.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -6,15 +6,20 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::http::{NodeRow, health};
+use rustydb::config::NodeName;
+use rustydb_gateway::http::Recovery;
+
+use crate::http::{NodeRow, health, order};
 
 const EXAMPLES: &str = "\
 Examples:
-  rusty-db-cli cluster-status                            the development cluster on loopback
+  rusty-db-cli cluster status                            the development cluster on loopback
   rusty-db-cli rac-status --http 10.0.3.11:8080 --http 10.0.3.12:8080
-  rusty-db-cli cluster-status --json";
+  rusty-db-cli cluster status --json
+  rusty-db-cli node stop node2                           ends it cleanly; the others go on
+  rusty-db-cli node fence node3                          takes a node that hangs out of the cluster";
 
-/// Looks at a RustyDB cluster.
+/// Looks at a RustyDB cluster and operates it.
 #[derive(Debug, Parser)]
 #[command(name = "rusty-db-cli", version, after_help = EXAMPLES)]
 struct Arguments {
@@ -24,9 +29,43 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Which nodes there are and how they do
+    /// The cluster as a whole
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// One node
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// The same as `cluster status`
     #[command(visible_alias = "rac-status")]
     ClusterStatus(Asked),
+}
+
+#[derive(Debug, Subcommand)]
+enum ClusterCommand {
+    /// Which nodes there are and how they do
+    Status(Asked),
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeCommand {
+    /// Ends a node cleanly: it writes its blocks and leaves. Run where its HTTP port can be reached from its own machine
+    Stop(Named),
+    /// Takes a node out of the cluster: it is fenced, recovered, and may join again in its next life. With fencing_mode =
+    /// "manual" it is your word that the node can't write to the volume any more
+    Fence(Named),
+}
+
+#[derive(Debug, clap::Args)]
+struct Named {
+    /// The node: node2, or 2
+    #[arg(value_name = "NODE", value_parser = node_name)]
+    node: String,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+fn node_name(text: &str) -> Result<String, String> {
+    NodeName::Name(text.to_owned()).node().map(|node| node.to_string()).map_err(|error| error.to_string())
 }
 
 #[derive(Debug, clap::Args)]
@@ -39,19 +78,35 @@ struct Asked {
     json: bool,
 }
 
-/// Runs the program on the process's arguments. Exit status 1 when a node asked is not healthy.
+/// How long a node may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Runs the program on the process's arguments. Exit status 1 when a node asked is not healthy, or an order is refused.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let Command::ClusterStatus(asked) = &arguments.command;
-    let rows: Vec<NodeRow> = asked
-        .http
-        .iter()
-        .map(|address| {
-            let answer = health(*address, Duration::from_secs(2));
-            let node = answer.as_ref().map_or_else(|_| "?".into(), |health| health.node.clone());
-            NodeRow { node, http: *address, health: answer }
-        })
-        .collect();
+    match Arguments::parse().command {
+        Command::ClusterStatus(asked) | Command::Cluster(ClusterCommand::Status(asked)) => status(&asked),
+        Command::Node(NodeCommand::Stop(named)) => {
+            let is_it = |row: &NodeRow| row.node == named.node;
+            give_order(&named, is_it, "/api/v1/node/stop")
+        }
+        Command::Node(NodeCommand::Fence(named)) => {
+            let another = |row: &NodeRow| row.node != named.node;
+            give_order(&named, another, &format!("/api/v1/node/fence/{}", named.node))
+        }
+    }
+}
+
+fn ask_all(asked: &Asked) -> Vec<NodeRow> {
+    let ask = |address: &SocketAddr| {
+        let answer = health(*address, PATIENCE);
+        let node = answer.as_ref().map_or_else(|_| "?".into(), |health| health.node.clone());
+        NodeRow { node, http: *address, health: answer }
+    };
+    asked.http.iter().map(ask).collect()
+}
+
+fn status(asked: &Asked) -> ExitCode {
+    let rows = ask_all(asked);
     if asked.json {
         println!("{}", serde_json::to_string_pretty(&rows).expect("rows are plain data"));
     } else {
@@ -61,18 +116,50 @@ pub fn main() -> ExitCode {
     if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Gives an order to the first node that answers and fits, those that serve first.
+fn give_order(named: &Named, fits: impl Fn(&NodeRow) -> bool, path: &str) -> ExitCode {
+    let mut rows: Vec<NodeRow> = ask_all(&named.asked).into_iter().filter(|row| row.health.is_ok() && fits(row)).collect();
+    rows.sort_by_key(|row| row.health.as_ref().is_ok_and(|health| health.status != "healthy"));
+    let Some(row) = rows.first() else {
+        eprintln!("no node that could do that for {} answers on the addresses given with --http", named.node);
+        return ExitCode::FAILURE;
+    };
+    let outcome = order(row.http, PATIENCE, path);
+    if named.asked.json {
+        println!("{}", serde_json::json!({ "asked": row.node, "node": named.node, "outcome": outcome }));
+    } else {
+        match &outcome {
+            Ok(words) => println!("{}: {words}", row.node),
+            Err(words) => eprintln!("{}: {words}", row.node),
+        }
+    }
+    if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 fn print_table(rows: &[NodeRow]) {
     if let Some(Ok(first)) = rows.iter().map(|row| row.health.as_ref()).find(|health| health.is_ok()) {
-        println!("Cluster: {}   epoch {}   members: {}\n", first.cluster, first.epoch, first.members.join(", "));
+        let away: Vec<&str> = first.configured.iter().filter(|node| !first.members.contains(node)).map(String::as_str).collect();
+        let away = if away.is_empty() { String::new() } else { format!("   away: {}", away.join(", ")) };
+        println!("Cluster: {}   epoch {}   members: {}{away}\n", first.cluster, first.epoch, first.members.join(", "));
     }
     println!("{:<8} {:<22} {:<11} {:>9} {:>8}  detail", "node", "http", "status", "uptime", "pid");
     for row in rows {
         match &row.health {
             Ok(health) => println!(
                 "{:<8} {:<22} {:<11} {:>8}s {:>8}  {}",
-                row.node, row.http, health.status, health.uptime_s, health.pid, health.detail
+                row.node,
+                row.http,
+                health.status,
+                health.uptime_s,
+                health.pid,
+                health.recovery.as_ref().map_or_else(|| health.detail.clone(), recovery_words)
             ),
             Err(error) => println!("{:<8} {:<22} {:<11} {:>9} {:>8}  {error}", row.node, row.http, "no answer", "", ""),
         }
     }
+}
+
+fn recovery_words(recovery: &Recovery) -> String {
+    let Recovery { lost, phase, blocks_done, blocks_total } = recovery;
+    format!("recovers {}: {phase}, {blocks_done} of {blocks_total} blocks", lost.join(", "))
 }

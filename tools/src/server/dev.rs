@@ -1,9 +1,9 @@
 //! A whole cluster on one machine: formats the volume, starts each node as a child process and keeps them running.
 //!
-//! One thread, one loop. A node that ends by itself takes the others with it (a cluster of fixed members can't go on
-//! without one), and then all are started again and recover; a cluster that does not stay up for
-//! [`STABLE_AFTER`] is not started more than [`RESTARTS_MAX`] times.
+//! One thread, one loop. A node that ends by itself is started again and joins the others, which have gone on without it;
+//! one that does not come to serve is not started more than [`RESTARTS_MAX`] times in a row.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -23,7 +23,6 @@ use crate::http;
 
 const CLUSTER_NAME: &str = "dev";
 const RESTARTS_MAX: u32 = 5;
-const STABLE_AFTER: Duration = Duration::from_secs(60);
 const START_WITHIN: Duration = Duration::from_secs(120);
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -38,6 +37,9 @@ struct Node {
     log: PathBuf,
     http: SocketAddr,
     child: Option<Child>,
+    started: Instant,
+    /// Restarts since it has served last.
+    restarts: u32,
 }
 
 /// Runs the cluster until it is told to stop.
@@ -59,7 +61,15 @@ pub(super) fn run(options: &DevOptions) -> Result<(), Failure> {
         let config = folder.join(format!("node{number}.toml"));
         write_config(options, number, &config)?;
         let log = folder.join(format!("node{number}.log"));
-        nodes.push(Node { number, config, log, http: address(number, options.http_port), child: None });
+        nodes.push(Node {
+            number,
+            config,
+            log,
+            http: address(number, options.http_port),
+            child: None,
+            started: Instant::now(),
+            restarts: 0,
+        });
     }
     let outcome = supervise(options, &mut nodes);
     stop(&mut nodes);
@@ -137,27 +147,57 @@ fn catch_signals() {
 }
 
 fn supervise(options: &DevOptions, nodes: &mut [Node]) -> Result<(), Failure> {
-    let mut restarts = 0;
-    loop {
-        for node in nodes.iter_mut() {
-            start(node)?;
-        }
-        let started = Instant::now();
-        if !wait_until_healthy(nodes)? {
-            return Ok(());
-        }
-        announce(options, nodes, started.elapsed());
-        let Some((number, status)) = watch(nodes)? else { return Ok(()) };
-        println!("node{number} ended ({status}); the cluster stops and starts again, recovering from the redo on the volume");
-        stop(nodes);
-        restarts = if started.elapsed() > STABLE_AFTER { 1 } else { restarts + 1 };
-        if restarts > RESTARTS_MAX {
-            return Err(Failure::new(format!(
-                "the cluster ended {restarts} times in a row; see the nodes' logs in {}",
-                options.data_dir.display()
-            )));
-        }
+    for node in nodes.iter_mut() {
+        start(node)?;
     }
+    let started = Instant::now();
+    if !wait_until_healthy(nodes)? {
+        return Ok(());
+    }
+    announce(options, nodes, started.elapsed());
+    // Nodes that were started again and don't serve yet.
+    let mut joining = BTreeSet::new();
+    while STOPS.load(Ordering::Relaxed) == 0 {
+        for node in nodes.iter_mut() {
+            if let Some(status) = ended(node)? {
+                if status.success() {
+                    println!(
+                        "node{} was stopped; start it again with: rusty-db-server --config {}",
+                        node.number,
+                        node.config.display()
+                    );
+                    node.child = None;
+                    continue;
+                }
+                restart(node, status, &options.data_dir)?;
+                joining.insert(node.number);
+            } else if joining.contains(&node.number)
+                && http::health(node.http, LOOK_EVERY).is_ok_and(|health| health.status == "healthy")
+            {
+                joining.remove(&node.number);
+                node.restarts = 0;
+                println!("node{} serves again, {:.1} s after its start", node.number, node.started.elapsed().as_secs_f64());
+            }
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
+/// Starts a node that has ended by itself.
+fn restart(node: &mut Node, status: ExitStatus, folder: &Path) -> Result<(), Failure> {
+    let number = node.number;
+    node.restarts += 1;
+    if node.restarts > RESTARTS_MAX {
+        return Err(Failure::new(format!(
+            "node{number} ended {} times in a row without serving, last with {status}; see its log in {}",
+            node.restarts,
+            folder.display()
+        )));
+    }
+    println!("node{number} ended ({status}): {}", last_line(&node.log));
+    println!("node{number} is started again; the others go on meanwhile");
+    start(node)
 }
 
 fn start(node: &mut Node) -> Result<(), Failure> {
@@ -177,6 +217,7 @@ fn start(node: &mut Node) -> Result<(), Failure> {
             _ => Err(io::Error::last_os_error()),
         })
     };
+    node.started = Instant::now();
     node.child = Some(command.spawn().map_err(|error| Failure::new(format!("can't start node{}: {error}", node.number)))?);
     Ok(())
 }
@@ -241,21 +282,6 @@ fn announce(options: &DevOptions, nodes: &[Node], took: Duration) {
     }
     println!("\nLogs: {}/node*.log   Ctrl-C stops the cluster cleanly.\n", options.data_dir.display());
     io::stdout().flush().ok();
-}
-
-/// Waits for a node to end; `None` when told to stop.
-fn watch(nodes: &mut [Node]) -> Result<Option<(u8, ExitStatus)>, Failure> {
-    loop {
-        if STOPS.load(Ordering::Relaxed) > 0 {
-            return Ok(None);
-        }
-        for node in nodes.iter_mut() {
-            if let Some(status) = ended(node)? {
-                return Ok(Some((node.number, status)));
-            }
-        }
-        std::thread::sleep(LOOK_EVERY);
-    }
 }
 
 fn ended(node: &mut Node) -> Result<Option<ExitStatus>, Failure> {

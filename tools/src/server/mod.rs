@@ -19,8 +19,8 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Exit status of a node that stopped because the cluster can't go on without a member: a supervisor starts it anew.
-    pub const MEMBER_LOST: u8 = 75;
+    /// Exit status of a node without which the cluster goes on: its supervisor starts it again, and it joins.
+    pub const LIFE_OVER: u8 = 75;
 
     /// Something at run time: status 1.
     pub fn new(message: impl ToString) -> Failure {

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustydb::cluster::{Node, Phase, Status};
-use rustydb::config::Config;
-use rustydb_gateway::http::{self, Health};
+use rustydb::cluster::{Node, Operator, Phase, Status};
+use rustydb::config::{Config, NodeName};
+use rustydb_gateway::http::{self, Admin, Answer, Health};
 use rustydb_gateway::sql::{Database, Limits};
 use rustydb_gateway::wire;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 use super::Failure;
 
@@ -25,6 +26,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// `--config FILE`
 pub(super) fn run(path: &Path) -> Result<(), Failure> {
     start_logging();
+    // A write beyond a limit of the process is an error of that write, which the engine handles, and no reason to die.
+    // SAFETY: ignoring a signal touches nothing of ours.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let config = Config::read(path).map_err(Failure::input)?;
     let _claim = claim(&config)?;
     let node = Node::start(&config).map_err(Failure::input)?;
@@ -38,12 +42,7 @@ pub(super) fn run(path: &Path) -> Result<(), Failure> {
     // Sessions end first, so that nothing changes while the engine writes its blocks.
     runtime.shutdown_timeout(Duration::from_secs(2));
     match (outcome, node.status().get().phase) {
-        (_, Phase::Lost(peer)) => Err(Failure::with_status(
-            format!(
-                "{peer} is gone; this node has stopped serving. Start it again: it waits for all members and recovers with them"
-            ),
-            Failure::MEMBER_LOST,
-        )),
+        (_, Phase::Over(why)) => Err(Failure::with_status(format!("this life of the node is over: {why}"), Failure::LIFE_OVER)),
         (_, Phase::Failed(message)) => Err(Failure::new(message)),
         (Err(failure), _) => Err(failure),
         (Ok(()), _) => match node.stop() {
@@ -92,11 +91,14 @@ async fn serve(config: &Config, node: &Node) -> Result<(), Failure> {
     let mut terminated = signal(SignalKind::terminate()).map_err(Failure::new)?;
     let serving = Arc::new(AtomicBool::new(false));
     let health = health_source(config, node.status().clone(), serving.clone());
-    let page = tokio::spawn(http::serve(config.server.http_address, health));
+    let asked_to_stop = Arc::new(Notify::new());
+    let admin = Arc::new(NodeAdmin { operator: node.operator(), stop: asked_to_stop.clone() });
+    let page = tokio::spawn(http::serve(config.server.http_address, health, admin));
     tokio::select! {
         phase = wait(node.status(), |phase| *phase == Phase::Open || phase.is_over()) => if phase.is_over() { return Ok(()) },
         _ = interrupted.recv() => return Ok(()),
         _ = terminated.recv() => return Ok(()),
+        () = asked_to_stop.notified() => return Ok(()),
         ended = page_ended(page) => return Err(ended),
     }
     let database = Database::new(node.store().clone(), Limits::default()).map_err(Failure::new)?;
@@ -109,7 +111,30 @@ async fn serve(config: &Config, node: &Node) -> Result<(), Failure> {
         _ = wait(node.status(), Phase::is_over) => Ok(()),
         _ = interrupted.recv() => Ok(()),
         _ = terminated.recv() => Ok(()),
+        () = asked_to_stop.notified() => Ok(()),
         ended = clients.serve(config.server.pg_address, listening) => Err(ended.err().map_or_else(|| Failure::new("the listener has ended"), Failure::input)),
+    }
+}
+
+/// What operators ask over HTTP.
+struct NodeAdmin {
+    operator: Operator,
+    stop: Arc<Notify>,
+}
+
+impl Admin for NodeAdmin {
+    fn stop(&self) -> Answer {
+        self.stop.notify_one();
+        Box::pin(std::future::ready(Ok("it writes its blocks and stops".into())))
+    }
+
+    fn fence(&self, node: &str) -> Answer {
+        let (operator, named) = (self.operator.clone(), NodeName::Name(node.to_owned()).node());
+        Box::pin(async move {
+            let node = named.map_err(|error| error.to_string())?;
+            operator.fence(node).await?;
+            Ok(format!("{node} is being fenced: see cluster-status"))
+        })
     }
 }
 
@@ -134,13 +159,15 @@ async fn wait(status: &Status, until: impl Fn(&Phase) -> bool) -> Phase {
 fn health_source(config: &Config, status: Status, serving: Arc<AtomicBool>) -> http::HealthSource {
     let started = Instant::now();
     let name = |number: u8| format!("node{number}");
-    let members = config.nodes().map(|nodes| nodes.keys().map(|node| name(node.0)).collect()).unwrap_or_default();
+    let configured = config.nodes().map(|nodes| nodes.keys().map(|node| name(node.0)).collect()).unwrap_or_default();
     let still = Health {
         status: String::new(),
         node: name(config.node_id().0),
         cluster: config.cluster.cluster_name.clone(),
         epoch: 0,
-        members,
+        configured,
+        members: Vec::new(),
+        recovery: None,
         detail: String::new(),
         uptime_s: 0,
         pid: std::process::id(),
@@ -156,6 +183,13 @@ fn health_source(config: &Config, status: Status, serving: Arc<AtomicBool>) -> h
         Health {
             status: now.phase.word().to_owned(),
             epoch: now.epoch.0,
+            members: now.members.iter().map(|node| name(node.0)).collect(),
+            recovery: now.recovery.map(|recovery| http::Recovery {
+                lost: recovery.lost.iter().map(|node| name(node.0)).collect(),
+                phase: recovery.phase.word().to_owned(),
+                blocks_done: recovery.blocks_done,
+                blocks_total: recovery.blocks_total,
+            }),
             detail: now.detail,
             uptime_s: started.elapsed().as_secs(),
             ..still.clone()

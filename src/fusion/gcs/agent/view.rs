@@ -27,7 +27,7 @@ const CLAIMS_QUEUED_MAX: usize = 8 << 20;
 const CLAIMS_PAUSE: Duration = Duration::from_millis(1);
 
 /// What the recovery that a view began with is at.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub enum RecoveryPhase {
     /// Nothing is left to be done.
     #[default]
@@ -40,6 +40,20 @@ pub enum RecoveryPhase {
     Blocks,
     /// The blocks of the lost nodes' redo that survivors own are being written, so that the redo can be given up.
     Writing,
+}
+
+impl RecoveryPhase {
+    /// For tables.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            RecoveryPhase::Idle => "done",
+            RecoveryPhase::Claims => "claims",
+            RecoveryPhase::ReadingRedo => "reading redo",
+            RecoveryPhase::Blocks => "blocks",
+            RecoveryPhase::Writing => "writing",
+        }
+    }
 }
 
 /// How far the recovery of lost nodes is, in one shard.

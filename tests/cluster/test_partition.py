@@ -1,0 +1,161 @@
+"""Three nodes in network namespaces of their own on one bridge: one is cut off, suspended, and comes back."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+
+import psycopg
+import pytest
+from conftest import BIN, Cluster
+from transfers import Transfers
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+
+def ip(*words):
+    subprocess.run(["ip", *words], check=True)
+
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNET = 0x40000000
+
+
+def check(result):
+    assert result == 0, os.strerror(ctypes.get_errno())
+
+
+class Namespaces(Cluster):
+    """Nodes started by hand, each in a network namespace, on two bridges: one for the nodes, one for clients. The bridges and
+    the test itself (this thread, and those that it starts) are in a namespace of their own."""
+
+    def __init__(self, folder, settings=""):
+        self.folder, self.nodes = folder, 3
+        self.pg, self.http, self.interconnect = 5432, 8080, 7433
+        self.name = f"rdb{os.getpid() % 10000}"
+        self.settings = settings
+        self.processes = {}
+
+    def __enter__(self):
+        self.folder.mkdir()
+        try:
+            return self.set_up()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def set_up(self):
+        self.before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        check(LIBC.unshare(CLONE_NEWNET))
+        ip("link", "set", "lo", "up")
+        for bridge in ("nodes", "clients"):
+            ip("link", "add", bridge, "type", "bridge")
+            ip("link", "set", bridge, "up")
+        ip("addr", "add", "10.213.78.100/24", "dev", "clients")
+        for node in self.numbers():
+            space = f"{self.name}-{node}"
+            ip("netns", "add", space)
+            ip("-n", space, "link", "set", "lo", "up")
+            for bridge, net in (("nodes", 77), ("clients", 78)):
+                ip("link", "add", f"{bridge}{node}", "type", "veth", "peer", "name", bridge, "netns", space)
+                ip("link", "set", f"{bridge}{node}", "master", bridge, "up")
+                ip("-n", space, "addr", "add", f"10.213.{net}.{node}/24", "dev", bridge)
+                ip("-n", space, "link", "set", bridge, "up")
+        subprocess.run(
+            [BIN / "rusty-db-server", "--init-rac", "--shared-storage", self.folder, "--volume-size", "256MiB"],
+            check=True, stdout=subprocess.DEVNULL,
+        )
+        members = "".join(f'node{n} = "10.213.77.{n}:{self.interconnect}"\n' for n in self.numbers())
+        for node in self.numbers():
+            (self.folder / f"node{node}.toml").write_text(
+                f'[cluster]\ncluster_name = "rustydb"\nnode_id = "node{node}"\n[cluster.nodes]\n{members}'
+                f'[rac.storage]\nshared_storage_path = "{self.folder}"\n'
+                "[rac.cache_fusion]\nglobal_cache_size = 67108864\n"
+                f'[server]\npg_address = "{self.host(node)}:{self.pg}"\nhttp_address = "{self.host(node)}:{self.http}"\n{self.settings}'
+            )
+            self.start_node(node)
+        self.wait_healthy()
+        return self
+
+    def start_node(self, node):
+        log = open(self.folder / f"node{node}.log", "ab")
+        command = ["ip", "netns", "exec", f"{self.name}-{node}", BIN / "rusty-db-server", "--config", self.folder / f"node{node}.toml"]
+        self.processes[node] = subprocess.Popen(command, stdout=log, stderr=log)
+
+    @property
+    def process(self):
+        # What the base class looks at: a node that has ended.
+        return next((process for process in self.processes.values() if process.poll() is not None), self.processes[1])
+
+    def host(self, node):
+        return f"10.213.78.{node}"
+
+    def cut(self, node):
+        """Pulls its cable to the other nodes; clients still reach it."""
+        ip("link", "set", f"nodes{node}", "nomaster")
+
+    def heal(self, node):
+        ip("link", "set", f"nodes{node}", "master", "nodes")
+
+    def __exit__(self, *_):
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        for node in self.numbers():
+            subprocess.run(["ip", "netns", "del", f"{self.name}-{node}"], check=False)
+        check(LIBC.setns(self.before, CLONE_NEWNET))
+        os.close(self.before)
+
+
+def wait_until(cluster, what, within=40):
+    until = time.monotonic() + within
+    while not what():
+        assert time.monotonic() < until, cluster.logs()
+        time.sleep(0.05)
+
+
+FAST = "[rac.interconnect]\nheartbeat_interval = 200\nheartbeat_timeout = 1000\n"
+
+
+def test_a_node_that_is_cut_off_is_fenced_and_joins_again(folder):
+    with Namespaces(folder / "partition", FAST) as cluster:
+        load = Transfers(cluster, [1, 2, 3]).start()
+        time.sleep(1)
+        cluster.cut(3)
+        since = time.monotonic()
+        wait_until(cluster, lambda: cluster.health(1).get("members") == ["node1", "node2"])
+        wait_until(cluster, lambda: all(client.done_at[-1] > since + 2 for client in load.of(1, 2)))
+        assert cluster.processes[3].wait(20) != 0
+        cluster.heal(3)
+        cluster.start_node(3)
+        wait_until(cluster, lambda: all(len(cluster.health(node).get("members", [])) == 3 for node in cluster.numbers()))
+        wait_until(cluster, lambda: all(client.done_at and client.done_at[-1] > since + 2 for client in load.clients))
+        load.stop()
+        for client in load.of(1, 2):
+            assert not client.errors, f"{client.errors[:3]}\n{cluster.logs()}"
+        load.check(cluster.numbers())
+
+
+def test_without_a_quorum_clients_are_told_why_and_all_goes_on_when_the_network_is_back(folder):
+    # Nobody may be shot: then the ones that are cut off are seen to be suspended.
+    settings = FAST + "[ha.fencing]\nkill_process = false\nmethod_timeout = 1000\n"
+    with Namespaces(folder / "minority", settings) as cluster:
+        cluster.psql(1, "create table kept(id int primary key); insert into kept values (1)")
+        cluster.cut(3)
+        wait_until(cluster, lambda: cluster.health(3).get("status") == "suspended")
+        assert "1 of 3" in cluster.health(3)["detail"]
+        with pytest.raises(psycopg.Error) as refused:
+            with psycopg.connect(cluster.url(3), autocommit=True) as connection:
+                connection.execute("select * from kept")
+        assert refused.value.sqlstate == "57P03" and "1 of 3" in str(refused.value), refused.value
+        cluster.heal(3)
+        wait_until(cluster, lambda: all(cluster.health(node).get("status") == "healthy" for node in cluster.numbers()))
+        for node in cluster.numbers():
+            assert cluster.value(node, "select count(*) from kept") == "1"
+        cluster.psql(3, "insert into kept values (2)")
