@@ -4,7 +4,11 @@
 //! image of it is kept), so the directory is bounded by the caches; an activity exists only while a transition is in
 //! flight, so there are at most as many as open requests. Activities are recycled with their buffers.
 
+mod entries;
+
 use std::collections::VecDeque;
+
+pub(super) use self::entries::Entries;
 
 use crate::cache::Mode;
 use crate::fusion::NodeSet;
@@ -31,6 +35,8 @@ pub(super) struct Entry {
     dirty_owner: NodeId,
     /// A keeper of a past image waits for a write; asked of the owner again after each transition.
     pub(super) write_wanted: bool,
+    /// Of [`Entries`]: its place is taken. Here because it costs no byte.
+    in_use: bool,
 }
 
 impl Default for Entry {
@@ -45,12 +51,10 @@ impl Default for Entry {
             exclusive: NodeId(0),
             dirty_owner: NodeId(0),
             write_wanted: false,
+            in_use: false,
         }
     }
 }
-
-/// Bytes of an entry with its key. The operator's bound on directory entries is meant to be at most 100 bytes each.
-const _: () = assert!(size_of::<Entry>() + size_of::<crate::ids::BlockId>() <= 100);
 
 impl Entry {
     /// The only holder, if it holds Exclusive. It owns the block, dirty or not.

@@ -5,7 +5,7 @@
 //! (rule 6); a Wrote clears no more than its version (rule 7). It takes messages of one sender, too, in any order: what
 //! may overtake what is told where it is handled. Bounded: see `directory.rs`.
 
-use super::directory::{Activities, Activity, Entry, Leg, LegSource, Transition, Waiter};
+use super::directory::{Activities, Activity, Entries, Entry, Leg, LegSource, Transition, Waiter};
 use super::message::{DIRTY, Kind, Message, requester};
 use super::output::Output;
 use super::rebuild::Rebuild;
@@ -48,7 +48,7 @@ pub struct MasterCounters {
 pub struct MasterCore {
     pub(super) node: NodeId,
     pub(super) epoch: Epoch,
-    pub(super) entries: BlockMap<Entry>,
+    pub(super) entries: Entries,
     pub(super) activities: Activities,
     entries_max: usize,
     pub(super) counters: MasterCounters,
@@ -79,7 +79,7 @@ impl MasterCore {
         MasterCore {
             node,
             epoch,
-            entries: BlockMap::default(),
+            entries: Entries::default(),
             activities: Activities::default(),
             entries_max,
             counters: MasterCounters::default(),
@@ -130,10 +130,10 @@ impl MasterCore {
         assert_eq!(requester(message.request), from, "{from} opened a request in another node's name");
         assert!(matches!(message.mode, Mode::Shared | Mode::Exclusive), "{message:?} from {from}");
         self.counters.requests_total += 1;
-        if self.entries.len() >= self.entries_max && self.rebuild.is_none() && !self.entries.contains_key(&message.block) {
+        if self.entries.len() >= self.entries_max && self.rebuild.is_none() && !self.entries.contains(message.block) {
             self.recall_a_cold_entry(out);
         }
-        let entry = self.entries.entry(message.block).or_default();
+        let entry = self.entries.of(message.block);
         let activity = self.activities.open(entry);
         if activity.transition != Transition::None {
             self.counters.requests_queued_total += 1;
@@ -150,7 +150,7 @@ impl MasterCore {
     fn on_drop(&mut self, from: NodeId, message: &Message, out: &mut Vec<Output>) {
         let block = message.block;
         self.note_drop(block, from);
-        if let Some(entry) = self.entries.get_mut(&block) {
+        if let Some(entry) = self.entries.get_mut(block) {
             let leg = self
                 .activities
                 .get_mut(entry)
@@ -171,9 +171,9 @@ impl MasterCore {
         self.note_on_disk(message.block, message.scn);
         if self.rebuild.is_some() {
             // Its claim may still be under way.
-            self.entries.entry(message.block).or_default();
+            self.entries.of(message.block);
         }
-        let Some(entry) = self.entries.get_mut(&message.block) else { return };
+        let Some(entry) = self.entries.get_mut(message.block) else { return };
         let stale_is_news = !self.rules.hold(Rule::StaleWroteClearsNothing);
         entry.disk_scn = entry.disk_scn.max(message.scn);
         if entry.dirty_scn <= entry.disk_scn || stale_is_news {
@@ -195,7 +195,7 @@ impl MasterCore {
     }
 
     fn on_write_wanted(&mut self, from: NodeId, message: &Message, out: &mut Vec<Output>) {
-        let Some(entry) = self.entries.get_mut(&message.block) else { return };
+        let Some(entry) = self.entries.get_mut(message.block) else { return };
         if message.scn <= entry.disk_scn {
             let message = Message { scn: entry.disk_scn, ..bare(self.epoch, Kind::PastImageDiscard, message.block) };
             out.push(Output::Send { to: from, message });
@@ -211,15 +211,14 @@ impl MasterCore {
     /// Asks the holders of some idle block that nobody changes to give it up.
     fn recall_a_cold_entry(&mut self, out: &mut Vec<Output>) {
         let cold = |entry: &Entry| entry.is_idle() && entry.owner().is_none() && !entry.holders.is_empty();
-        let found = self.entries.iter().take(RECALL_CANDIDATES).find(|(_, entry)| cold(entry)).map(|(&block, _)| block);
-        if let Some(block) = found {
+        if let Some(block) = self.entries.next_that(RECALL_CANDIDATES, cold) {
             self.recall(block, out);
         }
     }
 
     /// Takes the block out of every cache, so that its entry can go. For an idle block without an owner.
     pub(super) fn recall(&mut self, block: BlockId, out: &mut Vec<Output>) {
-        let entry = self.entries.get_mut(&block).expect("a recalled block has an entry");
+        let entry = self.entries.get_mut(block).expect("a recalled block has an entry");
         assert!(entry.is_idle() && entry.owner().is_none(), "{block} is in use: {entry:?}");
         self.counters.recalls_total += 1;
         let holders = entry.holders;
@@ -233,7 +232,7 @@ impl MasterCore {
 
     /// Runs `work` on an entry that must be in an activity: only a transition in flight draws these messages.
     fn turn(&mut self, block: BlockId, out: &mut Vec<Output>, work: impl FnOnce(&mut Turn<'_>)) {
-        let entry = self.entries.get_mut(&block);
+        let entry = self.entries.get_mut(block);
         let Some((entry, activity)) = entry.and_then(|entry| self.activities.get_mut(entry).map(|activity| (entry, activity)))
         else {
             assert!(!self.rules.hold(Rule::ServeAfterDone), "{block} has no transition in flight for an answer that came");
@@ -248,7 +247,7 @@ impl MasterCore {
         if self.rebuild.is_some() {
             return;
         }
-        let Some(entry) = self.entries.get_mut(&block) else { return };
+        let Some(entry) = self.entries.get_mut(block) else { return };
         if let Some(activity) = self.activities.get_mut(entry) {
             let (node, epoch, rules) = (self.node, self.epoch, self.rules);
             let mut turn = Turn { node, epoch, block, entry, activity, counters: &mut self.counters, rules, out };
@@ -259,7 +258,7 @@ impl MasterCore {
             ask_owner_to_write(self.epoch, block, entry, out);
         }
         if entry.is_vacant() {
-            self.entries.remove(&block);
+            self.entries.remove(block);
         }
     }
 
@@ -267,6 +266,12 @@ impl MasterCore {
     #[must_use]
     pub fn entries(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Bytes of memory that the entries take.
+    #[must_use]
+    pub fn entries_bytes(&self) -> usize {
+        self.entries.bytes()
     }
 
     /// How many blocks have a transition in flight.
@@ -287,7 +292,7 @@ impl MasterCore {
             return;
         }
         let mut open = 0;
-        for (block, entry) in &self.entries {
+        for (block, entry) in self.entries.iter() {
             assert!(!entry.is_vacant(), "{block}: an entry that nobody needs");
             if let Some(holder) = entry.exclusive() {
                 assert_eq!(entry.holders, NodeSet::of(holder), "{block}: {holder} holds Exclusive, but not alone");
@@ -311,7 +316,7 @@ impl MasterCore {
     /// The entry of a block and its activity.
     #[cfg(test)]
     pub(super) fn entry(&self, block: BlockId) -> Option<(&Entry, Option<&Activity>)> {
-        self.entries.get(&block).map(|entry| (entry, self.activities.get(entry)))
+        self.entries.get(block).map(|entry| (entry, self.activities.get(entry)))
     }
 }
 

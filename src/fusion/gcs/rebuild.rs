@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::directory::{Activity, Entry, Transition};
+use super::directory::{Activity, Entries, Entry, Transition};
 use super::master::{MasterCore, bare};
 use super::message::{Kind, Message};
 use super::output::Output;
@@ -73,7 +73,7 @@ impl MasterCore {
         assert!(epoch > self.epoch, "from {} back to {epoch}", self.epoch);
         assert!(members.contains(&self.node), "{} enters {epoch} without being a member of it", self.node);
         self.epoch = epoch;
-        self.entries = BlockMap::default();
+        self.entries = Entries::default();
         self.activities = super::directory::Activities::default();
         self.unwritten = BlockMap::default();
         self.begin_rebuild(members);
@@ -108,7 +108,7 @@ impl MasterCore {
         assert!(sent.is_none_or(|sent| *come <= sent), "{from} has sent more claims than it said");
         let block = claim.block;
         let mode = if rebuild.dropped.remove(&(block, from)) { Mode::Null } else { claim.mode };
-        let entry = self.entries.entry(block).or_default();
+        let entry = self.entries.of(block);
         entry.disk_scn = entry.disk_scn.max(claim.disk_scn);
         match mode {
             Mode::Null => {}
@@ -160,7 +160,7 @@ impl MasterCore {
 
     /// What [`Output::Recover`] asked for is done: version `scn` is on the disk.
     pub fn on_recovered(&mut self, block: BlockId, scn: Scn, out: &mut Vec<Output>) {
-        let entry = self.entries.get_mut(&block).expect("a block in recovery has an entry");
+        let entry = self.entries.get_mut(block).expect("a block in recovery has an entry");
         let activity = self.activities.get_mut(entry).filter(|activity| activity.transition == Transition::Recover);
         activity.expect("the block is in recovery").transition = Transition::None;
         entry.disk_scn = entry.disk_scn.max(scn);
@@ -185,7 +185,7 @@ impl MasterCore {
     pub fn press_for_writes(&mut self, most: usize, out: &mut Vec<Output>) {
         let blocks: Vec<BlockId> = self.unwritten.keys().copied().take(most).collect();
         for block in blocks {
-            let entry = self.entries.entry(block).or_default();
+            let entry = self.entries.of(block);
             if let Some(owner) = entry.owner() {
                 out.push(Output::Send { to: owner, message: bare(self.epoch, Kind::WriteRequest, block) });
             } else if entry.is_idle() {
@@ -207,7 +207,7 @@ impl MasterCore {
     /// Remembers a Drop whose claim may still be under way.
     pub(super) fn note_drop(&mut self, block: BlockId, from: NodeId) {
         if let Some(rebuild) = &mut self.rebuild
-            && !self.entries.get(&block).is_some_and(|entry| entry.holders.contains(from))
+            && !self.entries.get(block).is_some_and(|entry| entry.holders.contains(from))
         {
             rebuild.dropped.insert((block, from));
         }
@@ -218,9 +218,9 @@ impl MasterCore {
         let Some(rebuild) = self.rebuild.take_if(|rebuild| rebuild.is_complete()) else { return };
         let lost: BlockMap<Scn> = rebuild.lost.expect("complete").into_iter().collect();
         for &block in lost.keys() {
-            self.entries.entry(block).or_default();
+            self.entries.of(block);
         }
-        let blocks: Vec<BlockId> = self.entries.keys().copied().collect();
+        let blocks: Vec<BlockId> = self.entries.iter().map(|(block, _)| block).collect();
         for block in blocks {
             self.rebuilt_block(block, lost.get(&block).copied(), rebuild.past_images.get(&block).copied(), out);
             self.settle(block, out);
@@ -228,7 +228,7 @@ impl MasterCore {
     }
 
     fn rebuilt_block(&mut self, block: BlockId, lost: Option<Scn>, image: Option<(Scn, NodeId)>, out: &mut Vec<Output>) {
-        let entry = self.entries.get_mut(&block).expect("the caller has found it");
+        let entry = self.entries.get_mut(block).expect("the caller has found it");
         if entry.dirty_scn <= entry.disk_scn {
             entry.set_dirty_owner(None);
         }
