@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
-use crate::fusion::recovery::{Replay, ReplayError, Replayed};
+use crate::fusion::recovery::{Replay, ReplayError, Replayed, read_place};
 use crate::ids::{BLOCK_SIZE, BlockNo, Lsn, NodeId, Scn, ShardId};
 use crate::reactor::{Class, IoBuf, Reactor};
 use crate::volume::{Volume, VolumeError};
@@ -211,7 +211,7 @@ impl Work {
             });
             result.map_err(|error| RecoveryError::Block { block, doing, error })
         };
-        let (read, mut buffer) = self.reactor.read(file, offset, buffer).await;
+        let (read, mut buffer) = read_place(&self.reactor, file, block, buffer).await;
         whole(read, "read")?;
         let outcome = self.replay.borrow_mut().replay(block, buffer.as_mut_slice())?;
         if let Replayed::Changed { .. } = outcome {

@@ -58,6 +58,9 @@ struct Window {
     len: usize,
 }
 
+/// Reads of the place where the log seems to end.
+const LOADS_AT_END: u32 = 3;
+
 impl Window {
     fn get(&self, at: Lsn) -> &[u8] {
         let bytes = self.bytes.as_ref().expect("the buffer is here between two reads").as_slice();
@@ -136,19 +139,26 @@ impl LogScan {
         }
         let at = self.end.lsn;
         let mut found = Batch::parse(&self.ring, at, self.buffer.get(at));
-        if found.is_none_or(|batch| self.buffer.get(at).len() < batch.length) {
+        let mut loads = 0;
+        let found = loop {
+            let whole = found.filter(|batch| batch.is_whole(self.buffer.get(at)));
+            if let Some(batch) = whole
+                && batch.start == at
+                && batch.sequence == self.end.batch_sequence
+                && batch.incarnation >= self.end.incarnation
+            {
+                self.end = LogEnd { lsn: batch.next(), batch_sequence: batch.sequence + 1, incarnation: batch.incarnation };
+                return Ok(Some(batch));
+            }
+            // What was never written stays so; what was only damaged on its way from the disk does not, and would be
+            // taken for the end: what was acknowledged last would be lost.
+            if loads == LOADS_AT_END {
+                break whole;
+            }
             self.load(at).await?;
+            loads += 1;
             found = Batch::parse(&self.ring, at, self.buffer.get(at));
-        }
-        let found = found.filter(|batch| batch.is_whole(self.buffer.get(at)));
-        if let Some(batch) = found
-            && batch.start == at
-            && batch.sequence == self.end.batch_sequence
-            && batch.incarnation >= self.end.incarnation
-        {
-            self.end = LogEnd { lsn: batch.next(), batch_sequence: batch.sequence + 1, incarnation: batch.incarnation };
-            return Ok(Some(batch));
-        }
+        };
         self.check_end(at, found).await?;
         self.finished = true;
         Ok(None)

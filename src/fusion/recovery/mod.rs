@@ -18,11 +18,13 @@ mod redo;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 
 pub use self::error::{RecoveryFault, ReplayError};
 pub use self::redo::read_redo;
-use crate::ids::{BlockId, BlockNo, NodeId, Scn};
+use crate::ids::{BLOCK_SIZE, BlockId, BlockNo, NodeId, Scn};
+use crate::reactor::{FileId, IoBuf, Reactor};
 use crate::volume::block::{self, BlockFault};
 use crate::volume::change::Change;
 use crate::wal::redo::RedoGroup;
@@ -213,6 +215,27 @@ pub fn version_of(number: BlockNo, bytes: &[u8]) -> Result<Scn, BlockFault> {
         Ok(()) => Ok(block::block_scn(bytes)),
         Err(BlockFault::NeverWritten) => Ok(Scn::ZERO),
         Err(fault) => Err(fault),
+    }
+}
+
+/// Most reads of a block that does not look like one, before it counts as torn or never written.
+pub const READS_MAX: u32 = 4;
+
+/// Reads the place of a block for replay. What is torn on the disk is so at every read; what was only damaged on its way is
+/// not, and taking it for torn would rebuild an old version over a newer one. So a block that fails its checksum, is another
+/// block, or looks as if it was never written is read again. `buffer` is one block.
+pub async fn read_place(reactor: &Reactor, file: FileId, block: BlockNo, mut buffer: IoBuf) -> (io::Result<usize>, IoBuf) {
+    let offset = block.0 * BLOCK_SIZE as u64;
+    let mut reads = 1;
+    loop {
+        let read;
+        (read, buffer) = reactor.read(file, offset, buffer).await;
+        let sound = read.as_ref().is_ok_and(|bytes| *bytes == BLOCK_SIZE)
+            && version_of(block, buffer.as_slice()).is_ok_and(|version| version != Scn::ZERO);
+        if sound || read.is_err() || reads == READS_MAX {
+            return (read, buffer);
+        }
+        reads += 1;
     }
 }
 

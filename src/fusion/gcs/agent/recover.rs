@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::Inner;
 use super::view::{RecoveryPhase, RecoveryProgress};
 use crate::fusion::gcs::message::{Kind, Message};
-use crate::fusion::recovery::{RecoveryFault, Replay, ReplayError, Replayed, read_redo, version_of};
+use crate::fusion::recovery::{RecoveryFault, Replay, ReplayError, Replayed, read_place, read_redo, version_of};
 use crate::ids::{BLOCK_SIZE, BlockId, NodeId, Scn};
 use crate::interconnect::Body;
 use crate::reactor::sync::{Notify, oneshot};
@@ -282,7 +282,7 @@ impl Inner {
         if !recovery.goes_on() {
             return Ok(());
         }
-        let (read, mut bytes) = self.reactor.read(file, offset, IoBuf::aligned(BLOCK_SIZE)).await;
+        let (read, mut bytes) = read_place(&self.reactor, file, block.block, IoBuf::aligned(BLOCK_SIZE)).await;
         whole(read, block, "read")?;
         let mut behind = false;
         if let Some(kept) = kept
