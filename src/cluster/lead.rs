@@ -534,7 +534,8 @@ impl Lead {
                     let since = self.lost_since.borrow().get(&node).copied().unwrap_or(asked);
                     reactor.sleep_until(since + context.config.heartbeat_timeout()).await;
                 }
-                tracing::warn!(%proof, took_ms = reactor.now().since(asked).as_millis() as u64, "fenced");
+                // The method has logged the proof.
+                tracing::info!(%node, took_ms = reactor.now().since(asked).as_millis() as u64, "fenced");
                 true
             }
             Err(error) => {
