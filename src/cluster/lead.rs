@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::control::{Command, Control};
 use super::fencing::{Fences, Life, Strength, Victim};
 use super::node::{End, NodeContext};
 use super::pulse::{Finding, Heart, HeartParts};
@@ -302,6 +303,9 @@ impl Lead {
         if !view.unrecovered.is_empty() {
             tracing::info!(epoch = epoch.0, lost = ?view.unrecovered, "recovers the lost nodes");
         }
+        if view.coordinator() == context.node {
+            self.write_down(&view);
+        }
         let progress = self.watch_progress(&view);
         self.each_shard("recover", async |life| life.recovered().await).await?;
         let blocks = self.parts.reactor.now();
@@ -323,6 +327,18 @@ impl Lead {
         }
         self.parts.agent.input(Input::InstancesRecovered(epoch));
         Ok(())
+    }
+
+    /// Has the control group remember the view. Nothing waits for it: it decides nothing.
+    fn write_down(self: &Rc<Self>, view: &View) {
+        let Some((control, _)) = self.control() else { return };
+        let epoch = view.epoch;
+        let members = view.members.iter().map(|(node, _)| *node).collect();
+        self.spawn("write the view down", async move |lead| {
+            let newest = || lead.parts.agent.view().is_some_and(|newest| newest.epoch == epoch);
+            control.propose_while(&Command::View { epoch, members }, newest).await;
+            Ok(())
+        });
     }
 
     /// Publishes how far the shards' recovery is, until it is aborted.
@@ -478,6 +494,12 @@ impl Lead {
         control.formed_ms = reactor.wall_ms();
         volume.write_control(&mut control).await?;
         Ok((control.epoch, control.scn))
+    }
+
+    /// The control group and the epoch that this node is in; none before the first view.
+    pub(super) fn control(&self) -> Option<(Rc<Control>, Epoch)> {
+        let epoch = self.parts.agent.view()?.epoch;
+        Some((self.parts.life.control()?, epoch))
     }
 
     /// An operator wants the node out, and in manual mode vouches for it that it can't write any more.

@@ -3,6 +3,7 @@
 //! Stands above the store and puts everything below together. Its handles ([`Node`], [`Status`]) are `Send` and know no
 //! runtime.
 
+pub mod control;
 mod door;
 mod failure;
 pub mod fencing;
@@ -14,7 +15,10 @@ mod pulse;
 pub mod recovery;
 mod shard;
 mod status;
+#[cfg(test)]
+mod tests;
 pub mod view;
 
+pub use control::ControlStatus;
 pub use node::{HostedNode, Node, Operator};
 pub use status::{Phase, RecoveryStatus, Snapshot, Status};

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::control::{Command, ControlDoor, ControlState};
 use super::door::{ClusterDoor, ReportLinks};
 use super::fencing::{Fences, Life, ThreadFences, life_lock};
 use super::late::LateHandler;
@@ -20,7 +21,7 @@ use super::status::{Phase, Status};
 use super::view::ViewsAgent;
 use crate::clock::ScnClock;
 use crate::config::{Config, ConfigError, IoDriver};
-use crate::ids::{Incarnation, NodeId, ShardId};
+use crate::ids::{Epoch, Incarnation, NodeId, ShardId};
 use crate::interconnect::{Interconnect, SEND_QUEUE_BYTES, Service, Settings};
 use crate::reactor::sync::{CrossReceiver, CrossSender, cross_oneshot};
 use crate::reactor::thread::spawn_shard_thread;
@@ -50,15 +51,46 @@ impl Operator {
     /// Why not, in words for the operator.
     pub async fn fence(&self, node: NodeId) -> Result<(), String> {
         let fence = move |reactor: Reactor| async move {
-            let lead =
-                reactor.local::<Lead>().ok_or_else(|| String::from("the node is still starting: ask again, or another"))?;
+            let lead = reactor.local::<Lead>().ok_or_else(|| String::from(STARTING))?;
             lead.fence_by_hand(node)
         };
-        let ended = |_| String::from("the node is ending: ask another");
+        let ended = |_| String::from(ENDING);
         let answer = self.0.call(Class::Critical, "fence by hand", fence).map_err(|error| error.to_string())?;
         answer.await.map_err(ended)?
     }
+
+    /// Has the control group agree on something, wherever its leader is; it is applied on this node when this returns. The
+    /// command is made with the epoch that this node is in.
+    ///
+    /// # Errors
+    /// Why not, in words for the operator. When the group did not answer in time it may still happen.
+    pub async fn agree(&self, command: impl FnOnce(Epoch) -> Command + Send + 'static) -> Result<(), String> {
+        let agree = move |reactor: Reactor| async move {
+            let lead = reactor.local::<Lead>().ok_or_else(|| String::from(STARTING))?;
+            let (control, epoch) = lead.control().ok_or_else(|| String::from(STARTING))?;
+            control.propose(&command(epoch)).await
+        };
+        let answer = self.0.call(Class::Normal, "agree", agree).map_err(|error| error.to_string())?;
+        answer.await.map_err(|_| String::from(ENDING))?
+    }
+
+    /// What the control group has agreed on, as far as this node has heard.
+    ///
+    /// # Errors
+    /// In words for the operator: the node is starting or ending.
+    pub async fn control_state(&self) -> Result<ControlState, String> {
+        let look = move |reactor: Reactor| async move {
+            let lead = reactor.local::<Lead>().ok_or_else(|| String::from(STARTING))?;
+            let (control, _) = lead.control().ok_or_else(|| String::from(STARTING))?;
+            Ok(control.state())
+        };
+        let answer = self.0.call(Class::Normal, "look", look).map_err(|error| error.to_string())?;
+        answer.await.map_err(|_| String::from(ENDING))?
+    }
 }
+
+const STARTING: &str = "the node is still starting: ask again, or another";
+const ENDING: &str = "the node is ending: ask another";
 
 #[derive(Clone, Copy)]
 struct Identity {
@@ -175,6 +207,7 @@ fn introduce(context: &NodeContext, remotes: Vec<Remote>) -> Store {
 pub struct HostedNode {
     status: Status,
     store: Store,
+    first: Remote,
     stop: Option<CrossSender<()>>,
     mains: Vec<TaskHandle>,
 }
@@ -193,10 +226,11 @@ impl HostedNode {
         let Prepared { context, mains, stop } = prepare(config, volume)?;
         assert_eq!(mains.len(), reactors.len(), "one reactor for each shard");
         let store = introduce(&context, reactors.iter().map(Reactor::remote).collect());
+        let first = reactors[0].remote();
         let mains = reactors.iter().zip(mains);
         let mains =
             mains.map(|(reactor, main)| reactor.spawn(Class::Normal, "main", main.run(reactor.clone(), Some(fences.clone()))));
-        Ok(HostedNode { status: context.status.clone(), store, stop: Some(stop), mains: mains.collect() })
+        Ok(HostedNode { status: context.status.clone(), store, first, stop: Some(stop), mains: mains.collect() })
     }
 
     /// How it is.
@@ -209,6 +243,12 @@ impl HostedNode {
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// What operators may ask of the node.
+    #[must_use]
+    pub fn operator(&self) -> Operator {
+        Operator(self.first.clone())
     }
 
     /// Asks the node to stop cleanly; it has when [`HostedNode::has_ended`].
@@ -307,6 +347,8 @@ pub(super) struct Doors {
     pub(super) gcs: Rc<LateHandler>,
     pub(super) ges: Rc<LateHandler>,
     pub(super) txn: Rc<LateHandler>,
+    /// Bound in the first shard only, where the control group is.
+    pub(super) raft: Rc<ControlDoor>,
 }
 
 fn connect(reactor: &Reactor, context: &NodeContext, shard: ShardId, identity: Identity) -> Doors {
@@ -326,10 +368,12 @@ fn connect(reactor: &Reactor, context: &NodeContext, shard: ShardId, identity: I
         send_queue_bytes_max: SEND_QUEUE_BYTES,
     };
     let interconnect = Interconnect::new(reactor, &context.shared.clock, settings);
-    let doors = Doors { interconnect, gcs: LateHandler::new(), ges: LateHandler::new(), txn: LateHandler::new() };
+    let late = LateHandler::new;
+    let doors = Doors { interconnect, gcs: late(), ges: late(), txn: late(), raft: Rc::default() };
     doors.interconnect.register(Service::Gcs, doors.gcs.clone());
     doors.interconnect.register(Service::Ges, doors.ges.clone());
     doors.interconnect.register(Service::Txn, doors.txn.clone());
+    doors.interconnect.register(Service::Raft, doors.raft.clone());
     doors
 }
 

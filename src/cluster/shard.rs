@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::control::{Control, ControlParts};
 use super::failure;
 use super::node::{Doors, End, NodeContext};
 use super::view::View;
@@ -19,6 +20,7 @@ use crate::fusion::gcs::{Gcs, GcsConfig, GcsParts, RecoveryProgress};
 use crate::fusion::ges::Ges;
 use crate::fusion::grd::MastershipMap;
 use crate::ids::{BLOCK_SIZE, Incarnation, NodeId, ShardId};
+use crate::raft;
 use crate::reactor::{Class, Instant, Reactor, Remote};
 use crate::store::{ShardEngine, ask_other_shards, search_in_other_shards};
 use crate::txn::{ClusterPeers, TransactionsForGes, TxnParts, Txns};
@@ -45,6 +47,8 @@ struct Services {
     ges: Ges,
     for_ges: TransactionsForGes,
     peers: ClusterPeers,
+    /// In the first shard.
+    control: Option<Rc<Control>>,
 }
 
 impl ShardLife {
@@ -104,10 +108,28 @@ impl ShardLife {
     async fn prepare(&self, map: Rc<MastershipMap>, members: &[NodeId]) -> Result<Services, End> {
         let ShardLife { reactor, context, volume, shard, doors, .. } = self;
         let area = volume.geometry().redo_area(context.node, *shard);
+        let recovered = if self.is_first() { raft::recover(reactor, volume.file(), area).await? } else { BTreeMap::new() };
         let log = Log::open(reactor, volume.file(), area, self.incarnation).await?;
         // Everything that stands in it has been recovered: by the coordinator before the first view, or by the members
-        // that let this node in again.
+        // that let this node in again. Raft's records stay.
         log.checkpoint(log.append_lsn(), context.shared.clock.latest()).await?;
+        let mut control = None;
+        if self.is_first() {
+            let opened = Control::open(ControlParts {
+                reactor: reactor.clone(),
+                interconnect: doors.interconnect.clone(),
+                log: log.clone(),
+                recovered,
+                config: context.config.raft.clone(),
+                founders: context.members.iter().copied().collect(),
+                status: context.status.clone(),
+            });
+            let opened = opened.await?;
+            // Raft's own records have been written anew behind the redo of former lives, which nobody needs.
+            log.checkpoint(log.append_lsn(), context.shared.clock.latest()).await?;
+            doors.raft.bind(opened.handler());
+            control = Some(opened);
+        }
         let epoch = map.epoch();
         let gcs = Gcs::new_entering(GcsParts {
             reactor: reactor.clone(),
@@ -142,7 +164,7 @@ impl ShardLife {
         doors.gcs.bind(Rc::new(gcs.clone()));
         doors.txn.bind(Rc::new(peers.clone()));
         doors.ges.bind(Rc::new(ges.clone()));
-        Ok(Services { cache, gcs, ges, for_ges, peers })
+        Ok(Services { cache, gcs, ges, for_ges, peers, control })
     }
 
     /// All members have entered the view: claims what is held, asks again for what is open, recovers what the lost nodes'
@@ -172,6 +194,11 @@ impl ShardLife {
     /// The shard's log.
     pub(super) fn log(&self) -> Log {
         self.services().cache.log().clone()
+    }
+
+    /// The control group, in the first shard from the first view on.
+    pub(super) fn control(&self) -> Option<Rc<Control>> {
+        self.services.borrow().as_ref()?.control.clone()
     }
 
     /// How far the recovery of lost nodes is.
@@ -223,6 +250,9 @@ impl ShardLife {
     /// Writes everything that this shard owns and ends its part. Answers whether nothing needs its redo any more.
     pub(super) async fn close(&self, patience: Duration) -> Result<bool, End> {
         let Some(services) = self.services.borrow().clone() else { return Ok(true) };
+        if let Some(control) = &services.control {
+            control.close();
+        }
         let empty = services.cache.checkpoint_fully(patience).await?;
         services.cache.close();
         services.gcs.close();

@@ -5,6 +5,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::control::ControlStatus;
 use crate::fusion::gcs::{RecoveryPhase, RecoveryProgress};
 use crate::ids::{Epoch, NodeId};
 
@@ -64,6 +65,8 @@ pub struct Snapshot {
     pub members: Vec<NodeId>,
     /// The recovery of lost nodes, while it is under way.
     pub recovery: Option<RecoveryStatus>,
+    /// How the control group stands, from the first view on.
+    pub control: Option<ControlStatus>,
 }
 
 /// How far this node's part of the recovery of lost nodes is.
@@ -113,6 +116,7 @@ impl Default for Status {
             epoch: Epoch(0),
             members: Vec::new(),
             recovery: None,
+            control: None,
         };
         Status(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
     }
@@ -155,6 +159,11 @@ impl Status {
     /// Notes how far the recovery of lost nodes is; `None` when there is none under way.
     pub fn recovery(&self, recovery: Option<RecoveryStatus>) {
         self.lock().recovery = recovery;
+    }
+
+    /// Notes how the control group stands.
+    pub fn control(&self, control: ControlStatus) {
+        self.lock().control = Some(control);
     }
 
     /// Waits until `until` holds or the time is over; the state then.

@@ -68,7 +68,7 @@ pub struct Checkpoint {
     pub lsn: Lsn,
     /// The sequence of that batch.
     pub batch_sequence: u64,
-    /// The life of the node that took it.
+    /// The life of the node that wrote that batch, or that was to write it: none before it counts from there on.
     pub incarnation: Incarnation,
     /// An SCN that the node's clock had reached.
     pub scn: Scn,

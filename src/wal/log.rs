@@ -69,8 +69,8 @@ struct State {
     writing: bool,
     poison: Option<LogError>,
     checkpoint: Checkpoint,
-    /// Where the batches from the checkpoint on begin, with their sequences.
-    batches: VecDeque<(Lsn, u64)>,
+    /// Where the batches from the checkpoint on begin, with their sequences and the lives that wrote them.
+    batches: VecDeque<(Lsn, u64, Incarnation)>,
     /// Bytes promised to reservations.
     reserved: u64,
     spare: Vec<IoBuf>,
@@ -136,7 +136,7 @@ impl Log {
         let mut batches = VecDeque::new();
         let mut retained = Lsn(u64::MAX);
         while let Some(batch) = scan.next_batch().await? {
-            batches.push_back((batch.start, batch.sequence));
+            batches.push_back((batch.start, batch.sequence, batch.incarnation));
             if scan.has_kind(&batch, RecordKind::Raft) {
                 retained = retained.min(batch.start);
             }
@@ -146,7 +146,7 @@ impl Log {
             let (node, shard) = (area.node, area.shard);
             return Err(LogError::OlderIncarnation { node, shard, ours: incarnation, found: end.incarnation });
         }
-        batches.push_back((end.lsn, end.batch_sequence));
+        batches.push_back((end.lsn, end.batch_sequence, incarnation));
         let ring = Ring::new(area);
         let buffer = IoBuf::aligned(ring.batch_max());
         let open = OpenBatch { start: end.lsn, sequence: end.batch_sequence, buffer, used: 0, records: 0 };
@@ -363,8 +363,8 @@ impl Log {
             }
             assert!(lsn <= state.open.end(), "a checkpoint at {lsn}, beyond the log's end at {}", state.open.end());
             let lsn = lsn.min(self.durable_lsn()).min(self.retained_from());
-            let after = state.batches.partition_point(|(start, _)| *start <= lsn);
-            let Some((start, sequence)) = after.checked_sub(1).map(|at| state.batches[at]) else {
+            let after = state.batches.partition_point(|(start, ..)| *start <= lsn);
+            let Some((start, sequence, incarnation)) = after.checked_sub(1).map(|at| state.batches[at]) else {
                 return Ok(state.checkpoint.lsn);
             };
             if start <= state.checkpoint.lsn && scn <= state.checkpoint.scn {
@@ -373,7 +373,8 @@ impl Log {
             Checkpoint {
                 lsn: start,
                 batch_sequence: sequence,
-                incarnation: self.0.incarnation,
+                // Not this one where it is held back in a former life's batches: those would read as damaged.
+                incarnation,
                 scn: scn.max(state.checkpoint.scn),
                 generation: state.checkpoint.generation,
             }
@@ -381,7 +382,7 @@ impl Log {
         next.write(&self.0.reactor, self.0.file, self.0.ring.area()).await?;
         let mut state = self.0.state.borrow_mut();
         state.checkpoint = next;
-        while state.batches.front().is_some_and(|(start, _)| *start < next.lsn) {
+        while state.batches.front().is_some_and(|(start, ..)| *start < next.lsn) {
             state.batches.pop_front();
         }
         state.stats.checkpoints += 1;
@@ -584,7 +585,7 @@ impl Log {
         batch.seal(&self.0.ring, buffer.as_mut_slice());
         state.closed_bytes += batch.padded();
         state.closed.push_back((batch, buffer));
-        state.batches.push_back((state.open.start, state.open.sequence));
+        state.batches.push_back((state.open.start, state.open.sequence, self.0.incarnation));
         self.kick(state);
     }
 

@@ -380,3 +380,32 @@ fn a_checkpoint_older_than_the_log_is_noticed() {
         assert!(matches!(refused, LogError::Overwritten { .. }), "{refused}");
     });
 }
+
+#[test]
+fn a_checkpoint_that_raft_holds_back_in_a_former_life_leaves_a_log_that_can_be_read() {
+    let place = Place::new("heldback");
+    let path = place.0.clone();
+    on_reactor(|reactor| async move {
+        let log = open_log(&reactor, &path, 1).await;
+        let before = append(&log, &content(1, 100)).await;
+        log.flush_to(before).await.unwrap();
+        let mut reservation = log.reserve(100).await.unwrap();
+        let vote = log.append(&mut reservation, RecordKind::Raft, &[&content(2, 100)]);
+        log.flush_to(vote).await.unwrap();
+        let after = append(&log, &content(3, 100)).await;
+        log.flush_to(after).await.unwrap();
+        drop((reservation, log));
+
+        // The next life needs none of its redo, and Raft has not been asked yet.
+        let log = open_log(&reactor, &path, 2).await;
+        let held = log.checkpoint(log.append_lsn(), Scn(7)).await.unwrap();
+        assert!(held >= before && held < vote, "{held} between {before} and {vote}");
+        let (found, end) = read_all(&reactor, &path).await.unwrap();
+        assert_eq!(found.iter().map(|(end, _)| *end).collect::<Vec<_>>(), [vote, after]);
+        assert_eq!(end.incarnation, Incarnation(2));
+
+        log.retain_from(None);
+        log.checkpoint(log.append_lsn(), Scn(8)).await.unwrap();
+        assert_eq!(read_all(&reactor, &path).await.unwrap().0, []);
+    });
+}

@@ -32,6 +32,9 @@ pub struct Health {
     pub members: Vec<String>,
     /// The recovery of lost nodes, while it is under way on this node.
     pub recovery: Option<Recovery>,
+    /// The control group, as this node sees it; none before the cluster has formed.
+    #[serde(default)]
+    pub control: Option<Control>,
     /// What it waits for, while it is not healthy.
     pub detail: String,
     /// Seconds since the process started.
@@ -53,6 +56,36 @@ pub struct Recovery {
     pub blocks_done: u64,
     /// Blocks to recover, as far as they are known.
     pub blocks_total: u64,
+}
+
+/// How the control group stands, as a node sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Control {
+    /// The node that leads it; none while there is no majority, or nobody is elected yet.
+    pub leader: Option<String>,
+    /// Raft's term.
+    pub term: u64,
+    /// What this node has applied of the group's log.
+    pub applied: u64,
+    /// The nodes whose vote counts.
+    pub voters: Vec<String>,
+    /// The configured nodes, those that were removed too.
+    pub nodes: Vec<ControlNode>,
+    /// Why the group has stopped on this node, if so.
+    pub failed: Option<String>,
+}
+
+/// A configured node, as the control group has agreed on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ControlNode {
+    /// Its name.
+    pub node: String,
+    /// Where its first shard listens for the other nodes.
+    pub address: SocketAddr,
+    /// `voter` or `observer`.
+    pub role: String,
+    /// `member`, `draining` or `removed`.
+    pub state: String,
 }
 
 pub use admin::{Admin, Answer};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use rustydb::config::NodeName;
-use rustydb_gateway::http::Recovery;
+use rustydb_gateway::http::{Control, Recovery};
 
 use crate::http::{NodeRow, health, order};
 
@@ -140,7 +140,13 @@ fn print_table(rows: &[NodeRow]) {
     if let Some(Ok(first)) = rows.iter().map(|row| row.health.as_ref()).find(|health| health.is_ok()) {
         let away: Vec<&str> = first.configured.iter().filter(|node| !first.members.contains(node)).map(String::as_str).collect();
         let away = if away.is_empty() { String::new() } else { format!("   away: {}", away.join(", ")) };
-        println!("Cluster: {}   epoch {}   members: {}{away}\n", first.cluster, first.epoch, first.members.join(", "));
+        println!("Cluster: {}   epoch {}   members: {}{away}", first.cluster, first.epoch, first.members.join(", "));
+        // Whoever has applied most knows best.
+        let healths = rows.iter().filter_map(|row| row.health.as_ref().ok()?.control.as_ref());
+        if let Some(control) = healths.max_by_key(|control| (control.term, control.applied)) {
+            println!("{}", control_words(control));
+        }
+        println!();
     }
     println!("{:<8} {:<22} {:<11} {:>9} {:>8}  detail", "node", "http", "status", "uptime", "pid");
     for row in rows {
@@ -157,6 +163,23 @@ fn print_table(rows: &[NodeRow]) {
             Err(error) => println!("{:<8} {:<22} {:<11} {:>9} {:>8}  {error}", row.node, row.http, "no answer", "", ""),
         }
     }
+}
+
+fn control_words(control: &Control) -> String {
+    let leader = control.leader.as_ref().map_or_else(
+        || "no leader: nothing can be agreed on until most voters are there".to_owned(),
+        |leader| format!("leader {leader}"),
+    );
+    let nodes = control.nodes.iter().map(|node| match (node.role.as_str(), node.state.as_str()) {
+        ("voter", "member") => node.node.clone(),
+        ("voter", state) => format!("{} ({state})", node.node),
+        (role, "member") => format!("{} ({role})", node.node),
+        (role, state) => format!("{} ({role}, {state})", node.node),
+    });
+    let nodes: Vec<String> = nodes.collect();
+    let failed = control.failed.as_ref().map(|why| format!("   stopped: {why}")).unwrap_or_default();
+    let Control { term, applied, .. } = control;
+    format!("Control group: {leader}   term {term}   applied {applied}   configured: {}{failed}", nodes.join(", "))
 }
 
 fn recovery_words(recovery: &Recovery) -> String {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustydb::cluster::{Node, Operator, Phase, Status};
+use rustydb::cluster::{ControlStatus, Node, Operator, Phase, Status};
 use rustydb::config::{Config, NodeName};
 use rustydb_gateway::http::{self, Admin, Answer, Health};
 use rustydb_gateway::sql::{Database, Limits};
@@ -156,6 +156,26 @@ async fn wait(status: &Status, until: impl Fn(&Phase) -> bool) -> Phase {
     }
 }
 
+fn control_of(status: ControlStatus) -> http::Control {
+    http::Control {
+        leader: status.leader.map(|node| node.to_string()),
+        term: status.term.0,
+        applied: status.applied.0,
+        voters: status.voters.iter().map(ToString::to_string).collect(),
+        nodes: status
+            .nodes
+            .iter()
+            .map(|(id, node)| http::ControlNode {
+                node: id.to_string(),
+                address: node.address,
+                role: node.role.word().to_owned(),
+                state: node.standing.word().to_owned(),
+            })
+            .collect(),
+        failed: status.failed,
+    }
+}
+
 fn health_source(config: &Config, status: Status, serving: Arc<AtomicBool>) -> http::HealthSource {
     let started = Instant::now();
     let name = |number: u8| format!("node{number}");
@@ -168,6 +188,7 @@ fn health_source(config: &Config, status: Status, serving: Arc<AtomicBool>) -> h
         configured,
         members: Vec::new(),
         recovery: None,
+        control: None,
         detail: String::new(),
         uptime_s: 0,
         pid: std::process::id(),
@@ -190,6 +211,7 @@ fn health_source(config: &Config, status: Status, serving: Arc<AtomicBool>) -> h
                 blocks_done: recovery.blocks_done,
                 blocks_total: recovery.blocks_total,
             }),
+            control: now.control.map(control_of),
             detail: now.detail,
             uptime_s: started.elapsed().as_secs(),
             ..still.clone()
