@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::ids::Scn;
+use crate::rules::{DesignRule, kept};
 
 /// Handle to the node's clock; clones share one value.
 #[derive(Clone, Debug, Default)]
@@ -52,7 +53,7 @@ impl ScnClock {
     pub fn observe(&self, scn: Scn) {
         assert!(scn < Scn::MAX, "{scn} was never drawn by a clock: refuse it where it was received");
         // Most messages carry nothing new: then only read, so that the word stays shared between the cores.
-        if self.0.load(Ordering::Acquire) < scn.0 {
+        if kept(DesignRule::ScnsNeverReused) && self.0.load(Ordering::Acquire) < scn.0 {
             self.0.fetch_max(scn.0, Ordering::AcqRel);
         }
     }

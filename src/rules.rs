@@ -1,7 +1,52 @@
-//! The switch by which a test turns one rule of a protocol's core off, to see that its exploration notices.
+//! The switch by which a test turns one rule of a protocol off, to see that its exploration, or the simulator, notices.
 //!
 //! In the product every rule holds, and asking costs nothing: the switch exists in test builds only. A plain value of its
-//! core. `R` names the core's rules.
+//! core, where `R` names the core's rules; whole clusters take it from their thread ([`without`]).
+
+/// Rules of the design (section 6) that the shards keep outside of a protocol's core. A test of whole clusters may switch
+/// one off for its thread, as it may a core's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum DesignRule {
+    /// 1: a changed block is not shipped before its redo is durable.
+    RedoBeforeShip,
+    /// 4: a block counts as written when the write has completed.
+    WrittenAfterWrite,
+    /// 8: a block under write is not shipped.
+    NotShippedWhileWritten,
+    /// 10: an SCN is never used again.
+    ScnsNeverReused,
+}
+
+/// Whether the rule is kept here.
+#[cfg(test)]
+pub(crate) fn kept(rule: DesignRule) -> bool {
+    switched_off() != Some(rule)
+}
+
+/// Whether the rule is kept here.
+#[cfg(not(test))]
+pub(crate) const fn kept(_rule: DesignRule) -> bool {
+    true
+}
+
+#[cfg(test)]
+thread_local! {
+    static OFF: std::cell::RefCell<Option<Box<dyn std::any::Any>>> = const { std::cell::RefCell::new(None) };
+}
+
+#[cfg(test)]
+fn switched_off<R: Copy + 'static>() -> Option<R> {
+    OFF.with_borrow(|off| off.as_ref().and_then(|rule| rule.downcast_ref::<R>().copied()))
+}
+
+/// Runs something with one rule (a [`DesignRule`], or one of a core's) switched off in all that is made in this thread.
+#[cfg(test)]
+pub(crate) fn without<T>(rule: impl Copy + 'static, run: impl FnOnce() -> T) -> T {
+    OFF.replace(Some(Box::new(rule)));
+    let output = run();
+    OFF.replace(None);
+    output
+}
 
 /// Which of the rules `R` is switched off.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,11 +57,11 @@ pub(crate) struct Rules<R> {
     all_hold: std::marker::PhantomData<R>,
 }
 
-impl<R> Default for Rules<R> {
+impl<R: Copy + 'static> Default for Rules<R> {
     fn default() -> Rules<R> {
         Rules {
             #[cfg(test)]
-            off: None,
+            off: switched_off(),
             #[cfg(not(test))]
             all_hold: std::marker::PhantomData,
         }

@@ -16,6 +16,7 @@ use super::frame::{FrameId, Role, bar};
 use super::wait::{Kind, Outcome};
 use crate::ids::{BLOCK_SIZE, BlockId, PartitionId, Scn};
 use crate::reactor::IoBuf;
+use crate::rules::{DesignRule, kept};
 use crate::volume::block;
 
 /// What remains of a block here after it has been protected.
@@ -109,8 +110,12 @@ impl Cache {
         }
         let mut protected = ProtectedBlock { shared: shared.clone(), frame: id, spare: None, finished: false };
         let frame = shared.frame(id);
-        shared.log.flush_to(frame.last_lsn.get()).await.map_err(|error| CacheError::Log { error: error.to_string() })?;
-        shared.settled.until(|| frame.writing.get().is_none()).await;
+        if kept(DesignRule::RedoBeforeShip) {
+            shared.log.flush_to(frame.last_lsn.get()).await.map_err(|error| CacheError::Log { error: error.to_string() })?;
+        }
+        if kept(DesignRule::NotShippedWhileWritten) {
+            shared.settled.until(|| frame.writing.get().is_none()).await;
+        }
         if frame.dirty.get() && frame.acquiring.get().is_some() {
             protected.spare = Some(shared.spare(block).await?);
         }
@@ -395,9 +400,11 @@ impl ProtectedBlock {
         let block = frame.block.get();
         assert!(frame.mode.get() == Mode::Protected, "{block}: shipped without being protected");
         assert!(frame.latch.get() >= 0 && !frame.pending.get(), "{block}: shipped while it is being changed (rule 8)");
-        assert!(frame.writing.get().is_none(), "{block}: shipped while it is being written (rule 8)");
+        let settled = frame.writing.get().is_none() || !kept(DesignRule::NotShippedWhileWritten);
+        assert!(settled, "{block}: shipped while it is being written (rule 8)");
         let (redo, durable) = (frame.last_lsn.get(), self.shared.log.durable_lsn());
-        assert!(redo <= durable, "{block}: shipped with redo up to {redo}, and only {durable} is durable (rule 1)");
+        let is_durable = redo <= durable || !kept(DesignRule::RedoBeforeShip);
+        assert!(is_durable, "{block}: shipped with redo up to {redo}, and only {durable} is durable (rule 1)");
     }
 }
 

@@ -20,6 +20,7 @@ use super::error::CacheError;
 use super::frame::{Frame, FrameId, Role, bar};
 use crate::ids::{BLOCK_SIZE, BlockId, Lsn, Scn};
 use crate::reactor::{Class, IoBuf};
+use crate::rules::{DesignRule, kept};
 use crate::volume::block;
 use crate::wal::redo::{BlocksWritten, RecordKind};
 
@@ -123,7 +124,9 @@ impl Shared {
         for _ in 0..wanted.len() {
             let Some(id) = wanted.pop_front() else { break };
             let frame = self.frame(id);
-            if batch.len() < WRITE_BATCH && writable(frame) {
+            if batch.contains(&id) {
+                // Twice in line: wanted once more after its frame had been given up and taken for another block.
+            } else if batch.len() < WRITE_BATCH && writable(frame) {
                 batch.push(id);
             } else if frame.write_wanted.get() && frame.dirty.get() && frame.role.get() == Role::Current {
                 wanted.push_back(id);
@@ -153,6 +156,9 @@ impl Shared {
         batch.sort_unstable_by_key(|id| self.frame(*id).block.get().block);
         let memory = self.memory_for_copies();
         let copies: Vec<Copy> = batch.into_iter().zip(0..).map(|(id, place)| self.copy(id, &memory, place)).collect();
+        if !kept(DesignRule::WrittenAfterWrite) {
+            copies.iter().for_each(|copy| self.coherence.wrote(copy.block, copy.scn));
+        }
         let written = self.write_copies(&copies, &memory).await;
         for copy in &copies {
             self.wrote(copy, written.is_ok());

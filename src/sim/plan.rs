@@ -77,8 +77,8 @@ pub(super) struct Plan {
     pub(super) think: Duration,
     pub(super) accounts: u64,
     pub(super) lists: u64,
-    /// Somebody fills the volume now and then.
-    pub(super) filler: bool,
+    /// The volume is small, and the client who makes and drops tables fills it.
+    pub(super) fills_volume: bool,
     /// Those of this run; empty in a calm one.
     pub(super) faults: Vec<Fault>,
     /// Mean time between two of them.
@@ -90,7 +90,7 @@ impl Plan {
         let seed = options.seed;
         let dice = Dice::new(seed, 1);
         let shards = options.shards.unwrap_or(dice.pick(&[1, 1, 2]));
-        let filler = dice.chance(12);
+        let fills_volume = dice.chance(12);
         let small_redo = dice.chance(30);
         let (heartbeat_interval_ms, heartbeat_timeout_ms) = dice.pick(&[(1_000, 5_000), (200, 1_000), (500, 2_000)]);
         let world = SimOptions {
@@ -112,7 +112,7 @@ impl Plan {
             seed,
             nodes: options.nodes.unwrap_or(3),
             shards,
-            volume_bytes: if filler { 192 << 20 } else { 4 << 30 },
+            volume_bytes: if fills_volume { 192 << 20 } else { 4 << 30 },
             redo_area_bytes: if small_redo { 1 << 20 } else { dice.pick(&[4, 16]) << 20 },
             cache_bytes: u64::from(shards) * dice.pick(&[1 << 20, 4 << 20, 16 << 20]),
             heartbeat_interval_ms,
@@ -121,10 +121,10 @@ impl Plan {
             world,
             clock_skew_ms: dice.pick(&[0, 5, 500, 60_000]),
             clients: dice.between(3, 10),
-            think: Duration::from_millis(dice.pick(&[20, 100, 300])),
+            think: Duration::from_millis(dice.pick(&[50, 200, 800])),
             accounts: dice.between(3, 60),
             lists: dice.between(2, 6),
-            filler,
+            fills_volume,
             faults,
             fault_interval: Duration::from_millis(dice.pick(&[3_000, 10_000, 30_000])),
         }

@@ -68,6 +68,8 @@ struct Run {
     lives: u64,
     /// Dead nodes are started again by themselves.
     supervised: bool,
+    /// The lists have been looked at.
+    checked: bool,
 }
 
 thread_local! {
@@ -95,8 +97,13 @@ fn catch_panics() {
 /// Runs one simulation.
 #[must_use]
 pub fn run(options: &Options) -> Outcome {
+    run_plan(options, Plan::draw(options))
+}
+
+/// Runs one simulation by this plan.
+pub(super) fn run_plan(options: &Options, plan: Plan) -> Outcome {
     catch_panics();
-    let plan = Rc::new(Plan::draw(options));
+    let plan = Rc::new(plan);
     let world = SimWorld::with_options(options.seed, plan.world.clone());
     let clock = world.clock();
     set_virtual_clock(Some(Rc::new(move || clock().as_ns())));
@@ -120,6 +127,7 @@ pub fn run(options: &Options) -> Outcome {
         faults: 0,
         lives: 0,
         supervised: true,
+        checked: false,
     });
     SIMULATES.set(true);
     let ended = catch_unwind(AssertUnwindSafe(|| run.phases(options.duration)));
@@ -180,10 +188,15 @@ impl Run {
         let clients = self.clients.clone();
         self.run_until("the clients end", END_WITHIN, move |_| clients.running.get() == 0)?;
         self.wait_until_open("after the clients' end")?;
-        self.last_look()?;
+        let all: Vec<usize> = (0..self.members.len()).collect();
+        self.last_look(&all)?;
+        if all.len() > 1 && self.dice.chance(50) {
+            self.lose_one()?;
+            self.last_look(&all)?;
+        }
         if self.dice.chance(30) {
             self.stop_and_start_all()?;
-            self.last_look()?;
+            self.last_look(&all)?;
         }
         self.verdict()
     }
@@ -243,10 +256,7 @@ impl Run {
             Due::Look => {
                 self.look();
                 self.schedule(LOOK_EVERY, Due::Look);
-                let broken = std::mem::take(&mut *self.clients.broken.borrow_mut());
-                if !broken.is_empty() {
-                    return Err(Failure::Broken(broken));
-                }
+                self.verdict()?;
             }
             Due::Start(node) => self.start(*node),
             Due::Fault => {
@@ -292,14 +302,31 @@ impl Run {
         store.ok_or_else(|| Failure::NoProgress(format!("node{} has ended though nothing disturbs it", node + 1)))
     }
 
-    /// Nobody works any more: what each node shows must be what the clients were told.
-    fn last_look(&mut self) -> Result<(), Failure> {
-        let node = self.dice.below(self.members.len() as u64) as usize;
+    /// A node dies and stays dead: the others have everything, and change everything, without it.
+    fn lose_one(&mut self) -> Result<(), Failure> {
+        self.supervised = false;
+        let lost = self.dice.below(self.members.len() as u64) as usize;
+        if self.dice.chance(50) {
+            self.kill(lost, "is killed, and stays so");
+        } else {
+            self.end(lost, "loses its power, and stays so", |run| run.world.power_off(supervisor::host(lost)));
+        }
+        let others: Vec<usize> = (0..self.members.len()).filter(|node| *node != lost).collect();
+        self.last_look(&others)?;
+        self.supervised = true;
+        self.start(lost);
+        self.wait_until_open("after one has come back")?;
+        self.pass(self.world.now() + Duration::from_millis(100))
+    }
+
+    /// Nobody works any more: what each of these nodes shows must be what the clients were told.
+    fn last_look(&mut self, nodes: &[usize]) -> Result<(), Failure> {
+        let node = self.dice.pick(nodes);
         let (store, clients) = (self.store(node)?, self.clients.clone());
-        let dropped = self.ask("give the filler's space back", async move { clients.drop_scratch(&store).await })?;
-        dropped.map_err(|error| Failure::NoProgress(format!("the filler's space is not given back: {error}")))?;
+        let dropped = self.ask("drop what is left behind", async move { clients.drop_scratch(&store).await })?;
+        dropped.map_err(|error| Failure::NoProgress(format!("a table can't be dropped: {error}")))?;
         let mut first = None;
-        for node in 0..self.members.len() {
+        for node in nodes.iter().copied() {
             let name = format!("node{}", node + 1);
             let failed = |error| Failure::NoProgress(format!("{name} fails in the end: {error}"));
             let (store, clients) = (self.store(node)?, self.clients.clone());
@@ -312,21 +339,26 @@ impl Run {
                 }
             })?;
             let (audit, lists) = seen.map_err(failed)?;
-            let broken = check::bank::check(&audit, &self.clients.transfers.borrow(), self.plan.accounts, ACCOUNT_AT_FIRST);
-            if !broken.is_empty() {
-                return Err(Failure::Broken(broken));
+            let found = check::bank::check(&audit, &self.clients.transfers.borrow(), self.plan.accounts, ACCOUNT_AT_FIRST);
+            if !found.broken.is_empty() || !found.stale.is_empty() {
+                return Err(Failure::Broken([found.broken, found.stale].concat()));
             }
             let state = (audit.balances, audit.journal, lists);
             match &first {
                 None => {
-                    let broken = check::lists::check(&self.clients.lists.borrow(), &state.2);
+                    let (history, zombies) = (self.clients.lists.borrow(), self.clients.zombies.borrow());
+                    let (broken, excused) = check::lists::check(&history, &state.2, &zombies);
+                    if !self.checked {
+                        self.clients.count_many("stale on a zombie", excused);
+                        self.checked = true;
+                    }
                     if !broken.is_empty() {
                         return Err(Failure::Broken(broken));
                     }
                     first = Some(state);
                 }
                 Some(first) if *first != state => {
-                    let message = format!("node1 and {name} do not see the same in the end: {first:?} and {state:?}");
+                    let message = format!("{name} does not see in the end what another does: {first:?} and {state:?}");
                     return Err(Failure::Broken(vec![message]));
                 }
                 Some(_) => {}
@@ -340,7 +372,7 @@ impl Run {
     }
 
     fn verdict(&mut self) -> Result<(), Failure> {
-        let broken = std::mem::take(&mut *self.clients.broken.borrow_mut());
+        let broken = self.clients.take_broken();
         if broken.is_empty() { Ok(()) } else { Err(Failure::Broken(broken)) }
     }
 }

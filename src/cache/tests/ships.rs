@@ -288,3 +288,17 @@ fn a_block_under_write_is_shipped_only_afterwards() {
         assert_eq!(value(protected.bytes()), b"one");
     });
 }
+
+#[test]
+fn a_frame_that_stands_in_line_for_the_writer_twice_is_written_once() {
+    run(small(), |world| async move {
+        world.create(id(0), b"zero").await;
+        let frame = world.cache.0.map.find(id(0)).unwrap();
+        world.cache.request_write(id(0));
+        // As when it was wanted for a block that has left, and then for the block that came after it.
+        world.cache.0.wanted.borrow_mut().push_back(frame);
+        world.reactor.sleep(std::time::Duration::from_millis(100)).await;
+        assert_eq!(world.cache.stats().dirty, 0);
+        assert_eq!(world.peers.wrote.borrow().len(), 1);
+    });
+}

@@ -24,6 +24,8 @@ pub use holder::{HolderCore, HolderCounters, ProtectedImage};
 pub use master::{MasterCore, MasterCounters};
 pub use output::Output;
 pub use rebuild::Claim;
+#[cfg(test)]
+pub(crate) use rules::Rule;
 pub use statistics::{GcsStats, LATENCY_BUCKETS, LatencyHistogram, Path};
 
 #[cfg(test)]

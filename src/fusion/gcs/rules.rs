@@ -4,7 +4,7 @@
 
 /// A rule of the design that these cores enforce (the numbers are the design's, section 6).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(super) enum Rule {
+pub(crate) enum Rule {
     /// 3: messages of another epoch are dropped.
     EpochsMatch,
     /// 5: the master serves the next waiter only after Done.

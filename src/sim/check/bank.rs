@@ -16,20 +16,30 @@ pub(in crate::sim) struct Audit {
     pub(in crate::sim) who: String,
 }
 
-/// Every promise that this audit shows broken. `final_look`: every transfer has ended, so none is under way.
-pub(in crate::sim) fn check(audit: &Audit, transfers: &[Transfer], accounts: u64, initial: i64) -> Vec<String> {
+/// What is wrong with an audit.
+#[derive(Default)]
+pub(in crate::sim) struct Findings {
+    /// Promises that it shows broken.
+    pub(in crate::sim) broken: Vec<String>,
+    /// What it should have seen and did not: it shows an older state.
+    pub(in crate::sim) stale: Vec<String>,
+}
+
+/// Everything that is wrong with an audit.
+pub(in crate::sim) fn check(audit: &Audit, transfers: &[Transfer], accounts: u64, initial: i64) -> Findings {
+    let mut stale = Vec::new();
     let Audit { balances, journal, since_ns, who } = audit;
     let mut broken = Vec::new();
     if balances.len() as u64 != accounts {
         broken.push(format!("{who} sees {} accounts of {accounts}: {balances:?}", balances.len()));
-        return broken;
+        return Findings { broken, stale };
     }
     let sum: i64 = balances.values().sum();
     let expected = initial * accounts as i64;
     if sum != expected {
         broken.push(format!("{who} sees {sum} in all accounts, and it should be {expected}: {balances:?}"));
     }
-    let Some(journal) = journal else { return broken };
+    let Some(journal) = journal else { return Findings { broken, stale } };
     let mut replayed: BTreeMap<u64, i64> = (0..accounts).map(|account| (account, initial)).collect();
     for (number, (from, to, amount)) in journal {
         let Some(transfer) = transfers.get(*number as usize) else {
@@ -51,16 +61,20 @@ pub(in crate::sim) fn check(audit: &Audit, transfers: &[Transfer], accounts: u64
             && !journal.contains_key(&(number as u64))
         {
             let at = at_ns as f64 / 1e9;
-            broken.push(format!("{who} does not see transfer {number}, acknowledged at {at:.6}, before it looked: {transfer:?}"));
+            stale.push(format!("{who} does not see transfer {number}, acknowledged at {at:.6}, before it looked: {transfer:?}"));
         }
     }
-    let differ: Vec<_> = balances
-        .iter()
-        .filter(|(account, balance)| replayed[account] != **balance)
-        .map(|(account, balance)| format!("account {account} has {balance}, by the journal {}", replayed[account]))
-        .collect();
+    let differ: Vec<_> = balances.iter().filter(|(account, balance)| replayed[account] != **balance).collect();
     if !differ.is_empty() {
-        broken.push(format!("{who} sees balances that differ from the journal: {}", differ.join("; ")));
+        let what = differ
+            .iter()
+            .map(|(account, balance)| format!("account {account} has {balance}, by the journal {}", replayed[account]));
+        let what: Vec<_> = what.collect();
+        let concerns = |transfer: &Transfer| differ.iter().any(|(account, _)| [transfer.from, transfer.to].contains(account));
+        let concerned = journal.keys().filter_map(|number| Some((number, transfers.get(*number as usize)?)));
+        let concerned: Vec<_> = concerned.filter(|(_, transfer)| concerns(transfer)).collect();
+        broken
+            .push(format!("{who} sees balances that differ from the journal: {}; its transfers: {concerned:?}", what.join("; ")));
     }
-    broken
+    Findings { broken, stale }
 }

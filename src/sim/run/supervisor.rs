@@ -27,15 +27,19 @@ pub(super) struct Member {
     pub(super) open: bool,
     /// Asked to stop.
     pub(super) stopping: bool,
+    /// Answers nobody for now.
+    pub(super) suspended: bool,
 }
 
 impl Member {
     pub(super) fn new(index: usize) -> Member {
-        Member { index, hosted: None, open: false, stopping: false }
+        Member { index, hosted: None, open: false, stopping: false, suspended: false }
     }
 
+    /// Serves now: not suspended either.
     pub(super) fn is_open(&self) -> bool {
-        self.open && !self.stopping
+        let open_now = |hosted: &HostedNode| hosted.status().get().phase == Phase::Open;
+        self.open && !self.stopping && self.hosted.as_ref().is_some_and(open_now)
     }
 
     pub(super) fn describe(&self) -> String {
@@ -105,7 +109,20 @@ impl Run {
                     self.events.note(format_args!("node{} is open in epoch {}", node + 1, state.epoch.0));
                 }
                 Phase::Stopped if hosted.has_ended() => self.kill(node, "has stopped"),
-                Phase::Over(why) => self.kill(node, &format!("is over: {why}")),
+                Phase::Suspended if !member.suspended => {
+                    member.suspended = true;
+                    // The others may have gone on a moment before it noticed.
+                    self.clients.zombies.borrow_mut().learned(node as u8 + 1, self.world.now().as_ns());
+                    self.events.note(format_args!("node{} is suspended", node + 1));
+                }
+                Phase::Open if member.suspended => {
+                    member.suspended = false;
+                    self.events.note(format_args!("node{} goes on", node + 1));
+                }
+                Phase::Over(why) => {
+                    self.clients.zombies.borrow_mut().learned(node as u8 + 1, self.world.now().as_ns());
+                    self.kill(node, &format!("is over: {why}"));
+                }
                 Phase::Failed(message) => self.kill(node, &format!("has failed: {message}")),
                 _ => {}
             }
@@ -122,7 +139,7 @@ impl Run {
         let Some(hosted) = self.members[node].hosted.take() else { return };
         self.events.note(format_args!("node{} {why}", node + 1));
         let member = &mut self.members[node];
-        (member.open, member.stopping) = (false, false);
+        (member.open, member.stopping, member.suspended) = (false, false, false);
         let store = self.clients.stores.borrow_mut()[node].take();
         how(self);
         drop((hosted, store));

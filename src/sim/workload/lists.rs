@@ -61,7 +61,8 @@ pub(super) async fn turn(clients: &Clients, dice: &Dice) {
     let isolation = dice.pick(&[Isolation::ReadCommitted, Isolation::RepeatableRead]);
     let index = clients.lists.borrow().len();
     let began_ns = clients.now_ns();
-    let recorded = ListTransaction { node, isolation, began_ns, operations: Vec::new(), outcome: Outcome::Unknown };
+    let recorded =
+        ListTransaction { node, isolation, began_ns, operations: Vec::new(), outcome: Outcome::Unknown, ended_ns: u64::MAX >> 1 };
     clients.lists.borrow_mut().push(recorded);
     let mut session = store.session();
     let work = Work { clients, dice, index, isolation };
@@ -73,7 +74,8 @@ pub(super) async fn turn(clients: &Clients, dice: &Dice) {
             Outcome::Aborted
         }
     };
-    clients.lists.borrow_mut()[index].outcome = outcome;
+    let recorded = &mut clients.lists.borrow_mut()[index];
+    (recorded.outcome, recorded.ended_ns) = (outcome, clients.now_ns());
 }
 
 /// One transaction.

@@ -5,8 +5,8 @@
 //! Bounded by the clients of the plan, one transaction each at a time, and by [`TRANSACTIONS_MAX`] of each kind.
 
 mod bank;
-mod filler;
 mod lists;
+mod tables;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ pub(super) use bank::{ACCOUNT_AT_FIRST, audit};
 
 use super::dice::Dice;
 use super::events::Events;
-use super::history::{ListTransaction, Outcome, Transfer};
+use super::history::{ListTransaction, Outcome, Transfer, Zombies};
 use super::plan::Plan;
 use crate::ids::PartitionId;
 use crate::reactor::{Class, Reactor};
@@ -50,7 +50,7 @@ pub(super) struct Clients {
     hot: RefCell<Vec<(u32, u32)>>,
     lists_made: Cell<u32>,
     elements: Cell<u32>,
-    /// Partitions that the filler has made and nobody has dropped yet.
+    /// Partitions that a client has made and nobody has dropped yet.
     pub(super) scratch: RefCell<Vec<PartitionId>>,
     /// Clients end after their present transaction.
     pub(super) stopping: Cell<bool>,
@@ -58,6 +58,10 @@ pub(super) struct Clients {
     pub(super) running: Cell<u64>,
     /// Promises broken, seen so far.
     pub(super) broken: RefCell<Vec<String>>,
+    /// Audits that show an older state than they should: node, from when to when, what. Judged when it is known whether the
+    /// node was a zombie.
+    stale: RefCell<Vec<(u8, u64, u64, String)>>,
+    pub(super) zombies: RefCell<Zombies>,
     /// How transactions ended.
     pub(super) ends: RefCell<BTreeMap<&'static str, u64>>,
 }
@@ -101,6 +105,8 @@ impl Clients {
             stopping: Cell::new(false),
             running: Cell::new(0),
             broken: RefCell::default(),
+            stale: RefCell::default(),
+            zombies: RefCell::default(),
             ends: RefCell::default(),
         })
     }
@@ -122,16 +128,16 @@ impl Clients {
 
     /// Starts the clients of the plan.
     pub(super) fn start(self: &Rc<Self>) {
-        for number in 0..self.plan.clients + u64::from(self.plan.filler) {
+        for number in 0..self.plan.clients + 1 {
             let clients = self.clone();
             let dice = Dice::new(self.plan.seed, 1_000 + number);
-            let fills = number == self.plan.clients;
+            let makes_tables = number == self.plan.clients;
             self.running.set(self.running.get() + 1);
             self.reactor.spawn(Class::Normal, "client", async move {
                 while !clients.stopping.get() {
                     clients.reactor.sleep(dice.around(clients.plan.think)).await;
                     match number % 2 {
-                        _ if fills => filler::turn(&clients, &dice).await,
+                        _ if makes_tables => tables::turn(&clients, &dice).await,
                         0 => bank::turn(&clients, &dice).await,
                         _ => lists::turn(&clients, &dice).await,
                     }
@@ -179,7 +185,29 @@ impl Clients {
     }
 
     fn count(&self, end: &'static str) {
-        *self.ends.borrow_mut().entry(end).or_default() += 1;
+        self.count_many(end, 1);
+    }
+
+    pub(super) fn count_many(&self, end: &'static str, count: u64) {
+        if count > 0 {
+            *self.ends.borrow_mut().entry(end).or_default() += count;
+        }
+    }
+
+    /// The promises that are known to be broken by now.
+    pub(super) fn take_broken(&self) -> Vec<String> {
+        let now_ns = self.now_ns();
+        let (known, open): (Vec<_>, Vec<_>) =
+            self.stale.take().into_iter().partition(|(_, _, answered_ns, _)| Zombies::is_known(*answered_ns, now_ns));
+        self.stale.replace(open);
+        for (node, from_ns, to_ns, what) in known {
+            if self.zombies.borrow().may_have_answered(node, from_ns, to_ns) {
+                self.count("stale on a zombie");
+            } else {
+                self.broken.borrow_mut().push(what);
+            }
+        }
+        self.broken.take()
     }
 
     /// What a client knows after a commit was answered so.
@@ -221,7 +249,7 @@ impl Clients {
         Ok(())
     }
 
-    /// Gives the filler's space back.
+    /// Drops the tables that a client has left behind.
     pub(super) async fn drop_scratch(&self, store: &Store) -> Result<(), StoreError> {
         let scratch = self.scratch.borrow().clone();
         for partition in scratch {

@@ -43,8 +43,9 @@ pub(super) struct Side {
     closed: bool,
     sent_end: bool,
     reset: bool,
-    /// Received, not yet read.
-    arrived: VecDeque<u8>,
+    /// Received, not yet read: from the first piece, so many bytes have been read already.
+    arrived: VecDeque<Vec<u8>>,
+    first_read: usize,
     end_arrived: bool,
     receiving: VecDeque<OperationRef>,
     sending: VecDeque<OperationRef>,
@@ -79,6 +80,7 @@ impl Side {
             sent_end: false,
             reset: false,
             arrived: VecDeque::new(),
+            first_read: 0,
             end_arrived: false,
             receiving: VecDeque::new(),
             sending: VecDeque::new(),
@@ -87,6 +89,25 @@ impl Side {
             held: VecDeque::new(),
         }
     }
+}
+
+/// Moves bytes out of what has arrived, as many as there is space for.
+fn read_pieces(arrived: &mut VecDeque<Vec<u8>>, first_read: &mut usize, space: &mut [u8]) -> usize {
+    let mut count = 0;
+    while let Some(piece) = arrived.front()
+        && count < space.len()
+    {
+        let rest = &piece[*first_read..];
+        let part = rest.len().min(space.len() - count);
+        space[count..count + part].copy_from_slice(&rest[..part]);
+        count += part;
+        *first_read += part;
+        if *first_read == piece.len() {
+            arrived.pop_front();
+            *first_read = 0;
+        }
+    }
+    count
 }
 
 /// Ports that are given out by number come from here on.
@@ -204,12 +225,7 @@ impl State {
                 else {
                     unreachable!("queued as a receive")
                 };
-                let space = &mut buffer.as_mut_slice()[*done..];
-                let count = space.len().min(own.arrived.len());
-                for (to, from) in space.iter_mut().zip(own.arrived.drain(..count)) {
-                    *to = from;
-                }
-                Ok(count)
+                Ok(read_pieces(&mut own.arrived, &mut own.first_read, &mut buffer.as_mut_slice()[*done..]))
             } else if own.end_arrived || own.closed {
                 Ok(0)
             } else {
@@ -240,10 +256,16 @@ impl State {
             let mut bytes = Vec::new();
             match self.operation(reference) {
                 Some(Operation::Send { buffer, done, .. }) => {
-                    bytes.extend(buffer.as_slice()[*done..].iter().take(room));
+                    let rest = &buffer.as_slice()[*done..];
+                    bytes.extend_from_slice(&rest[..rest.len().min(room)]);
                 }
                 Some(Operation::SendVectored { buffers, done, .. }) => {
-                    bytes.extend(buffers.iter().flat_map(|buffer| buffer.as_slice()).skip(*done).take(room));
+                    let mut skip = *done;
+                    for buffer in buffers {
+                        let rest = buffer.as_slice().get(skip..).unwrap_or_default();
+                        skip = skip.saturating_sub(buffer.len());
+                        bytes.extend_from_slice(&rest[..rest.len().min(room - bytes.len())]);
+                    }
                 }
                 _ => unreachable!("queued as a send"),
             }
@@ -291,7 +313,8 @@ impl State {
                 }
                 return;
             }
-            Segment::Bytes(bytes) => to.arrived.extend(bytes),
+            Segment::Bytes(bytes) if bytes.is_empty() => {}
+            Segment::Bytes(bytes) => to.arrived.push_back(bytes),
             Segment::End => to.end_arrived = true,
             Segment::Reset => to.reset = true,
         }
@@ -349,7 +372,7 @@ impl State {
         }
         own.closed = true;
         // As TCP does: unread bytes make the end a reset.
-        let unread = own.arrived.len();
+        let unread = own.arrived.iter().map(Vec::len).sum::<usize>() - std::mem::take(&mut own.first_read);
         own.arrived.clear();
         self.connections[connection].sides[1 - side].in_window -= unread;
         if unread > 0 || matches!(farewell, Segment::Reset) {

@@ -1,5 +1,5 @@
-//! Fills the volume: makes a partition, writes large rows until there is no space, reads them on another node, and drops
-//! it. Others meet a full volume meanwhile.
+//! A client that makes a table, writes large rows, reads them on another node, and drops it. On a small volume it goes on
+//! until there is no space left, and the others meet a full volume.
 
 use super::{Clients, Trouble};
 use crate::sim::dice::Dice;
@@ -8,8 +8,9 @@ use crate::store::{Placement, ScanLimit, ScanRange, StoreError, WriteOp};
 /// Bytes of a row: some with overflow blocks.
 const ROW_BYTES: [usize; 3] = [2_000, 30_000, 200_000];
 
-/// Most rows of one partition.
-const ROWS_MAX: u64 = 600;
+/// Most rows of a table, and of one that is to fill the volume.
+const ROWS_MAX: u64 = 40;
+const FILLING_ROWS_MAX: u64 = 600;
 
 /// A client's next transactions.
 pub(super) async fn turn(clients: &Clients, dice: &Dice) {
@@ -32,9 +33,10 @@ async fn fill(clients: &Clients, dice: &Dice) -> Result<(), Trouble> {
     clients.scratch.borrow_mut().push(partition);
     let bytes = dice.pick(&ROW_BYTES);
     let row = |number: u64| vec![number as u8; bytes];
+    let rows_max = if clients.plan.fills_volume { FILLING_ROWS_MAX } else { dice.between(1, ROWS_MAX) };
     let mut written = 0;
     let full = loop {
-        if written == ROWS_MAX {
+        if written == rows_max {
             break false;
         }
         let write = WriteOp::Put { partition, key: written.to_be_bytes().to_vec(), value: row(written) };
@@ -45,7 +47,7 @@ async fn fill(clients: &Clients, dice: &Dice) -> Result<(), Trouble> {
         }
     };
     clients.events.note(format_args!(
-        "filler: {written} rows of {bytes} bytes in {partition}{}",
+        "a table: {written} rows of {bytes} bytes in {partition}{}",
         if full { ", the volume is full" } else { "" }
     ));
     let Some((node, other)) = clients.any_store(dice) else { return Ok(()) };
