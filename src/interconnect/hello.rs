@@ -133,6 +133,8 @@ pub enum HelloFault {
         /// The latest that we know.
         known: Incarnation,
     },
+    /// A node that has left the cluster for good.
+    Removed(NodeId),
     /// The other side refused us, with this verdict.
     Refused(u8),
 }
@@ -155,6 +157,7 @@ impl HelloFault {
             HelloFault::OtherNode { .. } => 11,
             HelloFault::Direction(_) => 12,
             HelloFault::Stale { .. } => 13,
+            HelloFault::Removed(_) => 14,
             HelloFault::Refused(verdict) => *verdict,
         }
     }
@@ -173,6 +176,7 @@ fn verdict_text(verdict: u8) -> &'static str {
         10 => "it is another node than our configuration says; check the addresses in [cluster.nodes]",
         12 => "it expects to be the one that connects; run the same release on every node",
         13 => "it knows a later start of this node; is a second process running as this node?",
+        14 => "this node was removed from the cluster; stop it, a new node takes another number",
         _ => "for a reason that this version doesn't know; see its log",
     }
 }
@@ -214,6 +218,9 @@ impl fmt::Display for HelloFault {
             }
             HelloFault::Stale { theirs, known } => {
                 write!(f, "it is {theirs}, but {known} of the same node has been here: an old process is still running")
+            }
+            HelloFault::Removed(node) => {
+                write!(f, "{node} was removed from the cluster: stop that process; a new node takes another number")
             }
             HelloFault::Refused(verdict) => write!(f, "it refused this node: {}", verdict_text(*verdict)),
         }

@@ -18,7 +18,7 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -34,7 +34,7 @@ use self::queue::QueuedBody;
 use self::stats::{Counters, LogGate};
 pub use self::stats::{DownReason, Drops, PeerDown, PeerStatus, Refusals, Stats, Traffic};
 use crate::clock::ScnClock;
-use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NodeId, ShardId};
+use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NODES_MAX, NodeId, ShardId};
 use crate::reactor::sync::Notify;
 use crate::reactor::{IoBuf, Reactor, TaskHandle};
 
@@ -169,6 +169,8 @@ pub(crate) struct Peer {
     queue_bytes_max: Cell<u64>,
     queue_messages_max: Cell<u64>,
     heartbeat_us: Cell<(u64, u64, u64)>,
+    /// It has left the cluster for good.
+    removed: Cell<bool>,
 }
 
 impl Peer {
@@ -186,6 +188,7 @@ impl Peer {
             queue_bytes_max: Cell::new(0),
             queue_messages_max: Cell::new(0),
             heartbeat_us: Cell::new((0, 0, 0)),
+            removed: Cell::new(false),
         })
     }
 
@@ -227,8 +230,8 @@ pub(crate) struct Inner {
     settings: Settings,
     epoch: Cell<Epoch>,
     handlers: RefCell<[Option<Rc<dyn Handler>>; Service::ALL.len()]>,
-    /// By node number.
-    peers: Vec<Option<Rc<Peer>>>,
+    /// By node number; one that is there stays.
+    peers: Box<[OnceCell<Rc<Peer>>]>,
     counters: Counters,
     strangers: LogGate,
     half_open: Cell<usize>,
@@ -271,26 +274,48 @@ impl Interconnect {
     /// An interconnect that does nothing yet: register the handlers, then [`start`](Interconnect::start) it.
     #[must_use]
     pub fn new(reactor: &Reactor, clock: &ScnClock, settings: Settings) -> Interconnect {
-        let highest = settings.peers.iter().map(|(node, _)| node.0).max().unwrap_or(0);
-        let mut peers: Vec<Option<Rc<Peer>>> = (0..=highest).map(|_| None).collect();
-        for (node, address) in &settings.peers {
-            assert_ne!(*node, settings.node, "a node is no peer of itself");
-            peers[usize::from(node.0)] = Some(Peer::new(*node, *address));
-        }
-        Interconnect(Rc::new(Inner {
+        let configured = settings.peers.clone();
+        let interconnect = Interconnect(Rc::new(Inner {
             reactor: reactor.clone(),
             clock: clock.clone(),
             settings,
             epoch: Cell::default(),
             handlers: RefCell::default(),
-            peers,
+            peers: (0..=NODES_MAX).map(|_| OnceCell::new()).collect(),
             counters: Counters::default(),
             strangers: LogGate::new(STRANGER_LOG_INTERVAL),
             half_open: Cell::new(0),
             tasks: RefCell::default(),
             started: Cell::new(false),
             closed: Cell::new(false),
-        }))
+        }));
+        for (node, address) in configured {
+            interconnect.add_peer(node, address);
+        }
+        interconnect
+    }
+
+    /// Makes a node a peer, also while messages flow: from now on it is connected to, or let in when it connects. One that is
+    /// a peer already keeps its address until this node's next life.
+    pub fn add_peer(&self, node: NodeId, address: SocketAddr) {
+        assert_ne!(node, self.0.settings.node, "a node is no peer of itself");
+        let place = &self.0.peers[usize::from(node.0)];
+        if place.get().is_some() {
+            return;
+        }
+        let peer = place.get_or_init(|| Peer::new(node, address));
+        if self.0.started.get() && !self.0.closed.get() {
+            tcp::keep_connecting(&self.0, peer);
+        }
+    }
+
+    /// Has nothing to do any more with a node that left the cluster for good: its connection ends, handlers hear of the loss as
+    /// of any other, and its greetings are refused from now on, with words that say so in both logs.
+    pub fn remove_peer(&self, node: NodeId) {
+        if let Some(peer) = self.peer(node) {
+            peer.removed.set(true);
+            self.break_off(node);
+        }
     }
 
     /// Names the handler of a service. Before [`start`](Interconnect::start), so that no message is missed.
@@ -396,7 +421,7 @@ impl Interconnect {
 
     /// The configured peers, in the order of their numbers.
     pub fn peers(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.0.peers.iter().flatten().map(|peer| peer.node)
+        self.0.present().map(|peer| peer.node)
     }
 
     /// The peers that are connected, in the order of their numbers.
@@ -413,7 +438,7 @@ impl Interconnect {
 
     /// Resolves when every peer is connected. Has no time limit of its own.
     pub async fn all_up(&self) {
-        for peer in self.0.peers.iter().flatten() {
+        for peer in self.0.present() {
             loop {
                 let changed = peer.changed.notified();
                 if self.is_up(peer.node) {
@@ -441,7 +466,7 @@ impl Interconnect {
             received: std::array::from_fn(|i| counters.received[i].get()),
             dropped: counters.dropped.get(),
             refused: counters.refused.get(),
-            peers: self.0.peers.iter().flatten().map(|peer| peer.status()).collect(),
+            peers: self.0.all_peers().map(|peer| peer.status()).collect(),
         }
     }
 
@@ -451,7 +476,7 @@ impl Interconnect {
         for task in self.0.tasks.take() {
             task.abort();
         }
-        for peer in self.0.peers.iter().flatten() {
+        for peer in self.0.all_peers() {
             if let Some(link) = peer.link.take() {
                 link.fail(DownReason::ClosedHere);
                 link.stop();
@@ -468,7 +493,16 @@ impl Interconnect {
 
 impl Inner {
     fn peer(&self, node: NodeId) -> Option<&Rc<Peer>> {
-        self.peers.get(usize::from(node.0)).and_then(Option::as_ref)
+        self.peers.get(usize::from(node.0)).and_then(OnceCell::get)
+    }
+
+    fn all_peers(&self) -> impl Iterator<Item = &Rc<Peer>> {
+        self.peers.iter().filter_map(OnceCell::get)
+    }
+
+    /// Those that have not left for good.
+    fn present(&self) -> impl Iterator<Item = &Rc<Peer>> {
+        self.all_peers().filter(|peer| !peer.removed.get())
     }
 
     fn enqueue(&self, peer: &Peer, link: &Link, message: Message, body: QueuedBody<'_>) -> Result<(), DownReason> {

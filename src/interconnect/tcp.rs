@@ -53,13 +53,20 @@ impl std::fmt::Display for Unmet {
 pub(super) async fn start(inner: &Rc<Inner>) -> Result<(), InterconnectError> {
     let address = inner.settings.listen;
     let listener = inner.reactor.listen(address).await.map_err(|source| InterconnectError::Listen { address, source })?;
-    let mut tasks = inner.tasks.borrow_mut();
-    tasks.push(inner.reactor.spawn(Class::High, "interconnect accept", accept(inner.clone(), listener)));
-    for peer in inner.peers.iter().flatten().filter(|peer| peer.node < inner.settings.node) {
-        let connecting = connect(inner.clone(), peer.clone());
-        tasks.push(inner.reactor.spawn(Class::Critical, "interconnect connect", connecting));
+    let accepting = inner.reactor.spawn(Class::High, "interconnect accept", accept(inner.clone(), listener));
+    inner.tasks.borrow_mut().push(accepting);
+    for peer in inner.present() {
+        keep_connecting(inner, peer);
     }
     Ok(())
+}
+
+/// Keeps a connection to the peer, where that is this side's part.
+pub(super) fn keep_connecting(inner: &Rc<Inner>, peer: &Rc<Peer>) {
+    if peer.node < inner.settings.node {
+        let connecting = connect(inner.clone(), peer.clone());
+        inner.tasks.borrow_mut().push(inner.reactor.spawn(Class::Critical, "interconnect connect", connecting));
+    }
 }
 
 async fn accept(inner: Rc<Inner>, listener: Listener) {
@@ -132,7 +139,7 @@ async fn greeting_of_accepted(inner: &Rc<Inner>, stream: &Stream) -> Result<(Rc<
 
 async fn connect(inner: Rc<Inner>, peer: Rc<Peer>) {
     let mut delay = RETRY_DELAY;
-    while !inner.closed.get() {
+    while !inner.closed.get() && !peer.removed.get() {
         let greeted = inner.reactor.timeout(GREETING_TIME, greeting_of_connected(&inner, &peer)).await;
         match greeted.unwrap_or(Err(Unmet::Time)) {
             Ok((stream, hello)) => {
@@ -191,6 +198,9 @@ fn our_hello(inner: &Inner, to: NodeId) -> Hello {
 /// The rest of the checks: a peer that we have, in a life that isn't over.
 fn admit(inner: &Inner, theirs: &Hello) -> Result<(Rc<Peer>, Hello), HelloFault> {
     let peer = inner.peer(theirs.node).ok_or(HelloFault::UnknownNode(theirs.node))?;
+    if peer.removed.get() {
+        return Err(HelloFault::Removed(theirs.node));
+    }
     let known = peer.incarnation.get();
     if theirs.incarnation < known {
         return Err(HelloFault::Stale { theirs: theirs.incarnation, known });
@@ -204,6 +214,10 @@ fn admit(inner: &Inner, theirs: &Hello) -> Result<(Rc<Peer>, Hello), HelloFault>
 
 /// From the greeting to the end of the connection.
 async fn converse(inner: &Rc<Inner>, peer: &Rc<Peer>, stream: Stream, hello: &Hello) {
+    // It may have left while it was greeted.
+    if peer.removed.get() {
+        return;
+    }
     let link = Link::new(peer.node, hello.incarnation, inner.reactor.now());
     peer.incarnation.set(hello.incarnation);
     inner.clock.observe(hello.scn);

@@ -363,6 +363,46 @@ fn a_peer_is_lost_and_comes_back_in_another_life() {
 }
 
 #[test]
+fn nodes_come_into_a_running_cluster_and_leave_it_for_good() {
+    on_loopback(|reactor| async move {
+        let cluster = Cluster::new(&reactor, 3);
+        let knowing = |node: u8, known: &[u8]| {
+            let mut settings = cluster.settings(node, 1);
+            settings.peers.retain(|(peer, _)| known.contains(&peer.0));
+            settings
+        };
+        // One that the others don't know, of a higher number: it connects, they refuse until they have heard of it.
+        let two = cluster.start(knowing(2, &[])).await;
+        let three = cluster.start(knowing(3, &[2])).await;
+        cluster.until("the refusal", || two.net.stats().refused.greeting > 0).await;
+        two.net.add_peer(NodeId(3), cluster.addresses[2]);
+        cluster.until("the connection", || two.net.is_up(NodeId(3)) && three.net.is_up(NodeId(2))).await;
+        // One of a lower number: it is connected to.
+        let one = cluster.start(knowing(1, &[2, 3])).await;
+        two.net.add_peer(NodeId(1), cluster.addresses[0]);
+        three.net.add_peer(NodeId(1), cluster.addresses[0]);
+        one.net.all_up().await;
+        one.net.send(NodeId(3), small(5), Body::Empty).unwrap();
+        cluster.until("its message", || three.seen.count.get() == 1).await;
+
+        // Node 3 leaves: those who know it refuse it, and tell it why. To remove one that is no peer is nothing.
+        let before = three.net.stats().refused.greeting;
+        for node in [&one, &two] {
+            node.net.remove_peer(NodeId(3));
+            node.net.remove_peer(NodeId(9));
+        }
+        cluster.until("the losses", || three.seen.downs.borrow().len() == 2).await;
+        cluster.until("its refusals", || three.net.stats().refused.greeting >= before + 2).await;
+        assert!(three.net.up_peers().is_empty());
+        assert_eq!((one.net.up_peers(), two.net.up_peers()), (vec![NodeId(2)], vec![NodeId(1)]));
+        assert_eq!(one.net.peers().collect::<Vec<_>>(), [NodeId(2)]);
+        assert_eq!(one.seen.downs.borrow().len(), 1, "the handlers hear of it as of any loss");
+        one.net.all_up().await;
+        [&one, &two, &three].iter().for_each(|node| node.net.close());
+    });
+}
+
+#[test]
 fn a_node_of_another_cluster_is_refused_by_name() {
     on_loopback(|reactor| async move {
         let cluster = Cluster::new(&reactor, 3);
