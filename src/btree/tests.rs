@@ -446,6 +446,26 @@ fn a_full_volume_says_so_and_lives_on() {
     });
 }
 
+#[test]
+fn a_dropped_partitions_space_is_given_to_nobody_while_lost_nodes_are_recovered() {
+    run(12, Size::Roomy, |task| async move {
+        let tree = task.tree().await;
+        put(&tree, b"key", b"row").await.unwrap();
+        let before = task.usage().await;
+        let recovers = Rc::new(Cell::new(true));
+        let until = recovers.clone();
+        task.service.hold_frees_while(Rc::new(move || until.get()));
+        task.drop_tree(&tree).await;
+        assert_eq!(task.usage().await, before, "whoever drops it does not wait, and its extents stay taken");
+        let next = task.tree().await;
+        assert_ne!(next.home().first_extent, tree.home().first_extent);
+        recovers.set(false);
+        while task.usage().await.extents_free < before.extents_free {
+            task.pause().await;
+        }
+    });
+}
+
 /// The usage once `extents` more are free.
 fn before_without(mut usage: space::SpaceUsage, extents: u64) -> space::SpaceUsage {
     usage.extents_free += extents;

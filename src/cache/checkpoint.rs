@@ -28,6 +28,15 @@ const REQUESTS_MAX: usize = 64;
 /// The checkpoint moves when it can give up at least this part of the log (or when time has come).
 const STEP_PART: u64 = 32;
 
+/// The writer goes on at its own pace when this goes, also when whoever hurried it was given up.
+struct UsualPace<'a>(&'a Shared);
+
+impl Drop for UsualPace<'_> {
+    fn drop(&mut self) {
+        self.0.writer_target.set(Lsn(0));
+    }
+}
+
 impl Cache {
     /// Everything that the log holds from here on is needed by some block of this shard.
     #[must_use]
@@ -45,6 +54,7 @@ impl Cache {
         let shared = &self.0;
         let deadline = shared.reactor.now() + patience;
         let failures = shared.write_error.borrow().0;
+        let _usual_pace = UsualPace(shared);
         loop {
             shared.ask_owners(Lsn(u64::MAX));
             let clean = shared.dirty.borrow().is_empty();
@@ -56,12 +66,10 @@ impl Cache {
             if let (count, Some(error)) = &*shared.write_error.borrow()
                 && *count != failures
             {
-                shared.writer_target.set(Lsn(0));
                 return Err(error.clone());
             }
             shared.reactor.sleep(BUSY_TICK).await;
         }
-        shared.writer_target.set(Lsn(0));
         shared.take_checkpoint().await?;
         Ok(shared.dirty_past.borrow().is_empty())
     }

@@ -19,6 +19,7 @@ use super::recovery;
 use super::shard::ShardLife;
 use super::status::{Phase, RecoveryStatus};
 use super::view::{EVERY_LIFE, Input, Output, View, ViewsAgent};
+use crate::btree::space::SpaceManager;
 use crate::config::FencingMode;
 use crate::ids::{Epoch, Incarnation, NodeId, Scn};
 use crate::reactor::sync::{Notify, Semaphore};
@@ -363,6 +364,10 @@ impl Lead {
     async fn open(self: Rc<Self>) -> Result<(), End> {
         // The first shard gives the others space.
         self.parts.life.open().await?;
+        if let Some(space) = self.parts.reactor.local::<SpaceManager>() {
+            let agent = self.parts.agent.clone();
+            space.hold_frees_while(Rc::new(move || agent.view().is_some_and(|view| !view.unrecovered.is_empty())));
+        }
         self.each_shard("open", async |life| if life.is_first() { Ok(()) } else { life.open().await }).await?;
         let store = self.store();
         let failed = |error: crate::store::StoreError| End::Failed(error.to_string());
@@ -455,6 +460,19 @@ impl Lead {
             Finding::LeaseLost => {
                 self.fail(End::Over("its lease on the volume has run out: the disk did not take its heartbeats".into()));
             }
+        }
+    }
+
+    /// Writes what is dirty, and has others write the blocks whose past images are kept here, so that a stop has little
+    /// left to do and a loss little to recover. The node goes on. Whether nothing was left.
+    pub(super) async fn write_blocks(&self) -> Result<bool, String> {
+        if !self.opened.get() || !self.parts.agent.serves() {
+            return Err("the node does not serve now".into());
+        }
+        let written = self.each_shard("write its blocks", async |life| life.write_blocks(STOP_PATIENCE).await).await;
+        match written {
+            Ok(written) => Ok(written.into_iter().all(|all| all)),
+            Err(End::Over(why) | End::Failed(why)) => Err(why),
         }
     }
 

@@ -87,6 +87,22 @@ impl Operator {
         let answer = self.0.call(Class::Normal, "look", look).map_err(|error| error.to_string())?;
         answer.await.map_err(|_| String::from(ENDING))?
     }
+
+    /// Writes the node's dirty blocks, once its clients have gone, so that a stop has little left to do. The node goes on.
+    /// Whether nothing was left that needs its redo.
+    ///
+    /// # Errors
+    /// Why not, in words for the operator.
+    pub async fn write_blocks(&self) -> Result<bool, String> {
+        let write = move |reactor: Reactor| async move {
+            match reactor.local::<Lead>() {
+                Some(lead) => lead.write_blocks().await,
+                None => Err("the node is still starting".into()),
+            }
+        };
+        let answer = self.0.call(Class::Normal, "write blocks", write).map_err(|error| error.to_string())?;
+        answer.await.map_err(|_| String::from("the node is ending"))?
+    }
 }
 
 const STARTING: &str = "the node is still starting: ask again, or another";

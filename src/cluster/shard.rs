@@ -247,6 +247,16 @@ impl ShardLife {
         Ok(())
     }
 
+    /// Writes everything that this shard owns, and goes on. Answers whether nothing needed its redo any more at that moment.
+    pub(super) async fn write_blocks(&self, patience: Duration) -> Result<bool, End> {
+        let cache = self.services().cache;
+        match self.reactor.timeout(2 * patience, cache.checkpoint_fully(patience)).await {
+            Ok(empty) => Ok(empty?),
+            // Somebody goes on changing blocks.
+            Err(_) => Ok(false),
+        }
+    }
+
     /// Writes everything that this shard owns and ends its part. Answers whether nothing needs its redo any more.
     pub(super) async fn close(&self, patience: Duration) -> Result<bool, End> {
         let Some(services) = self.services.borrow().clone() else { return Ok(true) };

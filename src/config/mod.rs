@@ -194,6 +194,9 @@ pub struct ServerConfig {
     pub http_address: SocketAddr,
     /// Most client connections at once. 1 to 100,000; default 1,000.
     pub max_connections: u64,
+    /// Seconds that clients in a transaction have to end it when the node stops; idle ones are sent away at once. 0 to 3,600;
+    /// default 5.
+    pub drain_timeout: u64,
 }
 
 /// `[engine]`
@@ -277,6 +280,7 @@ impl Default for ServerConfig {
             pg_address: SocketAddr::from(([127, 0, 0, 1], 5432)),
             http_address: SocketAddr::from(([127, 0, 0, 1], 8080)),
             max_connections: 1_000,
+            drain_timeout: 5,
         }
     }
 }
@@ -442,6 +446,7 @@ impl Config {
         within("raft.log_retention", raft.log_retention, 0, 1_000_000)?;
         self.ha.check(&within)?;
         within("server.max_connections", self.server.max_connections, 1, 100_000)?;
+        within("server.drain_timeout", self.server.drain_timeout, 0, 3_600)?;
         within("engine.shards", self.engine.shards, 1, SHARDS_MAX as u64)?;
         within("engine.undo_retention", self.engine.undo_retention, 0, 604_800)?;
         within("engine.deadlock_timeout", self.engine.deadlock_timeout, 10, 60_000)?;

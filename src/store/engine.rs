@@ -201,8 +201,10 @@ impl Backend for NodeStore {
     }
 
     fn session(&self) -> Box<dyn SessionBackend> {
+        let id = self.next_number();
         Box::new(EngineSession {
-            id: self.next_number(),
+            id,
+            id_now: Arc::new(AtomicU64::new(id)),
             slot: self.0.shared.snapshots.register(),
             store: self.clone(),
             transaction: None,
@@ -218,6 +220,7 @@ impl Backend for NodeStore {
 
     fn create_partition(&self, placement: Placement) -> BoxFuture<'_, Result<PartitionId, StoreError>> {
         Box::pin(async move {
+            self.0.serves()?;
             let shards = self.shards();
             let wanted = match placement {
                 Placement::With(neighbour) => self.0.shard_of(neighbour),
@@ -279,6 +282,8 @@ impl Backend for NodeStore {
 /// One client's side of the engine.
 struct EngineSession {
     id: u64,
+    /// For those who cancel.
+    id_now: Arc<AtomicU64>,
     store: NodeStore,
     slot: Arc<SnapshotSlot>,
     /// Isolation, and whether it is read-only.
@@ -370,6 +375,25 @@ impl EngineSession {
         self.touched = 0;
         self.positions.fill(0);
         self.drop_snapshot();
+    }
+
+    /// Has every shard that the transaction has touched roll back, and waits for none.
+    fn roll_back_in_background(&mut self) {
+        let session = self.id;
+        // Goes when the last shard has rolled back: until then nobody may drop the tables.
+        let at_gate = Arc::new(self.leave_gate());
+        for shard in self.touched() {
+            let at_gate = at_gate.clone();
+            // A shard that takes no mail is ending, and its restart rolls back.
+            let _ = self.store.0.shards[usize::from(shard.0)].post(Box::new(move |reactor| {
+                if let Some(engine) = reactor.local::<ShardEngine>() {
+                    engine.clone().spawn(async move {
+                        engine.roll_back(session).await;
+                        drop(at_gate);
+                    });
+                }
+            }));
+        }
     }
 
     /// Runs `work` in the transaction's branch in `shard`.
@@ -544,8 +568,9 @@ impl SessionBackend for EngineSession {
     }
 
     fn cancel_handle(&self) -> CancelHandle {
-        let (store, session) = (self.store.clone(), self.id);
+        let (store, id) = (self.store.clone(), self.id_now.clone());
         CancelHandle::new(Arc::new(move || {
+            let session = id.load(Ordering::Relaxed);
             for shard in &store.0.shards {
                 // A shard that takes no mail runs nothing for us either.
                 let _ = shard.post(Box::new(move |reactor| {
@@ -720,6 +745,12 @@ impl SessionBackend for EngineSession {
             if self.transaction.is_none() {
                 return Err(StoreError::NoTransaction);
             }
+            if self.touched != 0
+                && let Err(error) = self.store.0.serves()
+            {
+                SessionBackend::rollback(self).await?;
+                return Err(error);
+            }
             if self.changed_catalog {
                 let change = async move |engine: &ShardEngine, txn: &_| engine.change_catalog(txn).await;
                 if let Err(error) = self.in_branch(self.store.0.shard_of_name(CATALOG_VERSION), change).await {
@@ -742,6 +773,14 @@ impl SessionBackend for EngineSession {
 
     fn rollback(&mut self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
+            if self.touched != 0 && self.store.0.serves().is_err() {
+                // It may need blocks that are not to be had now. What comes next is not to meet its branches.
+                self.roll_back_in_background();
+                self.id = self.store.next_number();
+                self.id_now.store(self.id, Ordering::Relaxed);
+                self.end_transaction();
+                return Ok(());
+            }
             let session = self.id;
             let mut done = Ok(());
             for shard in self.touched() {
@@ -812,21 +851,7 @@ impl SessionBackend for EngineSession {
 
 impl Drop for EngineSession {
     fn drop(&mut self) {
-        let session = self.id;
-        // Goes when the last shard has rolled back: until then nobody may drop the tables.
-        let at_gate = Arc::new(self.leave_gate());
-        for shard in self.touched() {
-            let at_gate = at_gate.clone();
-            // A shard that takes no mail is ending, and its restart rolls back.
-            let _ = self.store.0.shards[usize::from(shard.0)].post(Box::new(move |reactor| {
-                if let Some(engine) = reactor.local::<ShardEngine>() {
-                    engine.clone().spawn(async move {
-                        engine.roll_back(session).await;
-                        drop(at_gate);
-                    });
-                }
-            }));
-        }
+        self.roll_back_in_background();
         self.slot.release();
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::ids::PartitionId;
+use crate::txn::Obstacle;
 
 mod bed;
 mod cluster;
@@ -61,6 +62,32 @@ fn nobody_sees_what_is_not_committed() {
         writer.rollback().await.unwrap();
         assert_eq!(node.read(table, "a").await.as_deref(), Some("old"));
         assert_eq!(keys(&mut node.store.session(), table).await, ["a", "gone"]);
+    });
+}
+
+#[test]
+fn a_suspended_node_answers_nobody_and_ends_transactions_without_committing_them() {
+    run(|node| async move {
+        let table = node.table().await;
+        node.store.session().write(vec![put(table, "a", "old")]).await.unwrap();
+        let mut session = node.begin(ReadCommitted);
+        session.write(vec![put(table, "a", "new")]).await.unwrap();
+        let mut reader = node.store.session();
+        let serving = node.engine.txns().shared().serving.clone();
+        serving.suspend(Obstacle::Quorum, "reaches 1 of 3".into());
+        let unavailable = Err(StoreError::Unavailable { reason: "reaches 1 of 3".into() });
+        assert_eq!(reader.get(table, b"a").await, unavailable);
+        assert_eq!(session.commit().await.map(|_| None), unavailable, "told, and not committed");
+        assert!(!session.in_transaction());
+        assert!(session.begin(ReadCommitted, false).is_err());
+        serving.resume(Obstacle::Quorum);
+        // What the session does now has nothing to do with what it gave up.
+        session.begin(ReadCommitted, false).unwrap();
+        session.write(vec![put(table, "b", "1")]).await.unwrap();
+        session.commit().await.unwrap();
+        assert_eq!(node.read(table, "a").await.as_deref(), Some("old"));
+        assert_eq!(node.read(table, "b").await.as_deref(), Some("1"));
+        session.write(vec![put(table, "a", "free")]).await.unwrap();
     });
 }
 

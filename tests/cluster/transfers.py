@@ -8,15 +8,20 @@ import psycopg
 ACCOUNTS = 200
 # What a client may be told that runs against other clients, not against a lost node.
 RETRY = ("40001", "40P01")
+# What a client is told that is to go to another node: it is sent away, or not let in.
+ELSEWHERE = ("57P01", "57P03")
+# While a connection is made libpq gives no code.
+NOT_LET_IN = ("no connections are accepted", "Connection refused")
 
 
 class Client(threading.Thread):
-    """Transfers on one node until told to stop; connects again when its connection is lost."""
+    """Transfers on one node until told to stop; connects again when its connection is lost: to another node if it roams."""
 
-    def __init__(self, cluster, node, number):
+    def __init__(self, cluster, node, number, roams=False):
         super().__init__(daemon=True)
-        self.cluster, self.node, self.number = cluster, node, number
+        self.cluster, self.node, self.number, self.roams = cluster, node, number, roams
         self.acknowledged, self.errors, self.done_at = [], [], []
+        self.sent_away = []
         self.halt = threading.Event()
 
     def run(self):
@@ -28,7 +33,12 @@ class Client(threading.Thread):
                         n += 1
                         self.transfer(connection, n)
             except psycopg.Error as error:
-                self.errors.append((time.monotonic(), error.sqlstate, str(error).strip()))
+                words = str(error).strip()
+                if self.roams and (error.sqlstate in ELSEWHERE or any(told in words for told in NOT_LET_IN)):
+                    self.sent_away.append((time.monotonic(), self.node, words))
+                    self.node = self.node % self.cluster.nodes + 1
+                else:
+                    self.errors.append((time.monotonic(), error.sqlstate, words))
                 time.sleep(0.02)
 
     def transfer(self, connection, n):
@@ -54,7 +64,7 @@ class Client(threading.Thread):
 class Transfers:
     """Clients on some nodes of a cluster."""
 
-    def __init__(self, cluster, nodes, each=2):
+    def __init__(self, cluster, nodes, each=2, roams=False):
         self.cluster = cluster
         cluster.psql(
             nodes[0],
@@ -63,7 +73,7 @@ class Transfers:
             f"insert into account select g, 1000 from generate_series(0, {ACCOUNTS - 1}) g;"
             "create table told(client int, n int, primary key (client, n));",
         )
-        self.clients = [Client(cluster, node, node * 100 + i) for node in nodes for i in range(each)]
+        self.clients = [Client(cluster, node, node * 100 + i, roams) for node in nodes for i in range(each)]
 
     def start(self):
         for client in self.clients:
@@ -92,4 +102,4 @@ class Transfers:
             # A commit that was under way when a connection was lost may have got through: one for each loss.
             for client in self.clients:
                 extra = {n for number, n in told if number == client.number} - set(client.acknowledged)
-                assert len(extra) <= len(client.errors), f"client {client.number}: {sorted(extra)} without having been told"
+                assert len(extra) <= len(client.errors) + len(client.sent_away), f"client {client.number}: {sorted(extra)} without having been told"

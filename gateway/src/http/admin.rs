@@ -19,6 +19,10 @@ pub type Answer = Pin<Box<dyn Future<Output = Result<String, String>> + Send>>;
 pub trait Admin: Send + Sync {
     /// Ends the node cleanly.
     fn stop(&self) -> Answer;
+    /// Sends the node's clients away, those in a transaction within so many seconds.
+    fn drain(&self, timeout_s: u64) -> Answer;
+    /// Takes clients again.
+    fn undrain(&self) -> Answer;
     /// Takes another node, by name, out of the cluster.
     fn fence(&self, node: &str) -> Answer;
 }
@@ -32,6 +36,8 @@ struct Door {
 pub(super) fn routes(admin: Arc<dyn Admin>, own: SocketAddr) -> Router {
     Router::new()
         .route("/api/v1/node/stop", post(stop))
+        .route("/api/v1/node/drain/{timeout_s}", post(drain))
+        .route("/api/v1/node/undrain", post(undrain))
         .route("/api/v1/node/fence/{node}", post(fence))
         .with_state(Door { admin, own })
 }
@@ -47,6 +53,24 @@ async fn stop(State(door): State<Door>, ConnectInfo(from): ConnectInfo<SocketAdd
     match door.refuses(from) {
         Some(refusal) => refusal,
         None => answered(door.admin.stop().await),
+    }
+}
+
+async fn drain(
+    State(door): State<Door>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    Path(timeout_s): Path<u64>,
+) -> (StatusCode, String) {
+    match door.refuses(from) {
+        Some(refusal) => refusal,
+        None => answered(door.admin.drain(timeout_s).await),
+    }
+}
+
+async fn undrain(State(door): State<Door>, ConnectInfo(from): ConnectInfo<SocketAddr>) -> (StatusCode, String) {
+    match door.refuses(from) {
+        Some(refusal) => refusal,
+        None => answered(door.admin.undrain().await),
     }
 }
 

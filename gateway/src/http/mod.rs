@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 /// How a node is. The HTTP status is 200 when `status` is `healthy`, else 503.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Health {
-    /// `starting`, `recovering`, `healthy`, `suspended` or `stopping`.
+    /// `starting`, `recovering`, `healthy`, `suspended`, `draining`, `drained` or `stopping`.
     pub status: String,
     /// This node: `node1`.
     pub node: String,

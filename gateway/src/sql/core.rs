@@ -3,8 +3,8 @@
 //!
 //! One per session; the streams of a statement run one at a time or take turns at the store's session by its mutex.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::time::Duration;
 
 use datafusion::common::DataFusionError;
@@ -14,12 +14,17 @@ use tokio::sync::{Mutex, Notify};
 
 use super::error::{SqlError, code};
 
+/// How often an operation that was canceled is canceled again, until it has ended.
+const CANCEL_AGAIN: Duration = Duration::from_millis(100);
+
 /// See the module.
 pub struct SessionCore {
     /// The client's transaction.
     pub store: Mutex<Session>,
     cancel_store: CancelHandle,
     canceled: AtomicBool,
+    /// Why, if not because the client asked for it: code and words.
+    interruption: SyncMutex<Option<(&'static str, String)>>,
     wake: Notify,
     /// A stream hit an error inside a transaction block.
     pub failed: AtomicBool,
@@ -36,9 +41,13 @@ pub struct Canceler(Arc<SessionCore>);
 impl Canceler {
     /// Ends the running statement with `57014`; nothing happens when none runs.
     pub fn cancel(&self) {
-        self.0.canceled.store(true, Ordering::Release);
-        self.0.wake.notify_waiters();
-        self.0.cancel_store.cancel();
+        self.0.cancel(None);
+    }
+
+    /// As [`Canceler::cancel`], for a reason of the node's: the client is told this code and these words. A commit that is
+    /// under way is not given up.
+    pub fn interrupt(&self, code: &'static str, why: String) {
+        self.0.cancel(Some((code, why)));
     }
 }
 
@@ -51,6 +60,7 @@ impl SessionCore {
             store: Mutex::new(session),
             cancel_store,
             canceled: AtomicBool::new(false),
+            interruption: SyncMutex::default(),
             wake: Notify::new(),
             failed: AtomicBool::new(false),
             open: AtomicBool::new(false),
@@ -69,12 +79,33 @@ impl SessionCore {
         self.canceled.store(false, Ordering::Release);
     }
 
+    fn cancel(&self, interruption: Option<(&'static str, String)>) {
+        *self.interruption.lock().unwrap_or_else(PoisonError::into_inner) = interruption;
+        self.canceled.store(true, Ordering::Release);
+        self.wake.notify_waiters();
+        self.cancel_store.cancel();
+    }
+
+    /// What the client is told of its statement that was canceled.
+    fn canceled(&self) -> SqlError {
+        match &*self.interruption.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some((code, why)) => SqlError::new(code, why.clone()),
+            None => SqlError::new(code::QUERY_CANCELED, "canceling statement due to user request"),
+        }
+    }
+
+    /// The store says only that it was canceled, not why.
+    fn explained(&self, fault: SqlError) -> SqlError {
+        let ours = fault.fields().code == code::QUERY_CANCELED && self.canceled.load(Ordering::Acquire);
+        if ours { self.canceled() } else { fault }
+    }
+
     /// Whether the statement was canceled.
     ///
     /// # Errors
-    /// `57014`.
+    /// `57014`, or what [`Canceler::interrupt`] was given.
     pub fn check_canceled(&self) -> Result<(), SqlError> {
-        if self.canceled.load(Ordering::Acquire) { Err(canceled()) } else { Ok(()) }
+        if self.canceled.load(Ordering::Acquire) { Err(self.canceled()) } else { Ok(()) }
     }
 
     /// Runs `work` unless the statement is canceled meanwhile.
@@ -88,8 +119,32 @@ impl SessionCore {
         self.check_canceled()?;
         tokio::select! {
             biased;
-            result = work => result,
-            () = woken => Err(canceled()),
+            result = work => result.map_err(|fault| self.explained(fault)),
+            () = woken => Err(self.canceled()),
+        }
+    }
+
+    /// Runs `work`, which may commit: when the statement is canceled the store ends its waits for others, and the work is
+    /// never left without knowing what came of it.
+    ///
+    /// # Errors
+    /// `57014`, or the work's own.
+    pub async fn to_its_end<T>(&self, work: impl Future<Output = Result<T, SqlError>>) -> Result<T, SqlError> {
+        let woken = self.wake.notified();
+        tokio::pin!(woken, work);
+        woken.as_mut().enable();
+        self.check_canceled()?;
+        tokio::select! {
+            biased;
+            result = &mut work => return result.map_err(|fault| self.explained(fault)),
+            () = woken => {}
+        }
+        loop {
+            // Whoever canceled may have come before the operation had begun to wait.
+            match tokio::time::timeout(CANCEL_AGAIN, &mut work).await {
+                Ok(result) => return result.map_err(|fault| self.explained(fault)),
+                Err(_) => self.cancel_store.cancel(),
+            }
         }
     }
 
@@ -143,10 +198,6 @@ impl SessionCore {
         }
         Ok(())
     }
-}
-
-fn canceled() -> SqlError {
-    SqlError::new(code::QUERY_CANCELED, "canceling statement due to user request")
 }
 
 impl From<SqlError> for DataFusionError {

@@ -4,6 +4,7 @@
 //! ([`MESSAGE_BYTES_MAX`]), and what is to be sent is written out whenever it exceeds [`SEND_BATCH_BYTES`].
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use pgwire::messages::{DecodeContext, Message, PgWireFrontendMessage};
@@ -169,14 +170,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if self.output.len() >= SEND_BATCH_BYTES { self.flush().await } else { Ok(()) }
     }
 
-    /// Sends what has gathered.
+    /// Says goodbye after the last message: what the client still sends is read and dropped, for so long at most. (A
+    /// connection that is closed over unread bytes is reset, and the client may never see the last message.)
+    pub async fn part(&mut self, patience: Duration) {
+        let reading = async {
+            self.stream.shutdown().await?;
+            loop {
+                self.input.clear();
+                if self.stream.read_buf(&mut self.input).await? == 0 {
+                    return std::io::Result::Ok(());
+                }
+            }
+        };
+        // Over, in whatever way.
+        tokio::time::timeout(patience, reading).await.ok();
+    }
+
+    /// Sends what has gathered. Dropped half way it can be called again: what is sent is not sent twice.
     ///
     /// # Errors
     /// When the client is gone.
     pub async fn flush(&mut self) -> Result<(), FramingError> {
-        if !self.output.is_empty() {
-            self.stream.write_all(&self.output).await?;
-            self.output.clear();
+        while !self.output.is_empty() {
+            if self.stream.write_buf(&mut self.output).await? == 0 {
+                return Err(FramingError::Io(std::io::ErrorKind::WriteZero.into()));
+            }
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! (53300). Each connection fails alone: garbage, a lying length or a panic ends that connection and no other.
 
 pub mod framing;
+mod leaving;
 pub mod rows;
 pub mod session;
 pub mod startup;
@@ -12,14 +13,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
 use self::framing::{Connection, FramingError};
+pub use self::leaving::Leave;
+use self::leaving::Leaving;
 use self::session::Conversation;
 use self::startup::{CancelKey, Opening};
 use crate::sql::error::{SqlError, code};
 use crate::sql::{Canceler, Database, SqlSession, Startup};
+
+/// How long a client may take to take its farewell.
+const FAREWELL_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Serves PostgreSQL clients of one node.
 pub struct Server {
@@ -28,6 +35,7 @@ pub struct Server {
     connections: AtomicUsize,
     next_pid: AtomicI32,
     running: Mutex<HashMap<CancelKey, Canceler>>,
+    leaving: Leaving,
 }
 
 impl Server {
@@ -40,6 +48,7 @@ impl Server {
             connections: AtomicUsize::new(0),
             next_pid: AtomicI32::new(1),
             running: Mutex::new(HashMap::new()),
+            leaving: Leaving::new(),
         })
     }
 
@@ -47,6 +56,32 @@ impl Server {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Sessions that go on now.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.running.lock().expect("nobody panics while holding it").len()
+    }
+
+    /// Sends clients away: who comes is refused (57P03), idle sessions end (57P01), those in a transaction when it has
+    /// ended, and all after `patience`. `why` is a clause about the node, which they are told. Again: the newest order counts.
+    pub fn send_away(&self, patience: Duration, why: &str) {
+        self.leaving.begin(patience, why);
+    }
+
+    /// Clients are welcome again, and who has not gone stays.
+    pub fn welcome_again(&self) {
+        self.leaving.end();
+    }
+
+    /// Ends what all sessions' statements wait for, but not a commit that is under way. They are told that the node is not
+    /// available (57P03) and why.
+    pub fn interrupt(&self, why: &str) {
+        let running: Vec<Canceler> = self.running.lock().expect("nobody panics while holding it").values().cloned().collect();
+        for canceler in running {
+            canceler.interrupt(code::CANNOT_CONNECT_NOW, format!("the database is not available now: {why}"));
+        }
     }
 
     /// Accepts clients until the task is dropped. Calls `listening` once the port is open.
@@ -93,6 +128,10 @@ impl Server {
                 }
             }
             Opening::Session(parameters) => {
+                if let Some(refusal) = self.leaving.refusal() {
+                    refuse(&mut connection, &refusal).await;
+                    return;
+                }
                 let place = Place::take(&self);
                 if self.connections() > self.connections_max {
                     let error = SqlError::new("53300", "sorry, too many clients already");
@@ -111,9 +150,21 @@ impl Server {
 
     async fn converse(&self, mut connection: Connection<TcpStream>, sql: SqlSession, key: CancelKey, peer: SocketAddr) {
         startup::welcome(&mut connection, &sql.reported_settings(), key);
-        let _cancelable = Cancelable::enter(self, key, sql.canceler());
-        let mut conversation = Conversation::new(connection, sql);
-        if let Err(error) = conversation.run().await {
+        let canceler = sql.canceler();
+        let _cancelable = Cancelable::enter(self, key, canceler.clone());
+        let mut leave = self.leaving.watch();
+        let mut conversation = Conversation::new(connection, sql, leave.clone());
+        let outcome = tokio::select! {
+            biased;
+            outcome = conversation.run() => outcome,
+            () = leave.clone().overdue(&canceler) => {
+                let farewell = leave.farewell();
+                // Who does not read hears it by the connection's end.
+                tokio::time::timeout(FAREWELL_PATIENCE, conversation.farewell(&farewell)).await.ok();
+                Ok(())
+            }
+        };
+        if let Err(error) = outcome {
             tracing::debug!(%peer, %error, "client lost");
         }
     }

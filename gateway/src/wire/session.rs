@@ -5,6 +5,7 @@
 //! The order of messages follows PostgreSQL's manual, chapter "Message Flow".
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use pgwire::messages::PgWireFrontendMessage as Message;
 use pgwire::messages::copy::{CopyData, CopyDone, CopyInResponse, CopyOutResponse};
@@ -15,6 +16,7 @@ use pgwire::messages::startup::ParameterStatus;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::framing::{Connection, FramingError};
+use super::leaving::Leave;
 use super::rows::{self, CellFormat, Format, Scratch};
 use crate::sql::copy::{CopyIn, CopyOut};
 use crate::sql::error::{SqlError, code};
@@ -23,6 +25,10 @@ use crate::sql::{ColumnDesc, Execution, Prepared, RowStream, SqlSession, Transac
 
 /// Most prepared statements of one client.
 pub const STATEMENTS_MAX: usize = 10_000;
+/// How long a client that is sent away is listened to before it is told.
+const LAST_WORD: Duration = Duration::from_millis(50);
+/// How long what it still sends is read, so that it gets its farewell.
+const LINGER: Duration = Duration::from_millis(100);
 /// Most open portals of one client.
 pub const PORTALS_MAX: usize = 1_000;
 
@@ -73,22 +79,43 @@ pub struct Conversation<S> {
     statements: HashMap<String, Option<Prepared>>,
     portals: HashMap<String, Portal>,
     scratch: Scratch,
+    leave: Leave,
+    /// Nothing has come since ReadyForQuery.
+    rests: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
     /// Over a connection that has been welcomed.
-    pub fn new(connection: Connection<S>, sql: SqlSession) -> Conversation<S> {
-        Conversation { connection, sql, statements: HashMap::new(), portals: HashMap::new(), scratch: Scratch::default() }
+    pub fn new(connection: Connection<S>, sql: SqlSession, leave: Leave) -> Conversation<S> {
+        Conversation {
+            connection,
+            sql,
+            statements: HashMap::new(),
+            portals: HashMap::new(),
+            scratch: Scratch::default(),
+            leave,
+            rests: false,
+        }
     }
 
-    /// Serves until the client leaves or the connection breaks; the session's transaction is then rolled back.
+    /// Serves until the client leaves, is sent away or the connection breaks; the session's transaction is then rolled back.
     ///
     /// # Errors
     /// What ended it, other than the client's goodbye.
     pub async fn run(&mut self) -> Result<(), FramingError> {
         self.ready().await?;
         loop {
-            let message = match self.connection.next().await {
+            let idle = self.rests && self.sql.transaction_status() == TransactionStatus::Idle;
+            if idle && self.leave.is_ordered() {
+                return self.go().await;
+            }
+            let message = tokio::select! {
+                biased;
+                message = self.connection.next() => message,
+                () = self.leave.must_go(idle) => return self.go().await,
+            };
+            self.rests = false;
+            let message = match message {
                 Ok(message) => message,
                 Err(FramingError::Closed) => return Ok(()),
                 Err(FramingError::Violation(what)) => {
@@ -121,6 +148,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 }
             }
         }
+    }
+
+    /// Sends an idle client away.
+    async fn go(&mut self) -> Result<(), FramingError> {
+        // A client that gets this together with its last answer takes it for a notice and drops it: so it answers what
+        // comes next, if something comes soon.
+        tokio::time::timeout(LAST_WORD, self.connection.next()).await.ok();
+        let farewell = self.leave.farewell();
+        self.farewell(&farewell).await;
+        self.connection.part(LINGER).await;
+        Ok(())
     }
 
     /// Tells the client why it is being sent away.
@@ -161,6 +199,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
             self.portals.clear();
         }
         self.connection.put(&ReadyForQuery::new(status));
+        self.rests = true;
         self.connection.flush().await
     }
 

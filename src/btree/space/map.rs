@@ -6,8 +6,9 @@
 //! A map block keeps a share of its own extents back for undo and deletes ([`super::RESERVE_PERCENT`]), so that a full
 //! volume can still free space. Every answer that gives or takes extents is durable.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::extent::{ExtentHeader, format_header};
 use super::{
@@ -19,6 +20,7 @@ use crate::btree::node;
 use crate::btree::tree::{NeedRoom, Tree};
 use crate::cache::{Cache, LocalFuture, Mtr, WriteGuard};
 use crate::ids::{BlockId, BlockNo, Lsn, NodeId, PartitionId};
+use crate::reactor::Class;
 use crate::volume::block::{self, BlockKind};
 use crate::volume::change::Change;
 use crate::volume::layout::{EXTENTS_PER_SPACE_MAP, Geometry};
@@ -29,6 +31,9 @@ const MAP_REDO_MAX: usize = 2048;
 
 /// Most redo of one change to the directory, in bytes.
 const DIRECTORY_REDO_MAX: usize = 1024;
+
+/// How often extents that are held back look whether the recovery is over.
+const HELD_LOOK_EVERY: Duration = Duration::from_millis(20);
 
 const FREE: usize = 0;
 const NEXT_PARTITION: usize = 4;
@@ -83,6 +88,8 @@ impl MapLayout {
 pub struct SpaceManager {
     map: Rc<Map>,
     directory: Tree,
+    /// Whether extents that are freed must wait; see [`SpaceManager::hold_frees_while`].
+    held: Rc<RefCell<Option<Rc<dyn Fn() -> bool>>>>,
 }
 
 /// The bits alone; serves the directory's own growth.
@@ -107,7 +114,29 @@ impl SpaceManager {
         map.found_directory().await?;
         let own_space = BlockAllocator::new(cache, map.clone(), node, geometry.extents_first);
         let directory = Tree::open(cache, &own_space, layout.home());
-        Ok(SpaceManager { map, directory })
+        Ok(SpaceManager { map, directory, held: Rc::default() })
+    }
+
+    /// Extents that are freed while `recovers` are given to nobody until it is over: the redo that is being replayed may
+    /// still lead to their blocks as those of the partition that they belonged to, whose masters know nothing of the next
+    /// one's. Whoever frees them does not wait. (A node that ends meanwhile leaves them in use.)
+    pub fn hold_frees_while(&self, recovers: Rc<dyn Fn() -> bool>) {
+        *self.held.borrow_mut() = Some(recovers);
+    }
+
+    async fn free(&self, extents: Vec<BlockNo>) -> Result<(), SpaceError> {
+        let recovers = self.held.borrow().clone().filter(|recovers| recovers());
+        let Some(recovers) = recovers else { return self.map.free(&extents).await };
+        let (map, reactor) = (self.map.clone(), self.map.cache.reactor().clone());
+        self.map.cache.reactor().spawn(Class::Normal, "free extents after a recovery", async move {
+            while recovers() {
+                reactor.sleep(HELD_LOOK_EVERY).await;
+            }
+            if let Err(error) = map.free(&extents).await {
+                tracing::warn!(extents = extents.len(), %error, "the space of a dropped table could not be given back; it stays in use");
+            }
+        });
+        Ok(())
     }
 
     /// Carries a request out.
@@ -129,7 +158,7 @@ impl SpaceManager {
             },
             SpaceRequest::RemovePartition(home) => self.remove(home).await,
             SpaceRequest::FreeExtents(extents) => {
-                self.map.free(&extents).await?;
+                self.free(extents).await?;
                 Ok(SpaceReply::Done)
             }
             SpaceRequest::Usage => Ok(SpaceReply::Usage(self.map.usage().await?)),

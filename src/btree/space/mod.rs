@@ -96,7 +96,7 @@ pub enum SpaceRequest {
     RemovePartition(PartitionHome),
     /// Frees the extents of a partition that was removed ([`BlockAllocator::extents_of`], asked before). By now no node may
     /// have a block of it in its cache: `Cache::drop_partition` has run everywhere. Answered by [`SpaceReply::Done`] once
-    /// durable.
+    /// durable, or at once while they are held back ([`SpaceManager::hold_frees_while`]).
     FreeExtents(Vec<BlockNo>),
     /// Answered by [`SpaceReply::Usage`].
     Usage,

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 
@@ -16,6 +16,7 @@ Examples:
   rusty-db-cli cluster status                            the development cluster on loopback
   rusty-db-cli rac-status --http 10.0.3.11:8080 --http 10.0.3.12:8080
   rusty-db-cli cluster status --json
+  rusty-db-cli node drain node2 --timeout 300            sends its clients away, then it can be stopped
   rusty-db-cli node stop node2                           ends it cleanly; the others go on
   rusty-db-cli node fence node3                          takes a node that hangs out of the cluster";
 
@@ -50,6 +51,17 @@ enum ClusterCommand {
 enum NodeCommand {
     /// Ends a node cleanly: it writes its blocks and leaves. Run where its HTTP port can be reached from its own machine
     Stop(Named),
+    /// Sends a node's clients away and has it write its blocks: idle sessions at once, transactions may end until the
+    /// timeout. Waits until it is drained. Run it on the node's own machine
+    Drain {
+        #[command(flatten)]
+        named: Named,
+        /// Seconds that transactions have to end
+        #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(..=604_800))]
+        timeout: u64,
+    },
+    /// Has a node that was drained take clients again
+    Undrain(Named),
     /// Takes a node out of the cluster: it is fenced, recovered, and may join again in its next life. With fencing_mode =
     /// "manual" it is your word that the node can't write to the volume any more
     Fence(Named),
@@ -80,6 +92,9 @@ struct Asked {
 
 /// How long a node may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a node may take to write its blocks once its clients' time is over.
+const DRAINED_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Runs the program on the process's arguments. Exit status 1 when a node asked is not healthy, or an order is refused.
 pub fn main() -> ExitCode {
@@ -88,6 +103,15 @@ pub fn main() -> ExitCode {
         Command::Node(NodeCommand::Stop(named)) => {
             let is_it = |row: &NodeRow| row.node == named.node;
             give_order(&named, is_it, "/api/v1/node/stop")
+        }
+        Command::Node(NodeCommand::Drain { named, timeout }) => {
+            let is_it = |row: &NodeRow| row.node == named.node;
+            let taken = give_order(&named, is_it, &format!("/api/v1/node/drain/{timeout}"));
+            if taken == ExitCode::SUCCESS { await_drained(&named, Duration::from_secs(timeout)) } else { taken }
+        }
+        Command::Node(NodeCommand::Undrain(named)) => {
+            let is_it = |row: &NodeRow| row.node == named.node;
+            give_order(&named, is_it, "/api/v1/node/undrain")
         }
         Command::Node(NodeCommand::Fence(named)) => {
             let another = |row: &NodeRow| row.node != named.node;
@@ -134,6 +158,32 @@ fn give_order(named: &Named, fits: impl Fn(&NodeRow) -> bool, path: &str) -> Exi
         }
     }
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Waits until the node's health says that it is drained.
+fn await_drained(named: &Named, timeout: Duration) -> ExitCode {
+    let until = Instant::now() + timeout + DRAINED_WITHIN;
+    loop {
+        let rows = ask_all(&named.asked);
+        let health = rows.iter().find(|row| row.node == named.node).and_then(|row| row.health.as_ref().ok());
+        match health {
+            Some(health) if health.status == "draining" && Instant::now() < until => std::thread::sleep(LOOK_EVERY),
+            Some(health) if health.status == "drained" => {
+                if !named.asked.json {
+                    println!("{}: drained", named.node);
+                }
+                return ExitCode::SUCCESS;
+            }
+            Some(health) => {
+                eprintln!("{}: not drained: it is {} {}", named.node, health.status, health.detail);
+                return ExitCode::FAILURE;
+            }
+            None => {
+                eprintln!("{}: not drained: it does not answer any more", named.node);
+                return ExitCode::FAILURE;
+            }
+        }
+    }
 }
 
 fn print_table(rows: &[NodeRow]) {

@@ -1,6 +1,7 @@
 //! The server program: its arguments, and what each of them starts.
 
 mod args;
+mod clients;
 mod dev;
 mod init;
 mod node;

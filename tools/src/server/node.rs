@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use super::Failure;
+use super::clients::{Clients, DRAIN_TIMEOUT_S_MAX};
 
 /// Threads that serve clients; the shards have their own.
 const GATEWAY_THREADS: usize = 2;
@@ -90,9 +91,10 @@ async fn serve(config: &Config, node: &Node) -> Result<(), Failure> {
     let mut interrupted = signal(SignalKind::interrupt()).map_err(Failure::new)?;
     let mut terminated = signal(SignalKind::terminate()).map_err(Failure::new)?;
     let serving = Arc::new(AtomicBool::new(false));
-    let health = health_source(config, node.status().clone(), serving.clone());
+    let clients = Clients::new(node.operator());
+    let health = health_source(config, node.status().clone(), serving.clone(), clients.clone());
     let asked_to_stop = Arc::new(Notify::new());
-    let admin = Arc::new(NodeAdmin { operator: node.operator(), stop: asked_to_stop.clone() });
+    let admin = Arc::new(NodeAdmin { operator: node.operator(), stop: asked_to_stop.clone(), clients: clients.clone() });
     let page = tokio::spawn(http::serve(config.server.http_address, health, admin));
     tokio::select! {
         phase = wait(node.status(), |phase| *phase == Phase::Open || phase.is_over()) => if phase.is_over() { return Ok(()) },
@@ -102,30 +104,60 @@ async fn serve(config: &Config, node: &Node) -> Result<(), Failure> {
         ended = page_ended(page) => return Err(ended),
     }
     let database = Database::new(node.store().clone(), Limits::default()).map_err(Failure::new)?;
-    let clients = wire::Server::new(database, config.server.max_connections as usize);
+    let server = wire::Server::new(database, config.server.max_connections as usize);
+    clients.serve(&server);
+    let address = config.server.pg_address;
     let listening = move || {
         serving.store(true, Ordering::Release);
-        tracing::info!(address = %config.server.pg_address, "serving PostgreSQL clients");
+        tracing::info!(%address, "serving PostgreSQL clients");
     };
+    // Goes on while the node stops, to tell those who come.
+    let mut listener = tokio::spawn(server.serve(address, listening));
     tokio::select! {
-        _ = wait(node.status(), Phase::is_over) => Ok(()),
-        _ = interrupted.recv() => Ok(()),
-        _ = terminated.recv() => Ok(()),
-        () = asked_to_stop.notified() => Ok(()),
-        ended = clients.serve(config.server.pg_address, listening) => Err(ended.err().map_or_else(|| Failure::new("the listener has ended"), Failure::input)),
+        _ = wait(node.status(), Phase::is_over) => return Ok(()),
+        () = clients.watch(node.status()) => {}
+        _ = interrupted.recv() => {}
+        _ = terminated.recv() => {}
+        () = asked_to_stop.notified() => {}
+        ended = &mut listener => return Err(match ended {
+            Ok(Err(error)) => Failure::input(error),
+            Ok(Ok(())) => Failure::new("the listener has ended"),
+            Err(error) => Failure::new(format!("the listener has failed: {error}")),
+        }),
     }
+    // Asked once more, it does not wait for the clients.
+    tokio::select! {
+        () = clients.leave(Duration::from_secs(config.server.drain_timeout)) => {}
+        _ = wait(node.status(), Phase::is_over) => {}
+        _ = interrupted.recv() => {}
+        _ = terminated.recv() => {}
+    }
+    Ok(())
 }
 
 /// What operators ask over HTTP.
 struct NodeAdmin {
     operator: Operator,
     stop: Arc<Notify>,
+    clients: Arc<Clients>,
 }
 
 impl Admin for NodeAdmin {
     fn stop(&self) -> Answer {
         self.stop.notify_one();
-        Box::pin(std::future::ready(Ok("it writes its blocks and stops".into())))
+        Box::pin(std::future::ready(Ok("it sends its clients away, writes its blocks and stops".into())))
+    }
+
+    fn drain(&self, timeout_s: u64) -> Answer {
+        let done = match timeout_s {
+            ..=DRAIN_TIMEOUT_S_MAX => self.clients.drain(Duration::from_secs(timeout_s)),
+            _ => Err(format!("the timeout is at most {DRAIN_TIMEOUT_S_MAX} s")),
+        };
+        Box::pin(std::future::ready(done))
+    }
+
+    fn undrain(&self) -> Answer {
+        Box::pin(std::future::ready(self.clients.undrain()))
     }
 
     fn fence(&self, node: &str) -> Answer {
@@ -176,7 +208,7 @@ fn control_of(status: ControlStatus) -> http::Control {
     }
 }
 
-fn health_source(config: &Config, status: Status, serving: Arc<AtomicBool>) -> http::HealthSource {
+fn health_source(config: &Config, status: Status, serving: Arc<AtomicBool>, clients: Arc<Clients>) -> http::HealthSource {
     let started = Instant::now();
     let name = |number: u8| format!("node{number}");
     let configured = config.nodes().map(|nodes| nodes.keys().map(|node| name(node.0)).collect()).unwrap_or_default();
@@ -201,8 +233,14 @@ fn health_source(config: &Config, status: Status, serving: Arc<AtomicBool>) -> h
             now.phase = Phase::Starting;
             now.detail = "opens the port for PostgreSQL clients".into();
         }
+        let mut word = now.phase.word();
+        if now.phase == Phase::Open
+            && let Some((stage, detail)) = clients.health()
+        {
+            (word, now.detail) = (stage, detail);
+        }
         Health {
-            status: now.phase.word().to_owned(),
+            status: word.to_owned(),
             epoch: now.epoch.0,
             members: now.members.iter().map(|node| name(node.0)).collect(),
             recovery: now.recovery.map(|recovery| http::Recovery {

@@ -181,7 +181,7 @@ async fn change(
         let mut store = core.store.lock().await;
         Ok(store.modify(PartitionId(plan.table.partition), &key, modifier).await?)
     };
-    let count = match core.unless_canceled(work).await? {
+    let count = match core.to_its_end(work).await? {
         Modified::Kept => 0,
         Modified::Put { .. } | Modified::Deleted { .. } => 1,
         Modified::Failed(fault) => {
@@ -257,7 +257,7 @@ async fn insert(
         let mut store = core.store.lock().await;
         Ok(if single { store.write_and_commit(ops).await? } else { store.write(ops).await? })
     };
-    let results = core.unless_canceled(work).await?;
+    let results = core.to_its_end(work).await?;
     if matches!(results.last(), Some(WriteResult::Duplicate { .. })) {
         let at = results.len() - 1;
         let index = if at % indexes == 0 { table.primary_key() } else { table.secondary_indexes().nth(at % indexes - 1) };

@@ -336,7 +336,8 @@ impl SqlSession {
             let inner = PreparedInner { parsed, parameters: declared, columns: None, fast: None, generation: 0 };
             return Ok(Prepared(Arc::new(inner)));
         }
-        let catalog = self.catalog().await?;
+        self.core.begin_statement();
+        let catalog = self.core.unless_canceled(self.catalog()).await?;
         let context = self.context(Arc::clone(&catalog), Vec::new());
         let (parameters, columns) = match &parsed.statement {
             Statement::Fetch { name, only_move: false, .. } => (declared, self.cursors.get(name).map(|c| c.columns())),
