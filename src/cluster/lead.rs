@@ -56,6 +56,8 @@ pub(super) struct Lead {
     entering: Semaphore,
     /// Recovering and opening in the view that went last.
     going: RefCell<Option<TaskHandle>>,
+    /// Held by what writes the cluster's own facts and the redo of others.
+    volume_work: Semaphore,
     first_go: Cell<bool>,
     opened: Cell<bool>,
     /// When nodes were last connected: a fence that leaves the victim's reads alone waits for it to notice.
@@ -77,6 +79,7 @@ impl Lead {
             remotes,
             entering: Semaphore::new(1),
             going: RefCell::new(None),
+            volume_work: Semaphore::new(1),
             first_go: Cell::new(true),
             opened: Cell::new(false),
             lost_since: RefCell::default(),
@@ -95,15 +98,21 @@ impl Lead {
         }
         outcome?;
         let all_written = self.close().await?;
+        // The slot is this life's last write: to the others it proves that the life is over.
+        let _quiet = self.volume_work.acquire(1).await;
+        let heart = self.heart.borrow().clone();
+        if let Some(heart) = &heart {
+            heart.stop().await;
+        }
         let mut slot = *self.slot.borrow();
         slot.scn = self.parts.context.shared.clock.latest();
-        if all_written {
-            slot.state = NodeState::Clean;
-        }
+        slot.state = if all_written { NodeState::Clean } else { NodeState::Stopped };
         self.parts.volume.write_node_slot(&mut slot).await?;
-        if let Some(heart) = &*self.heart.borrow() {
+        if let Some(heart) = heart {
             heart.rest();
         }
+        // Only now do the others hear that it is gone.
+        self.parts.life.end();
         Ok(())
     }
 
@@ -184,6 +193,7 @@ impl Lead {
             Output::Recover => {
                 status.enter(Phase::Recovering, "reads the redo of all nodes");
                 self.spawn("recover the volume", async |lead| {
+                    let _work = lead.volume_work.acquire(1).await;
                     let (epoch, scn) = lead.recover_volume().await?;
                     lead.parts.agent.input(Input::Recovered { epoch, scn });
                     Ok(())
@@ -191,6 +201,7 @@ impl Lead {
             }
             Output::BeginEpoch { at_least } => {
                 self.spawn("begin an epoch", async move |lead| {
+                    let _work = lead.volume_work.acquire(1).await;
                     let (epoch, scn) = lead.begin_epoch(at_least, Scn::ZERO).await?;
                     lead.parts.agent.input(Input::EpochBegun { epoch, scn });
                     Ok(())
@@ -223,6 +234,7 @@ impl Lead {
             }
             Output::ReleaseRedo { epoch, nodes } => {
                 self.spawn("release redo", async move |lead| {
+                    let _work = lead.volume_work.acquire(1).await;
                     lead.release_redo(&nodes).await?;
                     lead.parts.agent.input(Input::RedoReleased(epoch));
                     Ok(())
@@ -480,7 +492,6 @@ impl Lead {
         // Nobody who could write them is there while the node is suspended.
         let patience = if self.parts.agent.serves() { STOP_PATIENCE } else { Duration::ZERO };
         let written = self.each_shard("close", async move |life| life.close(patience).await).await?;
-        self.parts.life.end();
         Ok(written.into_iter().all(|all| all))
     }
 
@@ -539,6 +550,15 @@ impl Lead {
     async fn fence(&self, node: NodeId, incarnation: Incarnation) -> bool {
         let (reactor, context) = (&self.parts.reactor, &self.parts.context);
         let asked = reactor.now();
+        // A life that was stopped wrote its slot last.
+        if let Ok(slot) = self.parts.volume.read_node_slot(node).await
+            && (slot.incarnation == incarnation || incarnation == EVERY_LIFE)
+            && matches!(slot.state, NodeState::Clean | NodeState::Stopped)
+            && slot.incarnation != Incarnation(0)
+        {
+            tracing::info!(%node, life = %slot.incarnation, "it was stopped: it writes no more");
+            return true;
+        }
         // The next life of the node has waited for the end of this one's writes before it wrote its slot.
         if incarnation != EVERY_LIFE
             && self.parts.fences.next_life_is_proof()

@@ -132,6 +132,8 @@ pub(super) struct Heart {
     begun: Cell<u64>,
     ended: Cell<u64>,
     beaten: Notify,
+    stopping: Cell<bool>,
+    stopped: Cell<bool>,
 }
 
 impl Heart {
@@ -146,6 +148,8 @@ impl Heart {
             begun: Cell::new(0),
             ended: Cell::new(0),
             beaten: Notify::new(),
+            stopping: Cell::new(false),
+            stopped: Cell::new(false),
         });
         let reactor = heart.parts.reactor.clone();
         reactor.spawn(Class::Critical, "disk heartbeat", heart.clone().beat());
@@ -182,7 +186,7 @@ impl Heart {
     }
 
     async fn watch(self: Rc<Self>) {
-        loop {
+        while !self.stopping.get() {
             self.parts.reactor.sleep(self.parts.interval).await;
             let (mut findings, now) = (Vec::new(), self.parts.reactor.now());
             self.pulse.borrow_mut().tick(now, &mut findings);
@@ -205,7 +209,7 @@ impl Heart {
         let mut vote = volume.read_vote(*me).await.unwrap_or_else(|_| Vote::new(*me));
         vote.incarnation = self.parts.life;
         let mut written = log.durable_lsn();
-        loop {
+        while !self.stopping.get() {
             let begun = reactor.now();
             self.begun.set(self.begun.get() + 1);
             match self.round(&mut vote, &mut written).await {
@@ -217,7 +221,32 @@ impl Heart {
                 // A log that can't be written ends the node by itself; a vote that can't be, looks like a stalled disk.
                 Err(error) => tracing::error!(%error, "the heartbeat on the disk failed"),
             }
-            reactor.sleep_until(begun + self.parts.interval).await;
+            let round = reactor.sleep_until(begun + self.parts.interval);
+            let mut round = std::pin::pin!(round);
+            while !self.stopping.get() {
+                let stop = self.beaten.notified();
+                let mut stop = std::pin::pin!(stop);
+                let over = std::future::poll_fn(|context| {
+                    let slept = round.as_mut().poll(context).is_ready();
+                    let woken = stop.as_mut().poll(context).is_ready();
+                    if slept || woken { std::task::Poll::Ready(slept) } else { std::task::Poll::Pending }
+                });
+                if over.await {
+                    break;
+                }
+            }
+        }
+        self.stopped.set(true);
+        self.beaten.notify_all();
+    }
+
+    /// Beats no more; resolves when no write of the heart's is under way.
+    pub(super) async fn stop(&self) {
+        self.stopping.set(true);
+        self.beaten.notify_all();
+        while !self.stopped.get() {
+            let beaten = self.beaten.notified();
+            beaten.await;
         }
     }
 

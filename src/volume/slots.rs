@@ -21,6 +21,8 @@ pub enum NodeState {
     Clean,
     /// It runs, or died running: its redo must be replayed before anybody uses what it may have changed.
     Running,
+    /// It was stopped and writes no more, but its redo still holds what must be replayed.
+    Stopped,
 }
 
 /// What a node says about itself on the volume.
@@ -176,7 +178,12 @@ impl Volume {
         let (sequence, body) = self.read_fact::<NodeSlotBody>(SectorKind::NodeSlot, self.geometry().node_slot(node)).await?;
         Ok(NodeSlot {
             node,
-            state: if body.state == 0 { NodeState::Clean } else { NodeState::Running },
+            state: match body.state {
+                0 => NodeState::Clean,
+                2 => NodeState::Stopped,
+                // A state that a later version writes is no promise to this one.
+                _ => NodeState::Running,
+            },
             incarnation: Incarnation(body.incarnation.get()),
             epoch: Epoch(body.epoch.get()),
             scn: Scn(body.scn.get()),
@@ -194,7 +201,11 @@ impl Volume {
         slot.sequence += 1;
         let body = NodeSlotBody {
             node: slot.node.0,
-            state: u8::from(slot.state == NodeState::Running),
+            state: match slot.state {
+                NodeState::Clean => 0,
+                NodeState::Running => 1,
+                NodeState::Stopped => 2,
+            },
             reserved: [0; 6],
             incarnation: U64::new(slot.incarnation.0),
             epoch: U64::new(slot.epoch.0),
