@@ -65,7 +65,11 @@ cluster_part() {
 
 install_packages
 case $part in
-all) rust_part && cluster_part ;;
+# Not joined by &&: in such a list the shell ignores the failures inside of the parts.
+all)
+    rust_part
+    cluster_part
+    ;;
 rust) rust_part ;;
 cluster) cluster_part "$@" ;;
 *) echo "usage: ./test.sh [all|rust|cluster]" >&2 && exit 2 ;;

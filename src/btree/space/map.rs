@@ -89,8 +89,11 @@ pub struct SpaceManager {
     map: Rc<Map>,
     directory: Tree,
     /// Whether extents that are freed must wait; see [`SpaceManager::hold_frees_while`].
-    held: Rc<RefCell<Option<Rc<dyn Fn() -> bool>>>>,
+    held: Rc<RefCell<Option<Recovers>>>,
 }
+
+/// Says whether a recovery of lost nodes is under way.
+type Recovers = Rc<dyn Fn() -> bool>;
 
 /// The bits alone; serves the directory's own growth.
 struct Map {
