@@ -2,7 +2,7 @@
 //!
 //! The interconnect wants its handlers before it starts, and the cluster forms over it; blocks, locks and transactions
 //! exist only in a formed cluster. Until the service is bound, its messages wait here in order. Owned by one shard; bounded
-//! by [`WAITING_MAX`] messages, beyond which the peer broke the formation's promise not to send before all are ready.
+//! by [`WAITING_MAX`] messages, beyond which the peer broke the membership's promise not to send before all have entered.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
