@@ -97,6 +97,8 @@ impl Lead {
             going.abort();
         }
         outcome?;
+        // No view is entered any more: its first one would write the slot, too.
+        let _entered = self.entering.acquire(1).await;
         let all_written = self.close().await?;
         // The slot is this life's last write: to the others it proves that the life is over.
         let _quiet = self.volume_work.acquire(1).await;
@@ -227,6 +229,8 @@ impl Lead {
             }
             Output::Go(view) => {
                 self.lost_since.borrow_mut().clear();
+                // An operator's word is for the loss that it was given for, and for no later one.
+                self.confirmed.borrow_mut().clear();
                 let going = self.spawn("go in a view", async move |lead| lead.go(view).await);
                 if let Some(before) = self.going.replace(Some(going)) {
                     before.abort();
@@ -354,12 +358,16 @@ impl Lead {
         });
     }
 
-    /// Publishes how far the shards' recovery is, until it is aborted.
+    /// Publishes how far the shards' recovery is, until it is aborted or another view is entered.
     fn watch_progress(self: &Rc<Self>, view: &View) -> TaskHandle {
-        let lost = view.unrecovered.clone();
+        let (lost, epoch) = (view.unrecovered.clone(), view.epoch);
         self.spawn("publish the recovery's progress", async move |lead| {
             while !lost.is_empty() {
                 let shards = lead.each_shard("tell its progress", async |life| Ok(life.recovery_progress())).await?;
+                // The task that awaits the recovery is aborted with its view, and can't abort this one then.
+                if lead.parts.agent.view().is_none_or(|newest| newest.epoch != epoch) {
+                    break;
+                }
                 let status = RecoveryStatus::of(&lost, shards.into_iter().flatten());
                 lead.parts.context.status.recovery(Some(status));
                 lead.parts.reactor.sleep(PROGRESS_EVERY).await;
@@ -546,26 +554,25 @@ impl Lead {
         Ok(())
     }
 
+    /// Why what a node says of itself on the volume is proof that a life of it is over, if it is.
+    fn slot_proves(&self, slot: &NodeSlot, life: Incarnation) -> Option<&'static str> {
+        let stopped = slot.state != NodeState::Running && slot.incarnation != Incarnation(0);
+        if stopped && (slot.incarnation == life || life == EVERY_LIFE) {
+            return Some("it was stopped, and wrote its slot last");
+        }
+        // The next life has waited for the end of the former one's writes before it wrote its slot.
+        let next = life != EVERY_LIFE && slot.incarnation > life;
+        (next && self.parts.fences.next_life_is_proof()).then_some("it has begun its next life: the former one is over")
+    }
+
     /// Whether the life is proven to be kept from the volume, and answers nobody any more.
     async fn fence(&self, node: NodeId, incarnation: Incarnation) -> bool {
         let (reactor, context) = (&self.parts.reactor, &self.parts.context);
         let asked = reactor.now();
-        // A life that was stopped wrote its slot last.
         if let Ok(slot) = self.parts.volume.read_node_slot(node).await
-            && (slot.incarnation == incarnation || incarnation == EVERY_LIFE)
-            && matches!(slot.state, NodeState::Clean | NodeState::Stopped)
-            && slot.incarnation != Incarnation(0)
+            && let Some(why) = self.slot_proves(&slot, incarnation)
         {
-            tracing::info!(%node, life = %slot.incarnation, "it was stopped: it writes no more");
-            return true;
-        }
-        // The next life of the node has waited for the end of this one's writes before it wrote its slot.
-        if incarnation != EVERY_LIFE
-            && self.parts.fences.next_life_is_proof()
-            && let Ok(slot) = self.parts.volume.read_node_slot(node).await
-            && slot.incarnation > incarnation
-        {
-            tracing::info!(%node, life = %slot.incarnation, "it has begun its next life: the former one is over");
+            tracing::info!(%node, life = %slot.incarnation, "{why}");
             return true;
         }
         if context.config.ha.fencing_mode == FencingMode::Manual {

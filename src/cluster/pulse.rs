@@ -128,9 +128,8 @@ pub(super) struct Heart {
     lease: RefCell<Option<Lease>>,
     watchdog: RefCell<Option<Watchdog>>,
     evicting: RefCell<BTreeMap<NodeId, Incarnation>>,
-    /// Rounds begun and ended.
-    begun: Cell<u64>,
-    ended: Cell<u64>,
+    /// The marks that are durable.
+    marked: Cell<[(NodeId, Incarnation); EVICTED_MAX]>,
     beaten: Notify,
     stopping: Cell<bool>,
     stopped: Cell<bool>,
@@ -145,8 +144,7 @@ impl Heart {
             watchdog: RefCell::new(parts.watchdog.take()),
             parts,
             evicting: RefCell::default(),
-            begun: Cell::new(0),
-            ended: Cell::new(0),
+            marked: Cell::new([(NodeId(0), Incarnation(0)); EVICTED_MAX]),
             beaten: Notify::new(),
             stopping: Cell::new(false),
             stopped: Cell::new(false),
@@ -157,12 +155,15 @@ impl Heart {
         heart
     }
 
-    /// Marks a life as evicted; resolves when the mark is durable.
+    /// Marks a life as evicted; resolves when the mark is durable. There is room for [`EVICTED_MAX`] nodes: a further one
+    /// waits until one of them is a member again, because without its mark its lease can be renewed.
     pub(super) async fn evict(&self, node: NodeId, life: Incarnation) {
         self.evicting.borrow_mut().insert(node, life);
-        let round = self.begun.get() + 1;
-        while self.ended.get() < round {
+        loop {
             let beaten = self.beaten.notified();
+            if self.marked.get().contains(&(node, life)) {
+                return;
+            }
             beaten.await;
         }
     }
@@ -211,10 +212,9 @@ impl Heart {
         let mut written = log.durable_lsn();
         while !self.stopping.get() {
             let begun = reactor.now();
-            self.begun.set(self.begun.get() + 1);
             match self.round(&mut vote, &mut written).await {
                 Ok(findings) => {
-                    self.ended.set(self.begun.get());
+                    self.marked.set(vote.evicted);
                     self.beaten.notify_all();
                     self.tell(findings);
                 }
