@@ -15,13 +15,13 @@ fn kept_its_promises(options: &Options) -> Outcome {
     let arguments = options.arguments();
     if let Some(failure) = &outcome.failure {
         let events = outcome.events.join("\n");
-        panic!("{failure}\n{events}\nrepeat it with: cargo run --release --bin rusty-db-sim -- {arguments}");
+        panic!("{failure}\n{events}\nrepeat it with: cargo run --release -p rustydb-sim -- {arguments}");
     }
     let again = run(options);
     assert_eq!(
         (outcome.trace, outcome.steps, &outcome.ends),
         (again.trace, again.steps, &again.ends),
-        "the same seed went two ways: cargo run --release --bin rusty-db-sim -- {arguments} --check-determinism"
+        "the same seed went two ways: cargo run --release -p rustydb-sim -- {arguments} --check-determinism"
     );
     outcome
 }

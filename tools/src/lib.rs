@@ -1,7 +1,6 @@
-//! What RustyDB's programs are made of: the server with its development cluster, the operator's
-//! client, and the simulator.
+//! What RustyDB's programs are made of: the server with its development cluster, and the operator's
+//! client.
 
 pub mod cli;
 pub mod http;
 pub mod server;
-pub mod sim;

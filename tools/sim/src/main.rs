@@ -17,8 +17,11 @@ use rustydb::sim::{Failure, Options, Outcome, run, virtual_now_ns};
 use self::args::Arguments;
 use self::report::{Failed, Report};
 
-/// Runs the program on the process's arguments. Exit status 1 when a promise was broken.
-pub fn main() -> ExitCode {
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Exit status 1 when a promise was broken.
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.verbose {
         log_on_virtual_time();

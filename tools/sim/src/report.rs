@@ -30,7 +30,7 @@ impl Failed {
             }
             (None, None) => return None,
         };
-        let mut command = format!("cargo run --release --bin rusty-db-sim -- {}", outcome.options.arguments());
+        let mut command = format!("cargo run --release -p rustydb-sim -- {}", outcome.options.arguments());
         if differs.is_some() {
             command += " --check-determinism";
         }
