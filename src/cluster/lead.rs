@@ -415,7 +415,8 @@ impl Lead {
     /// Begins to show and to watch the signs of life on the disk.
     fn beat(self: &Rc<Self>) -> Result<(), End> {
         let LeadParts { reactor, context, volume, life, .. } = &self.parts;
-        let (members, found) = (self.clone(), self.clone());
+        // Weak: the lead keeps the heart.
+        let (agent, me, found) = (self.parts.agent.clone(), context.node, Rc::downgrade(self));
         let lease = self.parts.fences.lease();
         if lease.is_some() {
             tracing::info!("this node writes under a lease that its heartbeats on the disk renew");
@@ -431,11 +432,14 @@ impl Lead {
             lease,
             watchdog: self.parts.fences.arm_watchdog()?,
             members: Rc::new(move || {
-                let view = members.parts.agent.view();
-                let nodes = view.into_iter().flat_map(|view| view.members).map(|(node, _)| node);
-                nodes.filter(|node| *node != members.parts.context.node).collect()
+                let nodes = agent.view().into_iter().flat_map(|view| view.members).map(|(node, _)| node);
+                nodes.filter(|node| *node != me).collect()
             }),
-            found: Rc::new(move |finding| found.on_finding(finding)),
+            found: Rc::new(move |finding| {
+                if let Some(lead) = found.upgrade() {
+                    lead.on_finding(finding);
+                }
+            }),
         });
         *self.heart.borrow_mut() = Some(heart);
         Ok(())

@@ -292,6 +292,12 @@ impl Interconnect {
         for (node, address) in configured {
             interconnect.add_peer(node, address);
         }
+        // The handlers know the interconnect.
+        let inner = Rc::downgrade(&interconnect.0);
+        reactor.at_end(move || {
+            let handlers = inner.upgrade().map(|inner| inner.handlers.take());
+            drop(handlers);
+        });
         interconnect
     }
 

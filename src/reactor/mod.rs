@@ -78,6 +78,8 @@ pub(crate) struct Inner {
     pub(crate) counters: Counters,
     pub(crate) options: ReactorOptions,
     locals: RefCell<Vec<Rc<dyn std::any::Any>>>,
+    /// What unties the knots of the shard's objects, once nothing runs any more.
+    endings: RefCell<Vec<Box<dyn FnOnce()>>>,
     /// No write is submitted from then on.
     pub(crate) writes_until: Cell<Option<Instant>>,
 }
@@ -114,6 +116,7 @@ impl Reactor {
             counters: Counters::default(),
             options,
             locals: RefCell::default(),
+            endings: RefCell::default(),
             writes_until: Cell::new(None),
         }))
     }
@@ -228,6 +231,13 @@ impl Reactor {
         self.0.locals.borrow().iter().find_map(|local| local.clone().downcast().ok())
     }
 
+    /// Has `ending` called when the reactor shuts down, after its tasks have gone. Whoever lets others put a reference into
+    /// him that leads back to him (a handler, a hook) clears it here, or nothing of the circle is ever freed. `ending` keeps
+    /// weak references only.
+    pub fn at_end(&self, ending: impl FnOnce() + 'static) {
+        self.0.endings.borrow_mut().push(Box::new(ending));
+    }
+
     /// A handle for other threads.
     #[must_use]
     pub fn remote(&self) -> Remote {
@@ -251,6 +261,8 @@ impl Reactor {
         self.0.executor.abort_all();
         let locals = std::mem::take(&mut *self.0.locals.borrow_mut());
         drop(locals);
+        let endings = std::mem::take(&mut *self.0.endings.borrow_mut());
+        endings.into_iter().for_each(|ending| ending());
         self.0.outbox.close();
     }
 }

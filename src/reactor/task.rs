@@ -151,6 +151,12 @@ pub(crate) fn unregister(executor: &Executor) {
     drop(gone);
 }
 
+/// How many executors of this thread have not been dropped.
+#[cfg(test)]
+pub(crate) fn executors_here() -> usize {
+    LOCAL.with(|table| table.borrow().iter().flatten().count())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -484,3 +484,17 @@ fn a_refused_ring_falls_back_to_poll_and_names_the_filter() {
     assert_eq!(name, "poll");
     assert!(error.contains("seccomp") || error.contains("sysctl"), "{error}");
 }
+
+#[test]
+fn what_is_tied_in_a_circle_is_untied_at_the_end() {
+    struct Circle(RefCell<Option<Rc<Circle>>>);
+    let kept = thread::run_local(ReactorOptions::default(), |reactor| async move {
+        let circle = Rc::new(Circle(RefCell::new(None)));
+        *circle.0.borrow_mut() = Some(circle.clone());
+        let weak = Rc::downgrade(&circle);
+        let ended = weak.clone();
+        reactor.at_end(move || drop(ended.upgrade().and_then(|circle| circle.0.take())));
+        weak
+    });
+    assert!(kept.unwrap().upgrade().is_none());
+}

@@ -7,6 +7,7 @@ use super::run::run_plan;
 use super::{Options, Outcome, run};
 use crate::fusion::gcs::Rule as GcsRule;
 use crate::reactor::driver::sim::SimOptions;
+use crate::reactor::task::executors_here;
 use crate::rules::{DesignRule, without};
 
 /// Runs a simulation twice: it keeps every promise, the same way.
@@ -48,6 +49,15 @@ fn fresh_seeds_keep_their_promises() {
     for number in 0..3 {
         kept_its_promises(&seconds((now % 1_000_000_000) * 1_000 + number, 15));
     }
+}
+
+#[test]
+fn nothing_is_left_of_a_run() {
+    let before = executors_here();
+    // With lives that end in every way: killed at any step, stopped, over.
+    let lives: u64 = [4, 5, 6].map(|seed| run(&seconds(seed, 10)).lives).iter().sum();
+    assert!(lives > 9, "{lives} lives");
+    assert_eq!(executors_here() - before, 0, "reactors outlive their world");
 }
 
 #[test]
