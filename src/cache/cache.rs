@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use super::arena::Arena;
 use super::coherence::{Coherence, GrantSink, Granted, Mode, Source};
+use super::dropped::PartitionSet;
 use super::error::CacheError;
 use super::frame::{Frame, FrameId, Role, bar};
 use super::guards::{ReadGuard, WriteGuard};
@@ -116,6 +117,8 @@ pub(super) struct Shared {
     pub(super) mtr_pool: RefCell<Vec<super::mtr::Buffers>>,
     /// Where the copies of a batch lie.
     pub(super) copies: RefCell<Option<Rc<IoBuf>>>,
+    /// Their blocks never come here again.
+    pub(super) dropped: RefCell<PartitionSet>,
     /// How many batches the writer has failed to write, and the last error.
     pub(super) write_error: RefCell<(u64, Option<CacheError>)>,
     pub(super) closed: Cell<bool>,
@@ -160,6 +163,7 @@ impl Cache {
             free: RefCell::new((0..count as u32).rev().map(FrameId).collect()),
             evicting: Cell::new(0),
             past_images: RefCell::default(),
+            dropped: RefCell::default(),
             dirty: RefCell::default(),
             dirty_past: RefCell::default(),
             write_error: RefCell::default(),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::ids::BlockId;
+use crate::ids::{BlockId, PartitionId};
 
 /// A fault around one block. Every one of its waiters gets the same.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,6 +35,11 @@ pub enum CacheError {
         /// The log's own words.
         error: String,
     },
+    /// The block's partition has been dropped: its blocks may belong to others by now.
+    Dropped {
+        /// Which.
+        partition: PartitionId,
+    },
     /// The cache was closed for shutdown.
     Closed,
 }
@@ -53,6 +58,7 @@ impl fmt::Display for CacheError {
                 write!(f, "{block} is not available now: {reason}. Retry once the cluster's membership has settled")
             }
             CacheError::Log { error } => write!(f, "the log takes no more redo: {error}"),
+            CacheError::Dropped { partition } => write!(f, "{partition} has been dropped"),
             CacheError::Closed => write!(f, "the cache is closed: the node is shutting down"),
         }
     }

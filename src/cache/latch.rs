@@ -38,6 +38,9 @@ impl Shared {
             if self.closed.get() {
                 return Err(CacheError::Closed);
             }
+            if self.dropped.borrow().contains(block.partition) {
+                return Err(CacheError::Dropped { partition: block.partition });
+            }
             let frame = match self.map.find(block) {
                 Some(frame) => frame,
                 None => match self.admit(block) {

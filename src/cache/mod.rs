@@ -10,6 +10,7 @@ mod arena;
 mod cache;
 mod checkpoint;
 mod coherence;
+mod dropped;
 mod error;
 mod frame;
 mod guards;

@@ -14,7 +14,7 @@ use super::coherence::Mode;
 use super::error::CacheError;
 use super::frame::{FrameId, Role, bar};
 use super::wait::{Kind, Outcome};
-use crate::ids::{BLOCK_SIZE, BlockId, PartitionId, Scn};
+use crate::ids::{BLOCK_SIZE, BlockId, Scn};
 use crate::reactor::IoBuf;
 use crate::rules::{DesignRule, kept};
 use crate::volume::block;
@@ -201,30 +201,6 @@ impl Cache {
         if let Some(frame) = self.0.map.find(block) {
             self.0.want_write(frame);
         }
-    }
-
-    /// Lets every block of a partition leave this cache, written first where it is dirty: for a partition that is
-    /// dropped, whose blocks may belong to another one afterwards. The caller has made sure that nobody uses the
-    /// partition any more. Past images go when the owners of their blocks have written them.
-    ///
-    /// # Errors
-    /// When a block can't be written; the caller keeps the partition's space then.
-    pub async fn drop_partition(&self, partition: PartitionId) -> Result<(), CacheError> {
-        let shared = &self.0;
-        for (block, _) in shared.map.entries().into_iter().filter(|(block, _)| block.partition == partition) {
-            // Each await may let it leave, come back, or become dirty again.
-            while let Some(id) = shared.map.find(block) {
-                let frame = shared.frame(id);
-                if frame.evictable() {
-                    shared.evict(id);
-                } else if frame.dirty.get() {
-                    self.write_now(block).await?;
-                } else {
-                    shared.reactor.sleep(Shared::tick() / 100).await;
-                }
-            }
-        }
-        Ok(())
     }
 }
 

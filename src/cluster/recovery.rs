@@ -14,7 +14,7 @@ use crate::fusion::recovery::{Replay, ReplayError, Replayed, read_place};
 use crate::ids::{BLOCK_SIZE, BlockNo, Lsn, NodeId, Scn, ShardId};
 use crate::reactor::{Class, IoBuf, Reactor};
 use crate::volume::{Volume, VolumeError};
-use crate::wal::redo::{CheckpointMark, RecordKind};
+use crate::wal::redo::{BlocksForgotten, CheckpointMark, RecordKind};
 use crate::wal::{LogError, LogScan};
 
 /// Blocks read, replayed and written at once.
@@ -157,6 +157,10 @@ async fn read_logs(reactor: &Reactor, volume: &Volume, replay: &mut Replay) -> R
                 RecordKind::CheckpointMark => {
                     let mark = CheckpointMark::decode(record.payload).map_err(|fault| bad(fault.to_string()))?;
                     replay.observe(mark.scn);
+                }
+                RecordKind::BlocksForgotten => {
+                    let forgotten = BlocksForgotten::decode(record.payload).map_err(|fault| bad(fault.to_string()))?;
+                    replay.note_forgotten(forgotten);
                 }
                 // What was written is seen on the disk itself; Raft's entries belong to Raft.
                 RecordKind::BlockWritten | RecordKind::Raft => {}

@@ -79,6 +79,10 @@ pub(super) struct Plan {
     pub(super) lists: u64,
     /// The volume is small, and the client who makes and drops tables fills it.
     pub(super) fills_volume: bool,
+    /// How often the client who makes and drops tables does so when it is its turn, in percent.
+    pub(super) tables_per_cent: u64,
+    /// How often a client hangs up in the middle of an operation, in percent.
+    pub(super) hangs_up_per_cent: u64,
     /// Those of this run; empty in a calm one.
     pub(super) faults: Vec<Fault>,
     /// Mean time between two of them.
@@ -127,6 +131,8 @@ impl Plan {
             fills_volume,
             faults,
             fault_interval: Duration::from_millis(dice.pick(&[3_000, 10_000, 30_000])),
+            tables_per_cent: dice.pick(&[10, 10, 60]),
+            hangs_up_per_cent: dice.pick(&[2, 2, 20]),
         }
     }
 }

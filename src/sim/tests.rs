@@ -51,6 +51,25 @@ fn fresh_seeds_keep_their_promises() {
     }
 }
 
+/// Tables come and go, their space goes from one to the next, and what their clients have begun goes on after they hung up.
+#[test]
+fn a_write_to_a_dropped_table_reaches_nobody_elses_block() {
+    for seed in 0..6 {
+        let options = Options { calm: true, ..seconds(seed, 10) };
+        let drawn = Plan::draw(&options);
+        let plan = Plan {
+            tables_per_cent: 100,
+            hangs_up_per_cent: 30,
+            think: Duration::from_millis(40),
+            cache_bytes: 1 << 20,
+            fills_volume: false,
+            ..drawn
+        };
+        let outcome = run_plan(&options, plan);
+        assert_eq!(outcome.failure, None, "seed {seed}");
+    }
+}
+
 #[test]
 fn nothing_is_left_of_a_run() {
     let before = executors_here();

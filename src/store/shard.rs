@@ -518,7 +518,7 @@ impl ShardEngine {
             // Another node was quicker: its tree is the one, this one's extent goes back.
             Err(SpaceError::PartitionExists(_)) => {
                 let extents = self.txns.space().extents_of(home).await.map_err(TxnError::from)?;
-                self.txns.forget_partition(partition).await?;
+                self.txns.forget_unpublished(home).await?;
                 self.service.request(SpaceRequest::FreeExtents(extents)).await.map_err(TxnError::from)?;
                 drop(tree);
                 self.txns.tree(partition).await?;

@@ -74,6 +74,7 @@ impl From<CacheError> for TxnError {
         match error {
             CacheError::Corrupt { .. } => TxnError::Corrupt(detail),
             CacheError::Io { .. } | CacheError::Log { .. } => TxnError::Io(detail),
+            CacheError::Dropped { partition } => TxnError::NoSuchPartition(partition),
             CacheError::Unavailable { .. } | CacheError::Closed => TxnError::Unavailable(detail),
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::btree::Tree;
-use crate::btree::space::{BlockAllocator, SpaceReply, SpaceRequest, SpaceService};
+use crate::btree::space::{BlockAllocator, PartitionHome, SpaceReply, SpaceRequest, SpaceService};
 use crate::cache::{Cache, LocalFuture};
 use crate::clock::ScnClock;
 use crate::fusion::ges::Gate;
@@ -18,6 +18,8 @@ use crate::fusion::grd::BlockHasher;
 use crate::ids::{NodeId, PartitionId, Scn, ShardId, TxnId};
 use crate::reactor::sync::Notify;
 use crate::reactor::{Class, Reactor};
+use crate::volume::layout::EXTENT_BLOCKS;
+use crate::wal::redo::BlocksForgotten;
 
 use super::departed::Departed;
 use super::error::TxnError;
@@ -316,6 +318,9 @@ impl Txns {
             SpaceReply::Home(home) => home,
             other => unreachable!("a partition was looked for, {other:?} came"),
         };
+        if self.0.cache.is_dropped(partition) {
+            return Err(TxnError::NoSuchPartition(partition));
+        }
         let tree = Tree::open(&self.0.cache, &self.0.space, home);
         self.0.trees.borrow_mut().insert(partition, tree.clone());
         Ok(tree)
@@ -473,15 +478,31 @@ impl Txns {
         }
     }
 
-    /// Forgets a partition that is being dropped: its tree, its blocks, on this node.
+    /// Forgets a partition that is being dropped, on this node: its tree and its blocks, of which none comes back, whoever
+    /// still uses them. On return this node's log says durably that it has no more to do with them.
+    ///
+    /// # Errors
+    /// Faults of the cache and the log.
+    pub async fn forget_partition(&self, partition: PartitionId) -> Result<(), TxnError> {
+        self.0.dead_chains.borrow_mut().retain(|(_, dead)| dead.partition != partition);
+        self.0.cache.drop_partition(partition).await?;
+        self.0.trees.borrow_mut().remove(&partition);
+        self.0.space.forget(partition);
+        let now = self.0.cache.clock().latest();
+        Ok(self.0.cache.log_forgotten(BlocksForgotten::all_of(partition, now)).await?)
+    }
+
+    /// Gives a partition up that this node has formatted, and that nobody has found: another node's of the same number has.
     ///
     /// # Errors
     /// Faults of the cache.
-    pub async fn forget_partition(&self, partition: PartitionId) -> Result<(), TxnError> {
-        self.0.trees.borrow_mut().remove(&partition);
-        self.0.space.forget(partition);
-        self.0.dead_chains.borrow_mut().retain(|(_, dead)| dead.partition != partition);
-        Ok(self.0.cache.drop_partition(partition).await?)
+    pub async fn forget_unpublished(&self, home: PartitionHome) -> Result<(), TxnError> {
+        self.0.trees.borrow_mut().remove(&home.partition);
+        self.0.space.forget(home.partition);
+        self.0.cache.let_go(home.partition).await?;
+        let (first, scn) = (home.first_extent, self.0.cache.clock().latest());
+        let forgotten = BlocksForgotten { first, count: EXTENT_BLOCKS, ..BlocksForgotten::all_of(home.partition, scn) };
+        Ok(self.0.cache.log_forgotten(forgotten).await?)
     }
 
     /// [`Txns::forget_partition`] on all nodes.
@@ -489,8 +510,10 @@ impl Txns {
     /// # Errors
     /// Faults, here and of peers.
     pub async fn forget_everywhere(&self, partition: PartitionId) -> Result<(), TxnError> {
-        self.0.peers.forget_partition(partition).await?;
-        self.forget_partition(partition).await
+        // All at the same time: one's past images go when another has written its blocks.
+        let peers = self.0.peers.forget_partition(partition);
+        self.forget_partition(partition).await?;
+        peers.await
     }
 }
 

@@ -175,7 +175,18 @@ impl Txns {
     /// somebody else has ended the transaction, and nothing is left to do ([`Txns::slot_to_write`]).
     async fn put_back(&self, undone: Undone, owner: TxnId, pointer: UndoPtr, slot: Option<Slot>) -> Result<bool, TxnError> {
         let Undone { tree, key, before } = undone;
-        let Some(tree) = tree else {
+        let dead = |_: &[u8], value: &[u8]| self.is_dead(value);
+        let room = NeedRoom { value_len: before.len(), redo_bytes: ROW_REDO_MAX, urgency: Urgency::Reserve, dead: &dead };
+        let sought = match &tree {
+            Some(tree) => match tree.seek_write(&key, room).await.map_err(TxnError::from) {
+                Ok(sought) => Some((tree, sought)),
+                // Dropped just now.
+                Err(TxnError::NoSuchPartition(_)) => None,
+                Err(error) => return Err(error),
+            },
+            None => None,
+        };
+        let Some((tree, (mut leaf, mut mtr))) = sought else {
             let mut mtr = self.0.cache.begin_mtr_of(SLOT_REDO_MAX, 1).await?;
             if let Some(slot) = slot {
                 let Some(mut table) = self.slot_to_write(owner).await? else { return Ok(false) };
@@ -184,9 +195,6 @@ impl Txns {
             }
             return Ok(true);
         };
-        let dead = |_: &[u8], value: &[u8]| self.is_dead(value);
-        let room = NeedRoom { value_len: before.len(), redo_bytes: ROW_REDO_MAX, urgency: Urgency::Reserve, dead: &dead };
-        let (mut leaf, mut mtr) = tree.seek_write(&key, room).await?;
         let row = leaf.value().and_then(Row::parse);
         let current = row.filter(|row| row.version == Version::Written(owner) && row.undo == pointer);
         // The chain of the version that goes, unless its predecessor has the same (a lock stamp).

@@ -20,6 +20,8 @@ pub enum RecordKind {
     RedoGroup = 1,
     /// [`BlocksWritten`]: block writes that have completed, so that recovery may skip what is older.
     BlockWritten = 2,
+    /// [`BlocksForgotten`]: blocks that this log will never change again under that partition, because it was dropped.
+    BlocksForgotten = 3,
     /// [`CheckpointMark`]: where a checkpoint stood.
     CheckpointMark = 4,
     /// Entries of Raft groups; their form belongs to that layer.
@@ -31,7 +33,7 @@ impl RecordKind {
     #[must_use]
     pub fn from_u8(byte: u8) -> Option<RecordKind> {
         use RecordKind::*;
-        [RedoGroup, BlockWritten, CheckpointMark, Raft].into_iter().find(|kind| *kind as u8 == byte)
+        [RedoGroup, BlockWritten, BlocksForgotten, CheckpointMark, Raft].into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -104,6 +106,16 @@ struct WrittenEntry {
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
+struct ForgottenPayload {
+    first: U64,
+    count: U64,
+    partition: U32,
+    reserved: U32,
+    scn: U64,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
 struct MarkPayload {
     lsn: U64,
     scn: U64,
@@ -114,6 +126,7 @@ const _: () = {
     assert!(size_of::<GroupHeader>() == 16);
     assert!(size_of::<EntryHeader>() == 24);
     assert!(size_of::<WrittenEntry>() == 24);
+    assert!(size_of::<ForgottenPayload>() == 32);
     assert!(size_of::<MarkPayload>() == 24);
 };
 
@@ -300,6 +313,65 @@ impl BlocksWritten {
     }
 }
 
+/// Blocks that have left their partition for good. Their changes in this log, up to an SCN, are on the disk or of no account:
+/// the blocks' numbers belong to others from then on, and nobody may replay anything of the former life over them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlocksForgotten {
+    /// Whose they were.
+    pub partition: PartitionId,
+    /// The first of them.
+    pub first: BlockNo,
+    /// How many there may be.
+    pub count: u64,
+    /// Changes up to here.
+    pub scn: Scn,
+}
+
+impl BlocksForgotten {
+    /// All blocks that the partition had, changed up to `scn`.
+    #[must_use]
+    pub fn all_of(partition: PartitionId, scn: Scn) -> BlocksForgotten {
+        BlocksForgotten { partition, first: BlockNo(0), count: u64::MAX, scn }
+    }
+
+    /// Whether a change of `block` to version `scn` is meant.
+    #[must_use]
+    pub fn covers(&self, block: BlockId, scn: Scn) -> bool {
+        let within = block.block.0.checked_sub(self.first.0).is_some_and(|place| place < self.count);
+        block.partition == self.partition && within && scn <= self.scn
+    }
+
+    /// Appends the payload to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let payload = ForgottenPayload {
+            first: U64::new(self.first.0),
+            count: U64::new(self.count),
+            partition: U32::new(self.partition.0),
+            reserved: U32::ZERO,
+            scn: U64::new(self.scn.0),
+        };
+        out.extend_from_slice(payload.as_bytes());
+    }
+
+    /// From a payload.
+    ///
+    /// # Errors
+    /// When it is shorter or longer.
+    pub fn decode(payload: &[u8]) -> Result<BlocksForgotten, RedoFault> {
+        let (forgotten, rest) =
+            ForgottenPayload::ref_from_prefix(payload).map_err(|_| RedoFault::TooShort { at: payload.len() })?;
+        if !rest.is_empty() {
+            return Err(RedoFault::TooLong { extra: rest.len() });
+        }
+        Ok(BlocksForgotten {
+            partition: PartitionId(forgotten.partition.get()),
+            first: BlockNo(forgotten.first.get()),
+            count: forgotten.count.get(),
+            scn: Scn(forgotten.scn.get()),
+        })
+    }
+}
+
 /// Where a checkpoint stood when it was taken; also carries an SCN that the clock of a restarted node must pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointMark {
@@ -384,6 +456,7 @@ mod tests {
             }
             let _ = BlocksWritten::decode(&bytes).map(|blocks| blocks.count());
             let _ = CheckpointMark::decode(&bytes);
+            let _ = BlocksForgotten::decode(&bytes);
         }
 
         #[test]
@@ -399,6 +472,11 @@ mod tests {
             payload.clear();
             mark.encode(&mut payload);
             prop_assert_eq!(CheckpointMark::decode(&payload).unwrap(), mark);
+
+            let forgotten = BlocksForgotten { partition: PartitionId(lsn as u32), first: BlockNo(incarnation), count: lsn, scn: Scn(scn) };
+            payload.clear();
+            forgotten.encode(&mut payload);
+            prop_assert_eq!(BlocksForgotten::decode(&payload).unwrap(), forgotten);
         }
     }
 }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use super::{EXTENTS_PER_REQUEST_MAX, PartitionHome, SpaceReply, SpaceRequest, SpaceService, Urgency, make_durable};
 use crate::btree::error::SpaceError;
-use crate::cache::{Cache, Mtr, WriteGuard};
+use crate::cache::{Cache, CacheError, Mtr, WriteGuard};
 use crate::ids::{BLOCK_SIZE, BlockId, BlockNo, NodeId, PartitionId};
 use crate::reactor::Class;
 use crate::reactor::sync::{Permit, Semaphore, oneshot};
@@ -345,7 +345,17 @@ impl BlockAllocator {
         };
         let cache = &self.0.cache;
         let mut mtr = cache.begin_mtr(LINK_REDO_MAX).await?;
-        let mut head = cache.write(home.head()).await?;
+        let mut head = match cache.write(home.head()).await {
+            Ok(head) => head,
+            Err(error) => {
+                drop(mtr);
+                if matches!(error, CacheError::Dropped { .. }) {
+                    // Nobody will ever find them in the chain, and nothing was written to them.
+                    self.0.service.request(SpaceRequest::FreeExtents(extents)).await?;
+                }
+                return Err(error.into());
+            }
+        };
         let mut next = ExtentHeader::decode(home.head(), &head)?.next;
         let mut guards = Vec::with_capacity(extents.len());
         for &extent in &extents {

@@ -128,7 +128,7 @@ impl Bed {
         let extents = self.space.extents_of(tree.home()).await.unwrap();
         self.service.request(SpaceRequest::RemovePartition(tree.home())).await.unwrap();
         self.space.forget(tree.partition());
-        self.cache.drop_partition(tree.partition()).await.unwrap();
+        self.cache.let_go(tree.partition()).await.unwrap();
         self.service.request(SpaceRequest::FreeExtents(extents)).await.unwrap();
     }
 

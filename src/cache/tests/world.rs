@@ -211,7 +211,7 @@ impl World {
     /// Writes everything dirty, then makes the cache forget all it has.
     pub(super) async fn forget_all(&self) {
         assert!(self.cache.checkpoint_fully(std::time::Duration::ZERO).await.unwrap());
-        self.cache.drop_partition(PARTITION).await.unwrap();
+        self.cache.let_go(PARTITION).await.unwrap();
     }
 }
 

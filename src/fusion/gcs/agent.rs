@@ -22,7 +22,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use self::recover::Recovery;
+use self::recover::{Job, Recovery};
 pub use self::view::{RecoveryPhase, RecoveryProgress};
 use super::message::{Kind, Message, mode_from_wire};
 use super::statistics::{GcsStats, LatencyHistogram, Path};
@@ -347,7 +347,7 @@ impl Inner {
                 }
             }
             Output::RequestWrite { block } => self.request_write(block),
-            Output::Recover { block, image } => self.recover(block, image),
+            Output::Recover { block, image, on_disk } => self.recover(Job { block, image, on_disk }),
         }
     }
 

@@ -72,5 +72,7 @@ pub enum Output {
         block: BlockId,
         /// Who keeps the newest past image, and its version.
         image: Option<(NodeId, Scn)>,
+        /// A version that is known to be on the disk: nothing older may be put there.
+        on_disk: Scn,
     },
 }

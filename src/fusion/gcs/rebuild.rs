@@ -192,7 +192,7 @@ impl MasterCore {
                 // Without an owner the disk has it, but nobody has told so: its holder may have been reading it when it
                 // claimed, and have dropped it since.
                 self.activities.open(entry).transition = Transition::Recover;
-                out.push(Output::Recover { block, image: None });
+                out.push(Output::Recover { block, image: None, on_disk: entry.disk_scn });
             }
         }
     }
@@ -244,7 +244,7 @@ impl MasterCore {
             self.counters.recoveries_total += 1;
             self.activities.open(entry).transition = Transition::Recover;
             let image = image.filter(|(scn, _)| *scn > entry.disk_scn).map(|(scn, keeper)| (keeper, scn));
-            out.push(Output::Recover { block, image });
+            out.push(Output::Recover { block, image, on_disk: entry.disk_scn });
         }
     }
 }

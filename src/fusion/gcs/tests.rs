@@ -365,7 +365,7 @@ fn contention(seed: u64) -> u64 {
     }
     // When everything has left the caches, nothing is left of it in the directories.
     for node in 0..NODES {
-        cluster.on(node, async |node| node.cache.drop_partition(PARTITION).await.unwrap());
+        cluster.on(node, async |node| node.cache.let_go(PARTITION).await.unwrap());
     }
     for node in 0..NODES {
         let clean = cluster.on(node, async |node| node.cache.checkpoint_fully(Duration::from_secs(30)).await.unwrap());

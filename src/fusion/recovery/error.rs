@@ -86,6 +86,15 @@ pub enum RecoveryFault {
     Log(LogError),
     /// The redo does not fit the blocks.
     Replay(ReplayError),
+    /// The disk and the redo together lead to a version that is older than one that was written.
+    Older {
+        /// The block.
+        block: BlockId,
+        /// The version that was made.
+        found: Scn,
+        /// The version that was on the disk.
+        known: Scn,
+    },
     /// A device error on one block.
     Block {
         /// Which.
@@ -103,6 +112,10 @@ impl fmt::Display for RecoveryFault {
         match self {
             RecoveryFault::Log(error) => write!(f, "{error}"),
             RecoveryFault::Replay(error) => write!(f, "{error}"),
+            RecoveryFault::Older { block, found, known } => write!(
+                f,
+                "{block} was on the disk as of {known}, and now the disk and the redo give only {found}: the device has lost a write, or its path returns wrong data"
+            ),
             RecoveryFault::Block { block, doing, error } => write!(f, "can't {doing} {block}: {error}"),
         }?;
         write!(f, ". Nothing was lost by trying; repair or restore what is named and start again")

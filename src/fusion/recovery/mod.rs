@@ -23,11 +23,11 @@ use std::ops::Range;
 
 pub use self::error::{RecoveryFault, ReplayError};
 pub use self::redo::read_redo;
-use crate::ids::{BLOCK_SIZE, BlockId, BlockNo, NodeId, Scn};
+use crate::ids::{BLOCK_SIZE, BlockId, BlockNo, NodeId, PartitionId, Scn};
 use crate::reactor::{FileId, IoBuf, Reactor};
 use crate::volume::block::{self, BlockFault};
 use crate::volume::change::Change;
-use crate::wal::redo::RedoGroup;
+use crate::wal::redo::{BlocksForgotten, RedoGroup};
 
 /// What the logs say about all blocks.
 #[derive(Debug, Default)]
@@ -39,6 +39,8 @@ pub struct Replay {
     elsewhere: BTreeMap<BlockNo, Scn>,
     /// Versions that a log says are on the disk.
     written: BTreeMap<BlockId, Scn>,
+    /// Former lives of blocks' numbers.
+    forgotten: BTreeMap<PartitionId, Vec<BlocksForgotten>>,
     highest: Scn,
     groups: u64,
 }
@@ -121,11 +123,38 @@ impl Replay {
         *newest = (*newest).max(scn);
     }
 
+    /// The space of these blocks may have been given to others since: a log says so. Their changes are of no account.
+    pub fn note_forgotten(&mut self, forgotten: BlocksForgotten) {
+        self.forgotten.entry(forgotten.partition).or_default().push(forgotten);
+    }
+
+    fn drop_forgotten(&mut self) {
+        if self.forgotten.is_empty() {
+            return;
+        }
+        let forgotten = std::mem::take(&mut self.forgotten);
+        let is_forgotten = |link: &Link| {
+            let lives = forgotten.get(&link.id.partition).into_iter().flatten();
+            lives.into_iter().any(|former| former.covers(link.id, link.after))
+        };
+        self.blocks.retain(|_, links| {
+            links.retain(|link| !is_forgotten(link));
+            !links.is_empty()
+        });
+    }
+
+    /// Version of a block that a log says is on the disk; zero when none does.
+    #[must_use]
+    pub fn written(&self, block: BlockId) -> Scn {
+        self.written.get(&block).copied().unwrap_or(Scn::ZERO)
+    }
+
     /// The wanted blocks that the disk may be behind of, each with the version that the logs lead to. Forgets the others:
     /// those that the logs say were written, and those whose number has gone to a block that is not wanted.
     pub fn lost_blocks(&mut self) -> Vec<(BlockId, Scn)> {
+        self.drop_forgotten();
         let mut lost = Vec::with_capacity(self.blocks.len());
-        let (elsewhere, written) = (std::mem::take(&mut self.elsewhere), std::mem::take(&mut self.written));
+        let (elsewhere, written) = (std::mem::take(&mut self.elsewhere), &self.written);
         self.blocks.retain(|number, links| {
             let Some(newest) = links.iter().max_by_key(|link| link.after) else { return false };
             let moved = elsewhere.get(number).is_some_and(|&scn| scn > newest.after);
@@ -152,7 +181,8 @@ impl Replay {
 
     /// The blocks that some log changed, in the order in which they lie on the volume.
     #[must_use]
-    pub fn blocks(&self) -> Vec<BlockNo> {
+    pub fn blocks(&mut self) -> Vec<BlockNo> {
+        self.drop_forgotten();
         self.blocks.keys().copied().collect()
     }
 

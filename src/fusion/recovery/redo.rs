@@ -8,7 +8,7 @@ use crate::ids::BlockId;
 use crate::reactor::{FileId, Reactor};
 use crate::volume::RedoArea;
 use crate::wal::LogScan;
-use crate::wal::redo::{BlocksWritten, CheckpointMark, RecordKind};
+use crate::wal::redo::{BlocksForgotten, BlocksWritten, CheckpointMark, RecordKind};
 
 /// Reads the log of `area` from its checkpoint to its end, while `go_on` says so. Nobody writes to it any more: its node
 /// is fenced.
@@ -39,6 +39,9 @@ pub async fn read_redo(
             RecordKind::BlockWritten => {
                 let written = BlocksWritten::decode(record.payload).map_err(not_understood)?;
                 written.filter(|(block, _)| wanted(*block)).for_each(|(block, scn)| replay.note_written(block, scn));
+            }
+            RecordKind::BlocksForgotten => {
+                replay.note_forgotten(BlocksForgotten::decode(record.payload).map_err(not_understood)?);
             }
             // Raft's entries belong to Raft.
             RecordKind::Raft => {}

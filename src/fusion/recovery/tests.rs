@@ -1,7 +1,7 @@
 //! Histories of a block, spread over the logs of several nodes, replayed from every version that the disk may have.
 
 use super::*;
-use crate::ids::{BLOCK_SIZE, PartitionId};
+use crate::ids::BLOCK_SIZE;
 use crate::volume::block::BlockKind;
 use crate::wal::redo::RedoGroupBuilder;
 use proptest::prelude::*;
@@ -103,4 +103,27 @@ fn a_block_that_changed_hands_ends_with_its_new_owner() {
         block::verify(&bytes, new).unwrap();
         assert_eq!(block::block_scn(&bytes), Scn(10));
     }
+}
+
+#[test]
+fn a_former_life_that_its_log_has_ended_is_nobodys_loss() {
+    let (mut logged, versions) = history(3);
+    let new = BlockId::new(PartitionId(71), ID.block);
+    let ended = |scn| BlocksForgotten::all_of(ID.partition, Scn(scn));
+    let mut replay = replay_all(&logged);
+    replay.note_forgotten(ended(3));
+    assert_eq!((replay.lost_blocks(), replay.blocks()), (vec![], vec![]));
+    // Another partition's blocks, and what came later, are not meant.
+    let mut replay = replay_all(&logged);
+    replay.note_forgotten(ended(2));
+    replay.note_forgotten(BlocksForgotten::all_of(new.partition, Scn::MAX));
+    assert_eq!(replay.lost_blocks(), [(ID, Scn(3))]);
+    // The next owner's history stands alone: a torn write of it is made anew from its own beginning.
+    logged.push((NodeId(2), encoded(new, 0, 10, &[format()])));
+    let mut replay = replay_all(&logged);
+    replay.note_forgotten(ended(3));
+    assert_eq!(replay.lost_blocks(), [(new, Scn(10))]);
+    let mut torn = versions[3].clone();
+    torn[..512].fill(0x5a);
+    assert_eq!(replay.replay(ID.block, &mut torn), Ok(Replayed::Changed { id: new, steps: 1 }));
 }

@@ -169,7 +169,7 @@ impl Clients {
     /// Waits for an answer as long as this client likes to.
     async fn answer<T>(&self, dice: &Dice, asked: impl Future<Output = Result<T, StoreError>>) -> Result<T, Trouble> {
         // Most are patient; some hang up in the middle.
-        let patience = if dice.chance(2) { dice.spread_ms(1, 200) } else { Duration::from_secs(60) };
+        let patience = if dice.chance(self.plan.hangs_up_per_cent) { dice.spread_ms(1, 200) } else { Duration::from_secs(60) };
         match self.reactor.timeout(patience, asked).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(Trouble::Store(error)),

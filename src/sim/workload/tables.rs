@@ -14,7 +14,7 @@ const FILLING_ROWS_MAX: u64 = 600;
 
 /// A client's next transactions.
 pub(super) async fn turn(clients: &Clients, dice: &Dice) {
-    if dice.chance(90) {
+    if !dice.chance(clients.plan.tables_per_cent) {
         return;
     }
     if let Err(trouble) = fill(clients, dice).await {

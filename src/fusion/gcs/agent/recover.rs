@@ -31,8 +31,14 @@ const PRESSED_MAX: usize = 1024;
 /// How often they are asked.
 const PRESS_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A block, and who keeps its newest past image in which version.
-type Job = (BlockId, Option<(NodeId, Scn)>);
+/// A block that has lost its owner.
+pub(super) struct Job {
+    pub(super) block: BlockId,
+    /// Who keeps its newest past image, in which version.
+    pub(super) image: Option<(NodeId, Scn)>,
+    /// A version that some member knows to be on the disk.
+    pub(super) on_disk: Scn,
+}
 
 /// What one view has to recover.
 pub(super) struct Recovery {
@@ -175,16 +181,16 @@ impl Recovery {
 
 impl Inner {
     /// The core wants a block made anew.
-    pub(super) fn recover(&self, block: BlockId, image: Option<(NodeId, Scn)>) {
+    pub(super) fn recover(&self, job: Job) {
         let recovery = self.recovery.borrow().clone().expect("blocks are recovered in a view that has gone on");
-        recovery.line.borrow_mut().push_back((block, image));
+        recovery.line.borrow_mut().push_back(job);
         recovery.blocks_total.set(recovery.blocks_total.get() + 1);
         if recovery.workers.get() < JOBS_MAX {
             recovery.workers.set(recovery.workers.get() + 1);
             let this = self.this.upgrade().expect("it is at work");
             self.reactor.spawn(Class::Critical, "recover a block", async move {
-                while let Some((block, image)) = recovery.next() {
-                    if let Err(fault) = this.recover_block(&recovery, block, image).await {
+                while let Some(job) = recovery.next() {
+                    if let Err(fault) = this.recover_block(&recovery, job).await {
                         recovery.fail(fault);
                     }
                 }
@@ -271,8 +277,7 @@ impl Inner {
     async fn recover_block(
         self: &Rc<Self>,
         recovery: &Recovery,
-        block: BlockId,
-        image: Option<(NodeId, Scn)>,
+        Job { block, image, on_disk }: Job,
     ) -> Result<(), RecoveryFault> {
         let (offset, file) = (block_offset(block.block), recovery.file);
         let kept = match image {
@@ -294,6 +299,11 @@ impl Inner {
         let replayed = recovery.replay.borrow_mut().replay(block.block, bytes.as_mut_slice())?;
         behind |= matches!(replayed, Replayed::Changed { .. });
         let scn = version_of(block.block, bytes.as_slice()).map_err(|fault| ReplayError::Unreadable { block, fault })?;
+        // The disk had this version once: what is older now was damaged there, or did not come from there.
+        let known = on_disk.max(recovery.replay.borrow().written(block));
+        if scn < known {
+            return Err(RecoveryFault::Older { block, found: scn, known });
+        }
         if behind {
             if !recovery.goes_on() {
                 return Ok(());

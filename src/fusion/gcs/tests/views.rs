@@ -237,7 +237,7 @@ impl Changing {
             assert_eq!(*seen.get_or_insert_with(|| counters.clone()), counters, "seed {}: two nodes differ", self.seed);
         }
         for node in self.alive() {
-            self.cluster.on(node, async |node| node.cache.drop_partition(PARTITION).await.unwrap());
+            self.cluster.on(node, async |node| node.cache.let_go(PARTITION).await.unwrap());
         }
         for node in self.alive() {
             let clean = self.cluster.on(node, async |node| node.cache.checkpoint_fully(Duration::from_secs(30)).await.unwrap());
