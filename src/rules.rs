@@ -15,6 +15,8 @@ pub(crate) enum DesignRule {
     NotShippedWhileWritten,
     /// 10: an SCN is never used again.
     ScnsNeverReused,
+    /// None of the ten: what is cached is shown only under a lease (`cluster/view/lease.rs`).
+    LeaseToRead,
 }
 
 /// Whether the rule is kept here.

@@ -15,6 +15,7 @@ use super::control::{Command, Control};
 use super::fencing::{Fences, Life, Strength, Victim};
 use super::node::{End, NodeContext};
 use super::pulse::{Finding, Heart, HeartParts};
+use super::read_lease::ReadLease;
 use super::recovery;
 use super::shard::ShardLife;
 use super::status::{Phase, RecoveryStatus};
@@ -60,8 +61,9 @@ pub(super) struct Lead {
     volume_work: Semaphore,
     first_go: Cell<bool>,
     opened: Cell<bool>,
-    /// When nodes were last connected: a fence that leaves the victim's reads alone waits for it to notice.
+    /// Since when this view's changes leave nodes out: what they were granted before, they may read by.
     lost_since: RefCell<BTreeMap<NodeId, Instant>>,
+    read_lease: RefCell<Option<Rc<ReadLease>>>,
     /// From the first view on.
     heart: RefCell<Option<Rc<Heart>>>,
     /// Lost nodes of which an operator has said that they can't write any more.
@@ -83,6 +85,7 @@ impl Lead {
             first_go: Cell::new(true),
             opened: Cell::new(false),
             lost_since: RefCell::default(),
+            read_lease: RefCell::default(),
             heart: RefCell::default(),
             confirmed: RefCell::default(),
             failure: RefCell::new(None),
@@ -120,6 +123,9 @@ impl Lead {
 
     async fn serve(self: &Rc<Self>, stopped: impl Future<Output = ()>) -> Result<(), End> {
         let mut stopped = std::pin::pin!(stopped);
+        let LeadParts { reactor, context, agent, .. } = &self.parts;
+        let lease = ReadLease::start(reactor, agent, &context.shared.serving, context.config.ha.read_lease());
+        *self.read_lease.borrow_mut() = Some(lease);
         let patience = self.parts.context.config.ha.cold_start_patience();
         let this = self.clone();
         self.parts.reactor.spawn(Class::Normal, "cold start patience", async move {
@@ -222,13 +228,13 @@ impl Lead {
                 });
             }
             Output::Freeze(view) => {
+                self.lost_since.borrow_mut().clear();
                 if let Some(going) = self.going.take() {
                     going.abort();
                 }
                 self.spawn("enter a view", async move |lead| lead.freeze(view).await);
             }
             Output::Go(view) => {
-                self.lost_since.borrow_mut().clear();
                 // An operator's word is for the loss that it was given for, and for no later one.
                 self.confirmed.borrow_mut().clear();
                 let going = self.spawn("go in a view", async move |lead| lead.go(view).await);
@@ -312,6 +318,9 @@ impl Lead {
         }
         context.status.view(epoch, view.members.iter().map(|(node, _)| *node).collect());
         context.shared.serving.resume(Obstacle::Quorum);
+        if let Some(lease) = &*self.read_lease.borrow() {
+            lease.entered();
+        }
         if self.first_go.take() {
             self.beat()?;
             self.spawn("open", async |lead| lead.open().await);
@@ -573,6 +582,7 @@ impl Lead {
     async fn fence(&self, node: NodeId, incarnation: Incarnation) -> bool {
         let (reactor, context) = (&self.parts.reactor, &self.parts.context);
         let asked = reactor.now();
+        let asked_in = self.parts.agent.view().map_or(Epoch(0), |view| view.epoch);
         if let Ok(slot) = self.parts.volume.read_node_slot(node).await
             && let Some(why) = self.slot_proves(&slot, incarnation)
         {
@@ -600,10 +610,15 @@ impl Lead {
         let victim = Victim { life: Life { node, incarnation }, address, pid: None, evicted_ago };
         match self.parts.fences.fence(victim).await {
             Ok(proof) => {
-                if proof.strength() == Strength::Device {
-                    // It can't write, but may still serve what it has cached until it notices that it is alone.
+                if !matches!(proof.strength(), Strength::Process | Strength::Operator) {
+                    // It can't write, but may read what it has cached until its lease has run out.
                     let since = self.lost_since.borrow().get(&node).copied().unwrap_or(asked);
-                    reactor.sleep_until(since + context.config.heartbeat_timeout()).await;
+                    reactor.sleep_until(since + context.config.ha.read_lease()).await;
+                    let again = |view: View| view.epoch > asked_in && view.has(node, incarnation);
+                    if self.parts.agent.view().is_some_and(again) {
+                        // Another coordinator has kept it, and so it has a lease again.
+                        return false;
+                    }
                 }
                 // The method has logged the proof.
                 tracing::info!(%node, took_ms = reactor.now().since(asked).as_millis() as u64, "fenced");

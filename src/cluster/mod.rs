@@ -12,6 +12,7 @@ mod lead;
 mod links;
 mod node;
 mod pulse;
+mod read_lease;
 pub mod recovery;
 mod shard;
 mod status;

@@ -29,30 +29,6 @@ pub(super) struct ListTransaction {
     pub(super) ended_ns: u64,
 }
 
-/// How long before a node learns that the cluster has gone on without it, in nanoseconds, a stale read on it is counted and
-/// not called a broken promise. A node that stood still and wakes answers from its cache until it is told (docs/simulator.md).
-const ZOMBIE_NS: u64 = 1_000_000_000;
-
-/// When which nodes learned that the cluster had gone on without them.
-#[derive(Default)]
-pub(super) struct Zombies(Vec<(u8, u64)>);
-
-impl Zombies {
-    pub(super) fn learned(&mut self, node: u8, at_ns: u64) {
-        self.0.push((node, at_ns));
-    }
-
-    /// Whether what the node answered in this time may have come from a life that the cluster had gone on without.
-    pub(super) fn may_have_answered(&self, node: u8, from_ns: u64, to_ns: u64) -> bool {
-        self.0.iter().any(|(other, at_ns)| *other == node && (from_ns..=to_ns + ZOMBIE_NS).contains(at_ns))
-    }
-
-    /// Whether it is known by now.
-    pub(super) fn is_known(answered_ns: u64, now_ns: u64) -> bool {
-        now_ns > answered_ns + ZOMBIE_NS
-    }
-}
-
 /// One operation on a list, in the order of the transaction.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum ListOperation {

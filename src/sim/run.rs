@@ -68,8 +68,6 @@ struct Run {
     lives: u64,
     /// Dead nodes are started again by themselves.
     supervised: bool,
-    /// The lists have been looked at.
-    checked: bool,
 }
 
 thread_local! {
@@ -127,7 +125,6 @@ pub(super) fn run_plan(options: &Options, plan: Plan) -> Outcome {
         faults: 0,
         lives: 0,
         supervised: true,
-        checked: false,
     });
     SIMULATES.set(true);
     let ended = catch_unwind(AssertUnwindSafe(|| run.phases(options.duration)));
@@ -340,18 +337,13 @@ impl Run {
             })?;
             let (audit, lists) = seen.map_err(failed)?;
             let found = check::bank::check(&audit, &self.clients.transfers.borrow(), self.plan.accounts, ACCOUNT_AT_FIRST);
-            if !found.broken.is_empty() || !found.stale.is_empty() {
-                return Err(Failure::Broken([found.broken, found.stale].concat()));
+            if !found.is_empty() {
+                return Err(Failure::Broken(found));
             }
             let state = (audit.balances, audit.journal, lists);
             match &first {
                 None => {
-                    let (history, zombies) = (self.clients.lists.borrow(), self.clients.zombies.borrow());
-                    let (broken, excused) = check::lists::check(&history, &state.2, &zombies);
-                    if !self.checked {
-                        self.clients.count_many("stale on a zombie", excused);
-                        self.checked = true;
-                    }
+                    let broken = check::lists::check(&self.clients.lists.borrow(), &state.2);
                     if !broken.is_empty() {
                         return Err(Failure::Broken(broken));
                     }

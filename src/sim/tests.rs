@@ -148,6 +148,11 @@ fn a_block_shipped_while_it_is_written_is_noticed() {
 }
 
 #[test]
+fn a_node_that_slept_and_shows_what_was_true_is_noticed() {
+    is_noticed(DesignRule::LeaseToRead, &[Fault::Pause], 3_000);
+}
+
+#[test]
 fn an_scn_used_again_is_noticed() {
     is_noticed(DesignRule::ScnsNeverReused, &[Fault::ClockJump, Fault::ClockJump, Fault::PowerLoss], 500);
 }

@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use crate::btree::space::{SpaceReply, SpaceRequest, SpaceService, Urgency};
 use crate::btree::{KeyRange, NeedRoom, SpaceError, Tree, Visit};
@@ -15,6 +16,7 @@ use crate::fusion::ges::{FreshVersion, Probe, SessionId, Sessions};
 use crate::ids::{PartitionId, Scn, ShardId, TxnId};
 use crate::reactor::sync::Semaphore;
 use crate::reactor::{Class, Reactor};
+use crate::rules::{DesignRule, kept};
 use crate::txn::{Cancel, Decision, Glance, How, Isolation, Outcome, Position, Transaction, TxnError, Txns, View, WaitPolicy};
 
 use super::StoreError;
@@ -23,6 +25,9 @@ use super::locks::{LockService, Locker};
 use super::several::Several;
 use super::types::*;
 
+/// How long a read waits for the node's lease to read to be renewed.
+const LEASE_PATIENCE: Duration = Duration::from_secs(5);
+const LEASE_POLL: Duration = Duration::from_millis(2);
 /// Dead rows taken out in one redo group.
 const VACUUM_GROUP_ROWS: usize = 128;
 
@@ -133,7 +138,7 @@ impl ShardEngine {
         key: &[u8],
         look: impl FnOnce(Option<&[u8]>) -> R,
     ) -> Result<Option<R>, StoreError> {
-        let Some(tree) = self.txns.known_tree(partition) else { return Ok(None) };
+        let Some(tree) = self.txns.known_tree(partition).filter(|_| self.may_read()) else { return Ok(None) };
         // A look that doesn't wait needs no registered snapshot: nothing is recycled while it runs.
         let view = View { snapshot: self.txns.shared().clock.latest(), own: None };
         match self.txns.glance(&tree, key, view, look)? {
@@ -164,6 +169,33 @@ impl ShardEngine {
         }
     }
 
+    fn may_read(&self) -> bool {
+        self.txns.shared().serving.may_read(|| self.reactor().now()) || !kept(DesignRule::LeaseToRead)
+    }
+
+    /// Waits until what is cached may be shown, which it nearly always may.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when the node is suspended, or after [`LEASE_PATIENCE`].
+    async fn wait_for_lease(&self) -> Result<(), StoreError> {
+        let since = self.reactor().now();
+        while !self.may_read() {
+            if let Some(reason) = self.txns.shared().serving.reason() {
+                return Err(StoreError::Unavailable { reason });
+            }
+            if self.reactor().now().since(since) > LEASE_PATIENCE {
+                let seconds = LEASE_PATIENCE.as_secs();
+                let reason = format!(
+                    "too few of the other nodes have answered this one for {seconds} s, so what it has cached may be out of date: \
+                     check the interconnect, and how loaded the nodes are"
+                );
+                return Err(StoreError::Unavailable { reason });
+            }
+            self.reactor().sleep(LEASE_POLL).await;
+        }
+        Ok(())
+    }
+
     /// The row, if that takes no waiting.
     pub(super) fn try_get(
         &self,
@@ -171,7 +203,7 @@ impl ShardEngine {
         partition: PartitionId,
         key: &[u8],
     ) -> Result<Option<Option<Vec<u8>>>, StoreError> {
-        let Some(tree) = self.txns.known_tree(partition) else { return Ok(None) };
+        let Some(tree) = self.txns.known_tree(partition).filter(|_| self.may_read()) else { return Ok(None) };
         match self.txns.glance(&tree, key, self.view(context), |row| row.map(<[u8]>::to_vec))? {
             Glance::Seen(row) => Ok(Some(row)),
             Glance::NotNow => Ok(None),
@@ -184,6 +216,7 @@ impl ShardEngine {
         partition: PartitionId,
         keys: &[Vec<u8>],
     ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        self.wait_for_lease().await?;
         let tree = self.txns.tree(partition).await?;
         let cancel = Cancel::new();
         let _running = self.running(context.session, &cancel);
@@ -202,6 +235,7 @@ impl ShardEngine {
         range: ScanRange,
         limit: ScanLimit,
     ) -> Result<ScanChunk, StoreError> {
+        self.wait_for_lease().await?;
         let tree = self.txns.tree(partition).await?;
         let cancel = Cancel::new();
         let _running = self.running(context.session, &cancel);

@@ -1,11 +1,13 @@
 //! Whether the node answers its clients, and if not, why.
 //!
 //! Shared by a node's threads: set by the cluster's lead, looked at before each operation of a client. One atomic load
-//! where it does.
+//! where it does, two and a look at the clock for reads in a cluster.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::reactor::Instant;
 
 /// What keeps a node from answering; each comes and goes by itself.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -16,17 +18,40 @@ pub enum Obstacle {
     Disk,
 }
 
+/// Reads need no lease.
+const FOR_EVER: u64 = u64::MAX;
+
 /// See the module; clones are the same. Answers until it is told otherwise.
 #[derive(Clone, Default, Debug)]
 pub struct Serving(Arc<Inner>);
 
-#[derive(Default, Debug)]
+#[derive(Debug)]
 struct Inner {
     suspended: AtomicBool,
+    read_until_ns: AtomicU64,
     obstacles: Mutex<BTreeMap<Obstacle, String>>,
 }
 
+impl Default for Inner {
+    fn default() -> Inner {
+        let (suspended, read_until_ns) = (AtomicBool::new(false), AtomicU64::new(FOR_EVER));
+        Inner { suspended, read_until_ns, obstacles: Mutex::default() }
+    }
+}
+
 impl Serving {
+    /// What is cached may be shown until then (`cluster/read_lease.rs`). Before the first call: always.
+    pub fn read_until(&self, until: Instant) {
+        self.0.read_until_ns.store(until.as_ns(), Ordering::Release);
+    }
+
+    /// Whether what is cached may be shown. `now` must be a look at the clock that begins after the reader has asked.
+    #[must_use]
+    pub fn may_read(&self, now: impl FnOnce() -> Instant) -> bool {
+        let until = self.0.read_until_ns.load(Ordering::Acquire);
+        until == FOR_EVER || now().as_ns() < until
+    }
+
     fn obstacles(&self) -> MutexGuard<'_, BTreeMap<Obstacle, String>> {
         self.0.obstacles.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -6,11 +6,11 @@
 //! after it may be the end of this life.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use super::{Input, Message, Output, View, Views};
-use crate::ids::{BlockId, Incarnation, NodeId, RequestId};
+use crate::ids::{BlockId, Epoch, Incarnation, NodeId, RequestId};
 use crate::interconnect::{Body, Handler, Header, Interconnect, Message as WireMessage};
 use crate::reactor::sync::Notify;
 
@@ -21,7 +21,11 @@ pub struct ViewsAgent {
     /// What the node's main task has to do, in order.
     todo: RefCell<VecDeque<Output>>,
     changed: Notify,
+    granted: RefCell<Option<Granted>>,
 }
+
+/// Told of every lease that a connected node grants: by whom, in which epoch, and when it was asked for.
+type Granted = Rc<dyn Fn(NodeId, Epoch, u64)>;
 
 impl ViewsAgent {
     /// For this life of this node among the configured ones.
@@ -32,6 +36,7 @@ impl ViewsAgent {
             interconnect: RefCell::new(None),
             todo: RefCell::default(),
             changed: Notify::new(),
+            granted: RefCell::default(),
         })
     }
 
@@ -86,6 +91,24 @@ impl ViewsAgent {
         self.views.borrow().serves()
     }
 
+    /// Whoever wants to hear of granted leases; the last to ask does.
+    pub fn on_grant(&self, granted: Granted) {
+        *self.granted.borrow_mut() = Some(granted);
+    }
+
+    /// As [`Views::leased_since`].
+    #[must_use]
+    pub fn leased_since(&self, granted: &BTreeMap<NodeId, u64>) -> Option<Option<u64>> {
+        self.views.borrow().leased_since(granted)
+    }
+
+    /// Tells the other members of the view that are connected.
+    pub fn tell_members(&self, message: &Message) {
+        for member in self.views.borrow().connected_members() {
+            self.send(member, message);
+        }
+    }
+
     fn perform(&self, out: Vec<Output>) {
         for output in out {
             match output {
@@ -115,6 +138,12 @@ impl Handler for ViewsAgent {
             Body::Empty | Body::Block(_) => &[],
         };
         match Message::decode(header.kind, bytes) {
+            Some(Message::GrantLease { epoch, asked_ns }) => {
+                let granted = self.granted.borrow().clone();
+                if let Some(granted) = granted {
+                    granted(from, epoch, asked_ns);
+                }
+            }
             Some(message) => self.input(Input::Received(from, message)),
             None => tracing::warn!(%from, kind = header.kind, "a message about the membership that this version can't read"),
         }
@@ -137,7 +166,7 @@ mod tests {
 
     use super::*;
     use crate::clock::ScnClock;
-    use crate::ids::{Epoch, Scn, ShardId};
+    use crate::ids::{Scn, ShardId};
     use crate::interconnect::{Service, Settings};
     use crate::reactor::driver::sim::{HostId, SimWorld};
     use crate::reactor::{Class, Reactor};

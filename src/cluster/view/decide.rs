@@ -105,7 +105,7 @@ impl Views {
         }
     }
 
-    fn give_up(&mut self) {
+    pub(super) fn give_up(&mut self) {
         if let Some(attempt) = self.attempt.take() {
             let members = attempt.members.iter().map(|(node, _)| *node);
             self.withdraw.extend(members.filter(|node| self.peers.contains_key(node)));
@@ -124,6 +124,7 @@ impl Views {
         for (node, _) in members.iter().filter(|(node, _)| *node != self.me) {
             out.push(Output::Send(*node, Message::Propose { ballot: self.ballot, base, members: members.clone() }));
         }
+        self.forsake(&members);
         // Of the lives that nobody has seen, a new one may have begun since the last time.
         self.fences.retain(|(_, life), fence| *life != EVERY_LIFE || matches!(fence, Fence::Asked { .. }));
         self.attempt = Some(Attempt {
@@ -143,10 +144,10 @@ impl Views {
         if self.pledge.is_some() && self.rules.hold(Rule::OnePledge) {
             return;
         }
-        let next =
-            self.asked.iter().find(|(_, proposal)| self.acceptable(proposal)).map(|(node, proposal)| (*node, proposal.ballot));
-        if let Some((to, ballot)) = next {
-            self.asked.remove(&to);
+        let next = self.asked.iter().find(|(_, proposal)| self.acceptable(proposal)).map(|(node, _)| *node);
+        if let Some(to) = next {
+            let Proposal { ballot, members, .. } = self.asked.remove(&to).expect("found just now");
+            self.forsake(&members);
             self.pledge = Some((to, ballot));
             out.push(Output::Send(to, Message::Accept { ballot }));
         }

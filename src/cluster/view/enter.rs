@@ -72,7 +72,15 @@ impl Views {
 
     pub(super) fn fence_failed(&mut self, node: NodeId, life: Incarnation, out: &mut Vec<Output>) {
         let wanted = |attempt: &Attempt| attempt.lost.contains(&(node, life));
+        let back = self.peers.get(&node).is_some_and(|peer| peer.life == life && !peer.suspected);
         match self.fences.get_mut(&(node, life)) {
+            // Nothing was proven, and it is there again in the same life: it can stay.
+            Some(Fence::Asked { .. }) if back => {
+                self.fences.remove(&(node, life));
+                if self.attempt.as_ref().is_some_and(|attempt| wanted(attempt) && attempt.step == Step::Gathering) {
+                    self.give_up();
+                }
+            }
             Some(Fence::Asked { failures }) if self.attempt.as_ref().is_some_and(wanted) => {
                 *failures += 1;
                 out.push(Output::Fence(node, life));
@@ -127,6 +135,10 @@ impl Views {
         self.frozen = false;
         self.went = false;
         self.recovered.clear();
+        self.forsaken.clear();
+        // A member that was fenced when the change was another one's: should it be left out later, that is proven anew,
+        // because it was let read until then.
+        self.fences.retain(|(node, life), fence| *fence != Fence::Done || !view.has(*node, *life));
         self.disturbed = self.reached(&view).len() < view.members.len();
         self.view = Some(view.clone());
         out.push(Output::Freeze(view));

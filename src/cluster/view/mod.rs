@@ -14,6 +14,7 @@
 mod agent;
 mod decide;
 mod enter;
+mod lease;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -80,6 +81,8 @@ pub struct Views {
     /// Members of an attempt that was given up, not told so yet.
     withdraw: BTreeSet<NodeId>,
     fences: BTreeMap<(NodeId, Incarnation), Fence>,
+    /// Members of the view that this node has followed somebody into a change without: none of them may rely on it.
+    forsaken: BTreeSet<NodeId>,
     volume: Option<VolumeWork>,
     /// Who has done its part of the recovery, as far as this view's coordinator has heard.
     recovered: BTreeSet<NodeId>,
@@ -112,6 +115,7 @@ impl Views {
             attempt: None,
             withdraw: BTreeSet::new(),
             fences: BTreeMap::new(),
+            forsaken: BTreeSet::new(),
             volume: None,
             recovered: BTreeSet::new(),
             told: None,
@@ -217,6 +221,13 @@ impl Views {
             }
             Message::InstancesRecovered(epoch) => self.part_recovered(from, epoch),
             Message::Released(epoch) => self.released(epoch),
+            Message::AskLease { epoch, asked_ns } => {
+                if self.grants_lease(from, epoch) {
+                    out.push(Output::Send(from, Message::GrantLease { epoch, asked_ns }));
+                }
+            }
+            // The lease's owner is told by the agent: it needs a clock.
+            Message::GrantLease { .. } => {}
             Message::Excluded(life) => {
                 if life == self.life && self.rules.hold(Rule::ExcludedEnd) {
                     self.end(EndReason::Excluded { by: from, epoch: Epoch(0) }, out);

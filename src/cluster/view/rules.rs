@@ -25,6 +25,8 @@ pub(super) enum Rule {
     OneVolumeWork,
     /// A life that others have excluded ends.
     ExcludedEnd,
+    /// Who has followed into a change grants no lease any more to whom it leaves out.
+    Forsake,
     /// A node that can't reach a quorum stops serving.
     SuspendWithoutQuorum,
 }

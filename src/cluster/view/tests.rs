@@ -105,9 +105,10 @@ fn each_broken_rule_is_noticed() {
         (Rule::OnePledge, 5),
         (Rule::OneVolumeWork, 5),
         (Rule::ExcludedEnd, 3),
+        (Rule::Forsake, 3),
         (Rule::SuspendWithoutQuorum, 3),
     ] {
-        match first_notice(rule, nodes, 300) {
+        match first_notice(rule, nodes, 2_000) {
             Some(notice) => println!("{notice}"),
             None => missed.push((rule, nodes)),
         }

@@ -113,6 +113,20 @@ pub enum Message {
     Released(Epoch),
     /// This life of yours has been fenced.
     Excluded(Incarnation),
+    /// Am I still one of us? See `lease.rs`.
+    AskLease {
+        /// The view that the sender has entered.
+        epoch: Epoch,
+        /// On the sender's clock, in nanoseconds.
+        asked_ns: u64,
+    },
+    /// In this view I follow nobody yet into one without you.
+    GrantLease {
+        /// As asked.
+        epoch: Epoch,
+        /// As asked.
+        asked_ns: u64,
+    },
 }
 
 /// What happens to this node.

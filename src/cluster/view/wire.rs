@@ -21,6 +21,8 @@ const GO: u8 = BASE + 6;
 const INSTANCES_RECOVERED: u8 = BASE + 7;
 const RELEASED: u8 = BASE + 8;
 const EXCLUDED: u8 = BASE + 9;
+const ASK_LEASE: u8 = BASE + 10;
+const GRANT_LEASE: u8 = BASE + 11;
 
 const WENT: u8 = 1;
 const SUSPENDED: u8 = 2;
@@ -43,6 +45,7 @@ impl Message {
     pub fn encode(&self) -> (u8, Vec<u8>) {
         let mut body = Vec::new();
         let number = |number: u64| number.to_le_bytes().to_vec();
+        let pair = |epoch: &Epoch, number: &u64| [epoch.0.to_le_bytes(), number.to_le_bytes()].concat();
         let kind = match self {
             Message::State(state) => {
                 put_state(&mut body, state);
@@ -66,6 +69,8 @@ impl Message {
             Message::InstancesRecovered(epoch) => return (INSTANCES_RECOVERED, number(epoch.0)),
             Message::Released(epoch) => return (RELEASED, number(epoch.0)),
             Message::Excluded(life) => return (EXCLUDED, number(life.0)),
+            Message::AskLease { epoch, asked_ns } => return (ASK_LEASE, pair(epoch, asked_ns)),
+            Message::GrantLease { epoch, asked_ns } => return (GRANT_LEASE, pair(epoch, asked_ns)),
         };
         assert!(body.len() <= BODY_MAX, "a message about the membership of {} bytes", body.len());
         (kind, body)
@@ -87,6 +92,8 @@ impl Message {
             INSTANCES_RECOVERED => Message::InstancesRecovered(Epoch(take_u64(rest)?)),
             RELEASED => Message::Released(Epoch(take_u64(rest)?)),
             EXCLUDED => Message::Excluded(Incarnation(take_u64(rest)?)),
+            ASK_LEASE => Message::AskLease { epoch: Epoch(take_u64(rest)?), asked_ns: take_u64(rest)? },
+            GRANT_LEASE => Message::GrantLease { epoch: Epoch(take_u64(rest)?), asked_ns: take_u64(rest)? },
             _ => return None,
         };
         rest.is_empty().then_some(message)
@@ -241,6 +248,8 @@ mod tests {
             any::<u64>().prop_map(|epoch| Message::InstancesRecovered(Epoch(epoch))),
             any::<u64>().prop_map(|epoch| Message::Released(Epoch(epoch))),
             any::<u64>().prop_map(|life| Message::Excluded(Incarnation(life))),
+            any::<(u64, u64)>().prop_map(|(epoch, asked_ns)| Message::AskLease { epoch: Epoch(epoch), asked_ns }),
+            any::<(u64, u64)>().prop_map(|(epoch, asked_ns)| Message::GrantLease { epoch: Epoch(epoch), asked_ns }),
         ]
     }
 

@@ -16,30 +16,20 @@ pub(in crate::sim) struct Audit {
     pub(in crate::sim) who: String,
 }
 
-/// What is wrong with an audit.
-#[derive(Default)]
-pub(in crate::sim) struct Findings {
-    /// Promises that it shows broken.
-    pub(in crate::sim) broken: Vec<String>,
-    /// What it should have seen and did not: it shows an older state.
-    pub(in crate::sim) stale: Vec<String>,
-}
-
 /// Everything that is wrong with an audit.
-pub(in crate::sim) fn check(audit: &Audit, transfers: &[Transfer], accounts: u64, initial: i64) -> Findings {
-    let mut stale = Vec::new();
+pub(in crate::sim) fn check(audit: &Audit, transfers: &[Transfer], accounts: u64, initial: i64) -> Vec<String> {
     let Audit { balances, journal, since_ns, who } = audit;
     let mut broken = Vec::new();
     if balances.len() as u64 != accounts {
         broken.push(format!("{who} sees {} accounts of {accounts}: {balances:?}", balances.len()));
-        return Findings { broken, stale };
+        return broken;
     }
     let sum: i64 = balances.values().sum();
     let expected = initial * accounts as i64;
     if sum != expected {
         broken.push(format!("{who} sees {sum} in all accounts, and it should be {expected}: {balances:?}"));
     }
-    let Some(journal) = journal else { return Findings { broken, stale } };
+    let Some(journal) = journal else { return broken };
     let mut replayed: BTreeMap<u64, i64> = (0..accounts).map(|account| (account, initial)).collect();
     for (number, (from, to, amount)) in journal {
         let Some(transfer) = transfers.get(*number as usize) else {
@@ -61,7 +51,7 @@ pub(in crate::sim) fn check(audit: &Audit, transfers: &[Transfer], accounts: u64
             && !journal.contains_key(&(number as u64))
         {
             let at = at_ns as f64 / 1e9;
-            stale.push(format!("{who} does not see transfer {number}, acknowledged at {at:.6}, before it looked: {transfer:?}"));
+            broken.push(format!("{who} does not see transfer {number}, acknowledged at {at:.6}, before it looked: {transfer:?}"));
         }
     }
     let differ: Vec<_> = balances.iter().filter(|(account, balance)| replayed[account] != **balance).collect();
@@ -76,5 +66,5 @@ pub(in crate::sim) fn check(audit: &Audit, transfers: &[Transfer], accounts: u64
         broken
             .push(format!("{who} sees balances that differ from the journal: {}; its transfers: {concerned:?}", what.join("; ")));
     }
-    Findings { broken, stale }
+    broken
 }

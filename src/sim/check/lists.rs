@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::graph::Graph;
-use crate::sim::history::{ListOperation, ListTransaction, Outcome, Zombies};
+use crate::sim::history::{ListOperation, ListTransaction, Outcome};
 use crate::store::Isolation;
 
 /// Where an element comes from.
@@ -30,17 +30,10 @@ struct Checker<'a> {
     /// By list: the place behind the last element that was acknowledged so early, for each moment of an acknowledgement.
     acknowledged: BTreeMap<u32, Vec<(u64, usize)>>,
     broken: Vec<String>,
-    zombies: &'a Zombies,
-    excused: u64,
 }
 
-/// Every promise that this history breaks, and how many stale reads were `zombies`'. `lists` are the lists after everything
-/// had ended.
-pub(in crate::sim) fn check(
-    history: &[ListTransaction],
-    lists: &BTreeMap<u32, Vec<u32>>,
-    zombies: &Zombies,
-) -> (Vec<String>, u64) {
+/// Every promise that this history breaks. `lists` are the lists after everything had ended.
+pub(in crate::sim) fn check(history: &[ListTransaction], lists: &BTreeMap<u32, Vec<u32>>) -> Vec<String> {
     let mut checker = Checker {
         history,
         lists,
@@ -48,8 +41,6 @@ pub(in crate::sim) fn check(
         places: BTreeMap::new(),
         acknowledged: BTreeMap::new(),
         broken: Vec::new(),
-        zombies,
-        excused: 0,
     };
     checker.find_origins();
     checker.final_lists();
@@ -59,7 +50,7 @@ pub(in crate::sim) fn check(
     if checker.broken.is_empty() {
         checker.cycles();
     }
-    (checker.broken, checker.excused)
+    checker.broken
 }
 
 impl Checker<'_> {
@@ -183,11 +174,6 @@ impl Checker<'_> {
         let known = moments.partition_point(|(at_ns, _)| *at_ns < since_ns);
         if known > 0 && others.len() < moments[known - 1].1 {
             let (at_ns, place) = moments[known - 1];
-            let ListTransaction { node, began_ns, ended_ns, .. } = self.history[index];
-            if self.zombies.may_have_answered(node, began_ns, ended_ns) {
-                self.excused += 1;
-                return;
-            }
             let name = self.name(index);
             self.broken.push(format!(
                 "stale: list {list} was read as {others:?} though its first {place} elements were acknowledged at {:.6}, before the read began: {name}",

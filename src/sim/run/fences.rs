@@ -43,9 +43,8 @@ impl Fences for SimFences {
         let newest = registered.range((node, Incarnation(0))..=(node, incarnation)).next_back().map(|(_, life)| *life);
         let mut strength = Strength::Process;
         if let Some(life) = newest {
-            if !self.gates.is_refused(host_of(node), life) {
-                strength = Strength::Device;
-            }
+            // Also when another coordinator has had it refused before: it may read until its lease has run out.
+            strength = Strength::Device;
             self.gates.refuse_writes(host_of(node), life);
         }
         let detail = "the simulated disk refuses its writes".into();

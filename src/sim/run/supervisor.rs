@@ -111,18 +111,13 @@ impl Run {
                 Phase::Stopped if hosted.has_ended() => self.kill(node, "has stopped"),
                 Phase::Suspended if !member.suspended => {
                     member.suspended = true;
-                    // The others may have gone on a moment before it noticed.
-                    self.clients.zombies.borrow_mut().learned(node as u8 + 1, self.world.now().as_ns());
                     self.events.note(format_args!("node{} is suspended", node + 1));
                 }
                 Phase::Open if member.suspended => {
                     member.suspended = false;
                     self.events.note(format_args!("node{} goes on", node + 1));
                 }
-                Phase::Over(why) => {
-                    self.clients.zombies.borrow_mut().learned(node as u8 + 1, self.world.now().as_ns());
-                    self.kill(node, &format!("is over: {why}"));
-                }
+                Phase::Over(why) => self.kill(node, &format!("is over: {why}")),
                 Phase::Failed(message) => self.kill(node, &format!("has failed: {message}")),
                 _ => {}
             }

@@ -49,7 +49,7 @@ pub(super) async fn turn(clients: &Clients, dice: &Dice) {
         let with_journal = dice.chance(20);
         let who = format!("an audit on node{node}");
         match clients.answer(dice, audit(clients, &store, with_journal, who)).await {
-            Ok(audit) => judge(clients, &audit, node),
+            Ok(audit) => judge(clients, &audit),
             Err(trouble) => clients.count(trouble.word()),
         }
     } else if clients.transfers.borrow().len() < TRANSACTIONS_MAX {
@@ -57,11 +57,9 @@ pub(super) async fn turn(clients: &Clients, dice: &Dice) {
     }
 }
 
-fn judge(clients: &Clients, audit: &Audit, node: u8) {
+fn judge(clients: &Clients, audit: &Audit) {
     let found = check::bank::check(audit, &clients.transfers.borrow(), clients.plan.accounts, ACCOUNT_AT_FIRST);
-    clients.broken.borrow_mut().extend(found.broken);
-    let now_ns = clients.now_ns();
-    clients.stale.borrow_mut().extend(found.stale.into_iter().map(|what| (node, audit.since_ns, now_ns, what)));
+    clients.broken.borrow_mut().extend(found);
     clients.count("audits");
 }
 

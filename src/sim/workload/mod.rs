@@ -18,7 +18,7 @@ pub(super) use bank::{ACCOUNT_AT_FIRST, audit};
 
 use super::dice::Dice;
 use super::events::Events;
-use super::history::{ListTransaction, Outcome, Transfer, Zombies};
+use super::history::{ListTransaction, Outcome, Transfer};
 use super::plan::Plan;
 use crate::ids::PartitionId;
 use crate::reactor::{Class, Reactor};
@@ -58,10 +58,6 @@ pub(super) struct Clients {
     pub(super) running: Cell<u64>,
     /// Promises broken, seen so far.
     pub(super) broken: RefCell<Vec<String>>,
-    /// Audits that show an older state than they should: node, from when to when, what. Judged when it is known whether the
-    /// node was a zombie.
-    stale: RefCell<Vec<(u8, u64, u64, String)>>,
-    pub(super) zombies: RefCell<Zombies>,
     /// How transactions ended.
     pub(super) ends: RefCell<BTreeMap<&'static str, u64>>,
 }
@@ -105,8 +101,6 @@ impl Clients {
             stopping: Cell::new(false),
             running: Cell::new(0),
             broken: RefCell::default(),
-            stale: RefCell::default(),
-            zombies: RefCell::default(),
             ends: RefCell::default(),
         })
     }
@@ -185,28 +179,11 @@ impl Clients {
     }
 
     fn count(&self, end: &'static str) {
-        self.count_many(end, 1);
+        *self.ends.borrow_mut().entry(end).or_default() += 1;
     }
 
-    pub(super) fn count_many(&self, end: &'static str, count: u64) {
-        if count > 0 {
-            *self.ends.borrow_mut().entry(end).or_default() += count;
-        }
-    }
-
-    /// The promises that are known to be broken by now.
+    /// The promises that were broken since the last call.
     pub(super) fn take_broken(&self) -> Vec<String> {
-        let now_ns = self.now_ns();
-        let (known, open): (Vec<_>, Vec<_>) =
-            self.stale.take().into_iter().partition(|(_, _, answered_ns, _)| Zombies::is_known(*answered_ns, now_ns));
-        self.stale.replace(open);
-        for (node, from_ns, to_ns, what) in known {
-            if self.zombies.borrow().may_have_answered(node, from_ns, to_ns) {
-                self.count("stale on a zombie");
-            } else {
-                self.broken.borrow_mut().push(what);
-            }
-        }
         self.broken.take()
     }
 

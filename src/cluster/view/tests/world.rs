@@ -1,11 +1,14 @@
 //! A cluster without I/O: nodes with lives, connections that break at one end first, a volume, fences. One random step at
 //! a time; after each, what must never be is looked for.
 
+mod lease;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::super::rules::{Rule, Rules};
 use super::super::{EVERY_LIFE, Input, Message, Output, View, Views};
 use crate::ids::{Epoch, Incarnation, NodeId, Scn};
+use lease::Lease;
 
 /// Most messages that may be under way on one connection: more than any protocol of this size needs.
 const UNDER_WAY_MAX: usize = 500;
@@ -40,6 +43,8 @@ enum Work {
         recovered: bool,
     },
     Fence(NodeId, Incarnation),
+    /// Until whoever is fenced reads no more; asked in this epoch.
+    WaitForLease(NodeId, Incarnation, Epoch),
     Freeze(Epoch),
     RecoverInstances(Epoch),
     ReleaseRedo(Epoch, Vec<NodeId>),
@@ -54,6 +59,7 @@ struct Node {
     serving: Option<Epoch>,
     work: Vec<Work>,
     suspects: BTreeSet<NodeId>,
+    lease: Lease,
 }
 
 /// How wild it is.
@@ -67,6 +73,8 @@ pub(super) struct Weather {
 
 pub(super) struct World {
     state: u64,
+    /// Counts steps, and is the clock of leases.
+    clock: u64,
     nodes: BTreeMap<NodeId, Node>,
     connections: BTreeMap<(NodeId, NodeId), Connection>,
     blocked: BTreeSet<(NodeId, NodeId)>,
@@ -95,6 +103,7 @@ impl World {
     pub(super) fn new(count: u8, seed: u64, off: Option<Rule>, weather: Weather) -> World {
         let mut world = World {
             state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            clock: 0,
             nodes: BTreeMap::new(),
             connections: BTreeMap::new(),
             blocked: BTreeSet::new(),
@@ -122,6 +131,7 @@ impl World {
                 serving: None,
                 work: Vec::new(),
                 suspects: BTreeSet::new(),
+                lease: Lease::default(),
             };
             world.nodes.insert(NodeId(number), node);
         }
@@ -175,9 +185,15 @@ impl World {
             match output {
                 Output::Send(to, message) => self.send(node, to, message),
                 Output::Recover => begin(self, Work::Recover),
-                Output::Fence(target, life) => begin(self, Work::Fence(target, life)),
+                Output::Fence(target, life) => {
+                    self.fence_asked(node, target);
+                    begin(self, Work::Fence(target, life));
+                }
                 Output::BeginEpoch { at_least } => begin(self, Work::ReadEpoch { at_least }),
-                Output::Freeze(view) => begin(self, Work::Freeze(view.epoch)),
+                Output::Freeze(view) => {
+                    self.lease_of_new_view(node);
+                    begin(self, Work::Freeze(view.epoch));
+                }
                 Output::Go(view) => self.goes(node, view),
                 Output::ReleaseRedo { epoch, nodes } => begin(self, Work::ReleaseRedo(epoch, nodes)),
                 Output::Suspend(_) => self.nodes.get_mut(&node).expect("it exists").serving = None,
@@ -206,7 +222,8 @@ impl World {
             if (&other.members, other.scn) != (&view.members, view.scn) {
                 self.violated(format!("two views of {epoch}: {other:?} and {view:?}"));
             }
-        } else {
+        } else if !self.is_fenced(node) {
+            // (One that was fenced before it heard that all have frozen goes in a view of the past.)
             self.first_goes(&view);
         }
         if !view.has(node, life) {
@@ -268,6 +285,7 @@ impl World {
         dead.serving = None;
         dead.paused = false;
         dead.suspects.clear();
+        dead.lease = Lease::default();
         // What the device has taken may still be carried out; the next life begins after that.
         for work in std::mem::take(&mut self.nodes.get_mut(&node).expect("it exists").work) {
             if self.one_in(2) {
@@ -394,6 +412,7 @@ impl World {
             self.input(node, Input::PeerUp(other, life));
         } else {
             let message = connection.to[side].pop_front().expect("chosen above");
+            self.lease_granted(node, other, &message);
             self.input(node, Input::Received(other, message));
         }
         true
@@ -432,9 +451,10 @@ impl World {
                     self.input(node, Input::FenceFailed(target, life));
                 } else {
                     self.fence(target, life);
-                    self.input(node, Input::Fenced(target, life));
+                    self.wait_for_lease(node, target, life);
                 }
             }
+            Work::WaitForLease(target, life, epoch) => self.go_on_waiting(node, target, life, epoch),
             Work::Freeze(epoch) => {
                 let it = self.nodes.get_mut(&node).expect("it exists");
                 if it.serving.is_some_and(|serving| serving < epoch) {
@@ -535,11 +555,20 @@ impl World {
         if serving.len() > 1 {
             self.violated(format!("nodes serve in different epochs: {serving:?}"));
         }
+        let newest = self.gone.last_key_value().map_or(Epoch(0), |(epoch, _)| *epoch);
+        let late = self.nodes.iter().find(|(node, it)| it.serving.is_some_and(|epoch| epoch < newest) && self.reads(**node));
+        if let Some((node, _)) = late {
+            self.violated(format!("{node} has a lease to read in a view before {newest}, which has gone"));
+        }
     }
 
     /// One step of a life with faults.
     pub(super) fn step(&mut self) {
+        self.clock += 1;
         let faults = self.weather.faults;
+        if self.one_in(8) {
+            self.ask_for_lease();
+        }
         if self.one_in(faults) || !self.go_on() {
             self.fault();
         }
