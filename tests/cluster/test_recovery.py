@@ -6,6 +6,7 @@ import subprocess
 import time
 
 import pytest
+from stalls import Stall
 from transfers import Transfers
 
 
@@ -74,6 +75,25 @@ def test_a_node_whose_volume_fails_ends_and_the_others_go_on(cluster, load):
     subprocess.run(["prlimit", f"--pid={pid}", "--fsize=4096:4096"], check=True)
     wait_until(cluster, lambda: cluster.health(1).get("members") == ["node1", "node2"])
     survivors_go_on(cluster, load, 3, since)
+
+
+def test_a_node_whose_disk_stalls_is_found_and_nothing_it_wrote_is_lost(cluster, load):
+    """Its requests hang and neither fail nor come back, so its connections are as good as ever."""
+    pid = cluster.pids()[3]
+    volume = cluster.folder / "rustydb.volume"
+    logs = [cluster.folder / f"node{node}.log" for node in (1, 2)]
+    old = [log.stat().st_size for log in logs]
+    with Stall(pid, volume) as stall:
+        stall.begin()
+        since = time.monotonic()
+        new = lambda: "".join(log.read_bytes()[size:].decode(errors="replace") for log, size in zip(logs, old))
+        wait_until(cluster, lambda: "stands still" in new())
+        print(f"suspected after {time.monotonic() - since:.2f} s")
+        # Its process is killed, but what hangs may still reach the disk: nobody goes on before that has ended.
+        time.sleep(2)
+        assert cluster.health(1).get("members") == ["node1", "node2", "node3"]
+        stall.end()
+        survivors_go_on(cluster, load, 3, time.monotonic())
 
 
 def test_all_nodes_one_after_the_other(cluster, load):
