@@ -156,3 +156,15 @@ fn a_node_that_slept_and_shows_what_was_true_is_noticed() {
 fn an_scn_used_again_is_noticed() {
     is_noticed(DesignRule::ScnsNeverReused, &[Fault::ClockJump, Fault::ClockJump, Fault::PowerLoss], 500);
 }
+
+#[test]
+fn a_busy_cluster_that_keeps_all_rules_keeps_its_promises() {
+    // What the broken rules are noticed with must not be what breaks the promises.
+    let faults =
+        [(&[Fault::DiskStall, Fault::Crash][..], 500), (&[Fault::Crash, Fault::PowerLoss], 1_000), (&[Fault::Pause], 3_000)];
+    for (faults, fault_interval_ms) in faults {
+        let (options, plan) = busy(21, faults, fault_interval_ms);
+        let outcome = run_plan(&options, plan);
+        assert!(outcome.failure.is_none(), "{faults:?}: {:?}", outcome.failure.map(|failure| failure.to_string()));
+    }
+}
