@@ -9,6 +9,10 @@
 pub(crate) enum DesignRule {
     /// 1: a changed block is not shipped before its redo is durable.
     RedoBeforeShip,
+    /// 2: recovery of a node starts only after it is fenced.
+    RecoverAfterFence,
+    /// 3: messages of an older epoch are dropped everywhere.
+    OlderEpochsDropped,
     /// 4: a block counts as written when the write has completed.
     WrittenAfterWrite,
     /// 8: a block under write is not shipped.

@@ -18,13 +18,14 @@ use super::pulse::{Finding, Heart, HeartParts};
 use super::read_lease::ReadLease;
 use super::recovery;
 use super::shard::ShardLife;
-use super::status::{Phase, RecoveryStatus};
+use super::status::{Phase, RecoveryStatus, RecoveryTimes};
 use super::view::{EVERY_LIFE, Input, Output, View, ViewsAgent};
 use crate::btree::space::SpaceManager;
 use crate::config::FencingMode;
 use crate::ids::{Epoch, Incarnation, NodeId, Scn};
 use crate::reactor::sync::{Notify, Semaphore};
 use crate::reactor::{Class, Instant, Reactor, Remote, TaskHandle};
+use crate::rules::{DesignRule, kept};
 use crate::store::NodeStore;
 use crate::txn::Obstacle;
 use crate::volume::{NodeSlot, NodeState, Volume};
@@ -347,6 +348,10 @@ impl Lead {
         progress.abort();
         context.status.recovery(None);
         if !view.unrecovered.is_empty() {
+            let shards = self.each_shard("tell its progress", async |life| Ok(life.recovery_progress())).await?;
+            context.status.recovered(RecoveryTimes::of(shards.into_iter().flatten()));
+        }
+        if !view.unrecovered.is_empty() {
             let (blocks_ms, all_ms) =
                 (blocks.since(since).as_millis() as u64, self.parts.reactor.now().since(since).as_millis() as u64);
             tracing::info!(epoch = epoch.0, lost = ?view.unrecovered, blocks_ms, all_ms, "the lost nodes are recovered");
@@ -583,6 +588,9 @@ impl Lead {
         let (reactor, context) = (&self.parts.reactor, &self.parts.context);
         let asked = reactor.now();
         let asked_in = self.parts.agent.view().map_or(Epoch(0), |view| view.epoch);
+        if !kept(DesignRule::RecoverAfterFence) {
+            return true;
+        }
         if let Ok(slot) = self.parts.volume.read_node_slot(node).await
             && let Some(why) = self.slot_proves(&slot, incarnation)
         {

@@ -22,4 +22,4 @@ pub mod view;
 
 pub use control::ControlStatus;
 pub use node::{HostedNode, Node, Operator};
-pub use status::{Phase, RecoveryStatus, Snapshot, Status};
+pub use status::{Phase, RecoveryStatus, RecoveryTimes, Snapshot, Status};

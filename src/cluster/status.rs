@@ -65,8 +65,39 @@ pub struct Snapshot {
     pub members: Vec<NodeId>,
     /// The recovery of lost nodes, while it is under way.
     pub recovery: Option<RecoveryStatus>,
+    /// How long the parts of the last one took that this life of the node has seen to its end.
+    pub last_recovery: Option<RecoveryTimes>,
     /// How the control group stands, from the first view on.
     pub control: Option<ControlStatus>,
+}
+
+/// How long this node's part of a recovery took, in microseconds from the `go` of its view; of the slowest shard each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct RecoveryTimes {
+    /// Until all members had said what they have.
+    pub claims_us: u64,
+    /// Until the lost nodes' redo was read (pass 1).
+    pub pass1_us: u64,
+    /// From both to the last block made anew (pass 2).
+    pub pass2_us: u64,
+    /// Until nothing needed the lost redo any more.
+    pub total_us: u64,
+    /// Blocks made anew.
+    pub blocks: u64,
+}
+
+impl RecoveryTimes {
+    /// Of all shards together.
+    #[must_use]
+    pub fn of(shards: impl Iterator<Item = RecoveryProgress>) -> RecoveryTimes {
+        shards.fold(RecoveryTimes::default(), |all, shard| RecoveryTimes {
+            claims_us: all.claims_us.max(shard.claims_us.unwrap_or(0)),
+            pass1_us: all.pass1_us.max(shard.pass1_us.unwrap_or(0)),
+            pass2_us: all.pass2_us.max(shard.pass2_us.unwrap_or(0)),
+            total_us: all.total_us.max(shard.total_us.unwrap_or(0)),
+            blocks: all.blocks + shard.blocks_total,
+        })
+    }
 }
 
 /// How far this node's part of the recovery of lost nodes is.
@@ -116,6 +147,7 @@ impl Default for Status {
             epoch: Epoch(0),
             members: Vec::new(),
             recovery: None,
+            last_recovery: None,
             control: None,
         };
         Status(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
@@ -159,6 +191,12 @@ impl Status {
     /// Notes how far the recovery of lost nodes is; `None` when there is none under way.
     pub fn recovery(&self, recovery: Option<RecoveryStatus>) {
         self.lock().recovery = recovery;
+    }
+
+    /// A recovery is over on this node; so long did it take.
+    pub fn recovered(&self, times: RecoveryTimes) {
+        let mut state = self.lock();
+        (state.recovery, state.last_recovery) = (None, Some(times));
     }
 
     /// Notes how the control group stands.

@@ -24,6 +24,7 @@ use super::{Body, Handler, Inner, LINK_PING, LINK_PONG, Peer};
 use crate::ids::{BLOCK_SIZE, Incarnation, NodeId, Scn};
 use crate::reactor::sync::Notify;
 use crate::reactor::{Instant, IoBuf, Stream, TaskHandle};
+use crate::rules::{DesignRule, kept};
 
 /// Bytes of the receive buffer of a connection: the largest message with room for what comes along with it.
 const RECEIVE_BYTES: usize = 128 * 1024;
@@ -277,6 +278,7 @@ fn is_of_now(inner: &Inner, link: &Link, header: &Header) -> Result<(), Outdated
     match header.service().expect("the kind was checked when the header was opened") {
         Service::Link | Service::Cluster | Service::Raft => Ok(()),
         Service::Gcs | Service::Ges | Service::Txn if header.epoch == inner.epoch.get() => Ok(()),
+        Service::Gcs | Service::Ges | Service::Txn if !kept(DesignRule::OlderEpochsDropped) => Ok(()),
         Service::Gcs | Service::Ges | Service::Txn => Err(Outdated::Epoch),
     }
 }

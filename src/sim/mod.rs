@@ -20,7 +20,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use events::virtual_now_ns;
-pub use run::run;
+pub use run::{Failover, failover, run};
 
 /// What to run.
 #[derive(Clone, Debug)]

@@ -37,10 +37,12 @@ pub(super) enum Fault {
     ClockJump,
     /// An operator stops a node.
     CleanStop,
+    /// An operator drains a node: its clients go elsewhere, it writes its blocks. After a while it takes clients again.
+    Drain,
 }
 
 impl Fault {
-    pub(super) const ALL: [Fault; 13] = [
+    pub(super) const ALL: [Fault; 14] = [
         Fault::Crash,
         Fault::PowerOff,
         Fault::PowerLoss,
@@ -54,6 +56,7 @@ impl Fault {
         Fault::Pause,
         Fault::ClockJump,
         Fault::CleanStop,
+        Fault::Drain,
     ];
 }
 

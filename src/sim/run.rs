@@ -1,6 +1,7 @@
 //! One simulation from its beginning to its verdict: the agenda, the supervisor that starts nodes again, and the phases of
 //! a run. What goes wrong is in [`super::run::faults`].
 
+mod failover;
 mod faults;
 mod fences;
 mod supervisor;
@@ -15,6 +16,7 @@ use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
 
+pub use self::failover::{Failover, failover};
 use self::faults::Mend;
 use self::fences::SimFences;
 use self::supervisor::Member;
@@ -100,6 +102,15 @@ pub fn run(options: &Options) -> Outcome {
 
 /// Runs one simulation by this plan.
 pub(super) fn run_plan(options: &Options, plan: Plan) -> Outcome {
+    begin(options, plan, |run| run.phases(options.duration)).1
+}
+
+/// Makes a world by this plan and does something in it; what came of it, and how it went.
+fn begin<T>(
+    options: &Options,
+    plan: Plan,
+    what: impl FnOnce(&mut Run) -> Result<T, Failure>,
+) -> (Result<T, Failure>, Outcome) {
     catch_panics();
     let plan = Rc::new(plan);
     let world = SimWorld::with_options(options.seed, plan.world.clone());
@@ -127,11 +138,8 @@ pub(super) fn run_plan(options: &Options, plan: Plan) -> Outcome {
         supervised: true,
     });
     SIMULATES.set(true);
-    let ended = catch_unwind(AssertUnwindSafe(|| run.phases(options.duration)));
-    let failure = match ended {
-        Ok(result) => result.err(),
-        Err(_) => Some(Failure::Panic(PANIC.take().unwrap_or_default())),
-    };
+    let ended = catch_unwind(AssertUnwindSafe(|| what(&mut run)));
+    let result = ended.unwrap_or_else(|_| Err(Failure::Panic(PANIC.take().unwrap_or_default())));
     let outcome = Outcome {
         options: options.clone(),
         trace: run.world.trace() ^ events.hash(),
@@ -143,21 +151,21 @@ pub(super) fn run_plan(options: &Options, plan: Plan) -> Outcome {
         committed: clients.ends.borrow().get("committed").copied().unwrap_or(0),
         ends: clients.ends.borrow().iter().map(|(end, count)| ((*end).to_owned(), *count)).collect(),
         events: events.last(),
-        failure,
+        failure: result.as_ref().err().cloned(),
     };
     drop(clients);
     // After a panic the world is in the middle of something, and is left as it is.
     if !matches!(outcome.failure, Some(Failure::Panic(_))) {
         let run = ManuallyDrop::into_inner(run);
         if catch_unwind(AssertUnwindSafe(|| drop(run))).is_err() {
-            let message = PANIC.take().unwrap_or_default();
+            let failure = Failure::Panic(format!("when the world ended: {}", PANIC.take().unwrap_or_default()));
             SIMULATES.set(false);
-            return Outcome { failure: Some(Failure::Panic(format!("when the world ended: {message}"))), ..outcome };
+            return (Err(failure.clone()), Outcome { failure: Some(failure), ..outcome });
         }
     }
     SIMULATES.set(false);
     set_virtual_clock(None);
-    outcome
+    (result, outcome)
 }
 
 impl Run {

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::plan::{Fault, Plan};
 use super::run::run_plan;
-use super::{Options, Outcome, run};
+use super::{Options, Outcome, failover, run};
 use crate::fusion::gcs::Rule as GcsRule;
 use crate::reactor::driver::sim::SimOptions;
 use crate::reactor::task::executors_here;
@@ -88,6 +88,18 @@ fn without_faults_nobody_is_told_of_any() {
     assert_eq!(outcome.ends.iter().find(unavailable), None);
 }
 
+/// What one survivor does for a dead node is what the dead node had changed, however many survivors there are; what they say
+/// to each other is a few words to each.
+#[test]
+fn what_a_death_costs_a_survivor_does_not_grow_with_the_cluster() {
+    let [few, many] = [3, 12].map(|nodes| failover(1, nodes).unwrap_or_else(|failure| panic!("{nodes} nodes: {failure}")));
+    assert!(few.recovery.blocks > 10 && many.recovery.blocks > 10, "{few:?} {many:?}");
+    assert!(many.busiest.read_bytes <= few.busiest.read_bytes * 3 / 2, "{few:?} {many:?}");
+    assert!(many.busiest.written_bytes <= few.busiest.written_bytes * 2, "{few:?} {many:?}");
+    let per_peer = |failover: &super::Failover| failover.busiest.sends / u64::from(failover.nodes - 2);
+    assert!(per_peer(&many) <= per_peer(&few), "{few:?} {many:?}");
+}
+
 /// How many seeds a broken rule may take to be noticed.
 const SEEDS_MAX: u64 = 40;
 
@@ -125,6 +137,26 @@ fn is_noticed(rule: impl Copy + std::fmt::Debug + 'static, faults: &[Fault], fau
 #[test]
 fn a_block_shipped_before_its_redo_is_noticed() {
     is_noticed(DesignRule::RedoBeforeShip, &[Fault::Crash, Fault::PowerLoss], 1_000);
+}
+
+#[test]
+fn a_recovery_before_the_fence_is_noticed() {
+    is_noticed(DesignRule::RecoverAfterFence, &[Fault::Partition, Fault::OneWay, Fault::Pause], 1_000);
+}
+
+#[test]
+fn a_message_of_an_older_epoch_is_noticed() {
+    is_noticed(DesignRule::OlderEpochsDropped, &[Fault::Crash, Fault::SlowNetwork], 500);
+}
+
+#[test]
+fn a_stale_wrote_that_clears_the_owner_is_noticed() {
+    is_noticed(GcsRule::StaleWroteClearsNothing, &[Fault::SlowNetwork, Fault::Crash], 1_000);
+}
+
+#[test]
+fn a_request_for_a_block_that_is_being_dropped_is_noticed() {
+    is_noticed(GcsRule::DropBeforeRequest, &[Fault::SlowNetwork], 1_000);
 }
 
 #[test]

@@ -570,7 +570,12 @@ impl ShardEngine {
             Err(TxnError::NoSuchPartition(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        let extents = self.txns.space().extents_of(tree.home()).await.map_err(TxnError::from)?;
+        let extents = match self.txns.space().extents_of(tree.home()).await.map_err(TxnError::from) {
+            Ok(extents) => extents,
+            // Somebody else is at it.
+            Err(TxnError::NoSuchPartition(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
         match self.service.request(SpaceRequest::RemovePartition(tree.home())).await {
             Ok(_) => {}
             Err(SpaceError::NoPartition(_)) => return Ok(()),

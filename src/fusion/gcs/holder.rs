@@ -15,6 +15,7 @@ use super::rules::{Rule, Rules};
 use crate::cache::{Granted, Mode, Remains, Source};
 use crate::fusion::grd::{BlockMap, MastershipMap};
 use crate::ids::{BlockId, NodeId, RequestId, Scn};
+use crate::rules::{DesignRule, kept};
 
 /// What the cache protected: the version that would be shipped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -202,7 +203,7 @@ impl HolderCore {
     /// Takes a message for a holder or requester from `from` (which may be this node). A Data's block is in the frame of
     /// the request by now.
     pub fn on_message(&mut self, from: NodeId, message: &Message, out: &mut Vec<Output>) {
-        if message.epoch != self.map.epoch() && self.rules.hold(Rule::EpochsMatch) {
+        if message.epoch != self.map.epoch() && self.rules.hold(Rule::EpochsMatch) && kept(DesignRule::OlderEpochsDropped) {
             self.counters.other_epoch_total += 1;
             return;
         }

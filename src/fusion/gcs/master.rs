@@ -14,6 +14,7 @@ use crate::cache::Mode;
 use crate::fusion::NodeSet;
 use crate::fusion::grd::BlockMap;
 use crate::ids::{BlockId, Epoch, NodeId, RequestId, Scn};
+use crate::rules::{DesignRule, kept};
 
 /// How many entries are looked at for one to recall when the directory is full.
 const RECALL_CANDIDATES: usize = 64;
@@ -100,7 +101,7 @@ impl MasterCore {
 
     /// Takes a message for the master of its block from `from` (which may be this node).
     pub fn on_message(&mut self, from: NodeId, message: &Message, out: &mut Vec<Output>) {
-        if message.epoch != self.epoch && self.rules.hold(Rule::EpochsMatch) {
+        if message.epoch != self.epoch && self.rules.hold(Rule::EpochsMatch) && kept(DesignRule::OlderEpochsDropped) {
             self.counters.other_epoch_total += 1;
             return;
         }

@@ -16,6 +16,7 @@ pub(super) enum Mend {
     Path(HostId, HostId),
     Network,
     Pause(HostId),
+    Drained(usize),
 }
 
 impl Run {
@@ -88,6 +89,13 @@ impl Run {
                 self.schedule(time, Due::Mend(Mend::Pause(host(node))));
             }
             Fault::CleanStop => self.ask_to_stop(node),
+            Fault::Drain => {
+                let time = self.dice.spread_ms(10, 5_000);
+                if self.drain(node) {
+                    self.events.note(format_args!("{name} is drained for {time:?}"));
+                    self.schedule(time, Due::Mend(Mend::Drained(node)));
+                }
+            }
             Fault::SlowNetwork => {
                 let (most, time) = (self.dice.between(2_000, 50_000), self.dice.spread_ms(100, 10_000));
                 self.events.note(format_args!("messages take up to {most} us for {time:?}"));
@@ -129,6 +137,7 @@ impl Run {
             Mend::Path(one, other) => self.world.heal_pair(*one, *other),
             Mend::Network => self.world.set_network_us(self.plan.world.network_us),
             Mend::Pause(host) => self.world.resume(*host),
+            Mend::Drained(node) => self.undrain(*node),
         }
     }
 
@@ -142,6 +151,7 @@ impl Run {
             let host = host(node);
             self.mend(&Mend::Disk(host));
             self.mend(&Mend::Pause(host));
+            self.mend(&Mend::Drained(node));
             self.world.stall_disk(host, Duration::ZERO);
             self.world.spare_reads(host);
         }

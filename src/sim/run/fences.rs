@@ -2,7 +2,7 @@
 //!
 //! Shared by the nodes of a run, as the device is. Bounded by the lives of a run.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -17,6 +17,7 @@ use crate::reactor::driver::sim::{DiskGates, HostId};
 pub(super) struct SimFences {
     gates: DiskGates,
     registered: RefCell<BTreeMap<(NodeId, Incarnation), u32>>,
+    asked: Cell<u64>,
 }
 
 fn host_of(node: NodeId) -> HostId {
@@ -25,7 +26,12 @@ fn host_of(node: NodeId) -> HostId {
 
 impl SimFences {
     pub(super) fn new(gates: DiskGates) -> Rc<SimFences> {
-        Rc::new(SimFences { gates, registered: RefCell::default() })
+        Rc::new(SimFences { gates, registered: RefCell::default(), asked: Cell::new(0) })
+    }
+
+    /// How often somebody wanted somebody fenced.
+    pub(super) fn asked(&self) -> u64 {
+        self.asked.get()
     }
 }
 
@@ -38,6 +44,7 @@ impl Fences for SimFences {
 
     fn fence(&self, victim: Victim) -> LocalFuture<Result<Proof, FencingError>> {
         let Life { node, incarnation } = victim.life;
+        self.asked.set(self.asked.get() + 1);
         let registered = self.registered.borrow();
         // The newest life that is meant: those before it are refused with it. One that never registered can't write.
         let newest = registered.range((node, Incarnation(0))..=(node, incarnation)).next_back().map(|(_, life)| *life);

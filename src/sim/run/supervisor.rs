@@ -12,7 +12,7 @@ use crate::config::{
     ByteSize, CacheFusionConfig, ClusterConfig, Config, EngineConfig, GrdConfig, HaConfig, InterconnectConfig, NodeName,
     RacConfig, RaftConfig, RecoveryConfig, ServerConfig, StorageConfig,
 };
-use crate::reactor::Reactor;
+use crate::reactor::{Class, Reactor};
 use crate::reactor::driver::sim::HostId;
 use crate::sim::plan::Plan;
 use crate::sim::{Failure, run::OPEN_WITHIN};
@@ -151,6 +151,25 @@ impl Run {
         hosted.ask_to_stop();
         member.stopping = true;
         self.clients.stores.borrow_mut()[node] = None;
+    }
+
+    /// Sends a node's clients away and has it write its blocks. The node goes on. False: it does not serve anyhow.
+    pub(super) fn drain(&mut self, node: usize) -> bool {
+        let Some(hosted) = self.members[node].hosted.as_ref().filter(|_| self.members[node].is_open()) else { return false };
+        let operator = hosted.operator();
+        self.clients.stores.borrow_mut()[node] = None;
+        self.clients.reactor.spawn(Class::Normal, "drain", async move {
+            // It may be lost meanwhile, or its disk refuse: that is another fault's.
+            let _ = operator.write_blocks().await;
+        });
+        true
+    }
+
+    /// A drained node takes clients again.
+    pub(super) fn undrain(&mut self, node: usize) {
+        let member = &self.members[node];
+        let Some(hosted) = member.hosted.as_ref().filter(|_| member.open && !member.stopping) else { return };
+        self.clients.stores.borrow_mut()[node].get_or_insert_with(|| hosted.store().clone());
     }
 
     /// An operator stops the whole cluster and starts it again.

@@ -36,6 +36,9 @@ pub(super) struct Arguments {
     /// Shards of each node; drawn from the seed when not given
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
     pub(super) shards: Option<u8>,
+    /// Instead: let one of so many nodes die under load and measure what that costs the others
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(3..=100))]
+    pub(super) failover: Vec<u8>,
     /// No faults
     #[arg(long)]
     pub(super) calm: bool,

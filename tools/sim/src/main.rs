@@ -27,6 +27,9 @@ fn main() -> ExitCode {
         log_on_virtual_time();
     }
     let seeds = seeds(&arguments);
+    if !arguments.failover.is_empty() {
+        return report::print_failovers(&arguments.failover, seeds[0]);
+    }
     let started = Instant::now();
     let report = run_all(&arguments, &seeds, started);
     if arguments.json {

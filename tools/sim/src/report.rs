@@ -1,9 +1,10 @@
 //! What is said of runs: one failure at once and in full, all runs in a few numbers.
 
 use std::fmt;
+use std::process::ExitCode;
 use std::time::Duration;
 
-use rustydb::sim::Outcome;
+use rustydb::sim::{Outcome, failover};
 use serde::Serialize;
 
 use super::args::Arguments;
@@ -111,4 +112,38 @@ pub(super) fn print_failure(arguments: &Arguments, outcome: &Outcome, failed: &F
     eprintln!("the last events, in seconds of virtual time:");
     outcome.events.iter().skip(skipped).for_each(|event| eprintln!("{event}"));
     eprintln!("repeat it with: {}\n", failed.command);
+}
+
+/// Measures one node's death in clusters of these sizes and prints a table.
+pub(super) fn print_failovers(nodes: &[u8], seed: u64) -> ExitCode {
+    println!("virtual milliseconds from the death; blocks of all survivors; bytes and messages of the busiest survivor");
+    println!("nodes  detected  in view  claims  pass 1  pass 2  all writable  redo free  blocks  read KiB  written KiB  sends  sent KiB");
+    for &nodes in nodes {
+        let one = match failover(seed, nodes) {
+            Ok(one) => one,
+            Err(failure) => {
+                eprintln!("{nodes} nodes: {failure}");
+                return ExitCode::FAILURE;
+            }
+        };
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let us = |us: u64| us as f64 / 1e3;
+        let (recovery, busiest) = (one.recovery, one.busiest);
+        println!(
+            "{nodes:5}  {:8.1}  {:7.1}  {:6.1}  {:6.1}  {:6.1}  {:12.1}  {:9.1}  {:6}  {:8}  {:11}  {:5}  {:8}",
+            ms(one.detect),
+            ms(one.view),
+            us(recovery.claims_us),
+            us(recovery.pass1_us),
+            us(recovery.pass2_us),
+            ms(one.writable),
+            ms(one.recovered),
+            recovery.blocks,
+            busiest.read_bytes / 1024,
+            busiest.written_bytes / 1024,
+            busiest.sends,
+            busiest.sent_bytes / 1024,
+        );
+    }
+    ExitCode::SUCCESS
 }

@@ -111,6 +111,11 @@ impl State {
                 0
             }
         };
+        let traffic = self.traffic.entry(host).or_default();
+        match &self.operations[reference.index].operation {
+            Operation::Read { .. } => traffic.read_bytes += count as u64,
+            _ => traffic.written_bytes += count as u64,
+        }
         self.finish(reference, Ok(count), None);
     }
 

@@ -26,7 +26,7 @@ mod world;
 
 pub use faults::{DiskGates, Spoiling};
 use world::World;
-pub use world::{SimWorld, Stuck};
+pub use world::{SimWorld, Stuck, Traffic};
 
 /// A simulated machine; its reactors crash together.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]

@@ -273,6 +273,10 @@ impl State {
             let own = &mut self.connections[connection].sides[side];
             own.sending.pop_front();
             own.in_window += count;
+            if let Some(actor) = self.actor_of(reference) {
+                let traffic = self.traffic.entry(self.host_of(actor)).or_default();
+                (traffic.sends, traffic.sent_bytes) = (traffic.sends + 1, traffic.sent_bytes + count as u64);
+            }
             self.send_segment(connection, side, Segment::Bytes(bytes));
             self.finish(reference, Ok(count), None);
         }

@@ -27,6 +27,19 @@ const TURN_NS: u64 = 1_000;
 /// A simulation that is left waiting gives up after this much virtual time.
 const BLOCK_ON_MAX: Duration = Duration::from_secs(3600);
 
+/// What a host has done to its disks and the network.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Traffic {
+    /// Bytes read from disks.
+    pub read_bytes: u64,
+    /// Bytes written to disks.
+    pub written_bytes: u64,
+    /// Pieces sent to other hosts: what leaves in one turn of a reactor for one peer.
+    pub sends: u64,
+    /// Bytes of them.
+    pub sent_bytes: u64,
+}
+
 /// A simulated world. Clones share it; the last one ends it.
 #[derive(Clone)]
 pub struct SimWorld(pub(super) Rc<World>);
@@ -106,6 +119,7 @@ pub(super) struct State {
     pub(super) reads_spoiled: u64,
     /// How often a host has ended: its present life.
     pub(super) lives: BTreeMap<HostId, u32>,
+    pub(super) traffic: BTreeMap<HostId, Traffic>,
     pub(super) trace: u64,
     /// Operations of hosts that crashed: dropped outside of any borrow.
     pub(super) graveyard: Vec<Operation>,
@@ -348,6 +362,7 @@ impl SimWorld {
             spoiled_reads: BTreeMap::new(),
             reads_spoiled: 0,
             lives: BTreeMap::new(),
+            traffic: BTreeMap::new(),
             trace: seed,
             graveyard: Vec::new(),
         };
@@ -471,6 +486,12 @@ impl SimWorld {
         let _entered = reactor.0.outbox.enter();
         reactor.drive(Wait::No);
         reactor.run_ready();
+    }
+
+    /// What a host has done so far, in all its lives.
+    #[must_use]
+    pub fn traffic(&self, host: HostId) -> Traffic {
+        self.0.state.borrow().traffic.get(&host).copied().unwrap_or_default()
     }
 
     /// Things done so far: turns of reactors, and events.
