@@ -49,6 +49,8 @@ pub struct CacheConfig {
     pub dirty_percent_max: u8,
     /// Percent of the frames that may be past images before their owners are asked to write.
     pub past_image_percent_max: u8,
+    /// Read back what was written before it counts as written.
+    pub verify_writes: bool,
     /// A dirty block is written after at most about twice this time, milliseconds.
     pub checkpoint_interval_ms: u64,
 }
@@ -61,6 +63,7 @@ impl Default for CacheConfig {
             full_images: true,
             dirty_percent_max: 50,
             past_image_percent_max: 25,
+            verify_writes: false,
             checkpoint_interval_ms: 30_000,
         }
     }
@@ -122,6 +125,8 @@ pub(super) struct Shared {
     /// How many batches the writer has failed to write, and the last error.
     pub(super) write_error: RefCell<(u64, Option<CacheError>)>,
     pub(super) closed: Cell<bool>,
+    /// The writer has ended.
+    pub(super) at_rest: Cell<bool>,
     pub(super) stats: Counters,
     pub(super) reactor: Reactor,
     pub(super) file: FileId,
@@ -176,6 +181,7 @@ impl Cache {
             mtr_pool: RefCell::default(),
             copies: RefCell::default(),
             closed: Cell::new(false),
+            at_rest: Cell::new(false),
             stats: Counters::default(),
             arena,
             reactor,
@@ -270,6 +276,14 @@ impl Cache {
     #[must_use]
     pub fn stats(&self) -> CacheStats {
         self.0.stats.snapshot(&self.0)
+    }
+
+    /// Frames that are neither free, nor in the map, nor past images: those into which somebody still receives a block that
+    /// nobody wants any more. None are left when nothing is under way.
+    #[must_use]
+    pub fn frames_leaked(&self) -> usize {
+        let shared = &self.0;
+        shared.frames.len() - shared.free_frames() - shared.map.entries().len() - shared.past_images.borrow().len()
     }
 
     /// The node's clock.

@@ -74,6 +74,20 @@ impl Cache {
         Ok(shared.dirty_past.borrow().is_empty())
     }
 
+    /// As [`Cache::checkpoint_fully`], but not for longer than `patience` and as much again: somebody may still change blocks,
+    /// or hold one while it waits for another that its owner can't give any more. What is not written then is in the redo.
+    ///
+    /// # Errors
+    /// When the volume or the log refuses.
+    pub async fn checkpoint_within(&self, patience: Duration) -> Result<bool, CacheError> {
+        self.0.reactor.timeout(2 * patience, self.checkpoint_fully(patience)).await.unwrap_or(Ok(false))
+    }
+
+    /// Resolves when a cache that was [closed](Cache::close) has no write under way any more.
+    pub async fn at_rest(&self) {
+        self.0.settled.until(|| self.0.at_rest.get()).await;
+    }
+
     /// Ends the writer and the checkpoints, and refuses whoever waits or comes. What is dirty stays unwritten: call
     /// [`Cache::checkpoint_fully`] before.
     pub fn close(&self) {

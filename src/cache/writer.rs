@@ -89,6 +89,8 @@ impl Shared {
                 }
                 this.replenish();
             }
+            this.at_rest.set(true);
+            this.settled.wake();
         });
     }
 
@@ -212,13 +214,17 @@ impl Shared {
         }
         let runs = neighbours(copies);
         let alone = runs.len() == 1;
-        let writes = runs.into_iter().map(|run| self.write_run(&copies[run.clone()], part(memory, run.start, run.len()), alone));
+        let writes = runs.iter().map(|run| self.write_run(&copies[run.clone()], part(memory, run.start, run.len()), alone));
         let results = join_all(writes.collect()).await;
         results.into_iter().collect::<Result<(), _>>()?;
         if !alone {
             let block = copies[0].block;
             let synced = self.reactor.sync(self.file).await;
             synced.map_err(|error| CacheError::Io { block, operation: "sync after writing", error: error.to_string() })?;
+        }
+        if self.config.verify_writes {
+            let reads = runs.iter().map(|run| self.read_back(&copies[run.clone()], part(memory, run.start, run.len())));
+            join_all(reads.collect()).await.into_iter().collect::<Result<(), _>>()?;
         }
         Ok(())
     }
@@ -239,6 +245,19 @@ impl Shared {
             Ok(written) => Err(failed(format!("only {written} of {wanted} bytes were written"))),
             Err(error) => Err(failed(error.to_string())),
         }
+    }
+
+    /// Looks whether copies that were written are where they belong.
+    async fn read_back(&self, copies: &[Copy], written: IoBuf) -> Result<(), CacheError> {
+        let block = copies[0].block;
+        let offset = block.block.0 * BLOCK_SIZE as u64;
+        let (result, found) = self.reactor.read(self.file, offset, IoBuf::aligned(written.len())).await;
+        let failed = |error: String| CacheError::Io { block, operation: "read back", error };
+        let bytes = result.map_err(|error| failed(error.to_string()))?;
+        if bytes != written.len() || found.as_slice() != written.as_slice() {
+            return Err(failed("it is not what was written: the write was lost, or went to another place".into()));
+        }
+        Ok(())
     }
 
     /// Notes in the log that these versions are on disk, so that recovery can skip what is older. Left out when the log

@@ -21,6 +21,7 @@ use super::status::{Phase, Status};
 use super::view::ViewsAgent;
 use crate::clock::ScnClock;
 use crate::config::{Config, ConfigError, IoDriver};
+use crate::fusion::gcs::Inspection;
 use crate::ids::{Epoch, Incarnation, NodeId, ShardId};
 use crate::interconnect::{Interconnect, SEND_QUEUE_BYTES, Service, Settings};
 use crate::reactor::sync::{CrossReceiver, CrossSender, cross_oneshot};
@@ -226,6 +227,7 @@ pub struct HostedNode {
     first: Remote,
     stop: Option<CrossSender<()>>,
     mains: Vec<TaskHandle>,
+    reactors: Vec<Reactor>,
 }
 
 impl HostedNode {
@@ -246,7 +248,14 @@ impl HostedNode {
         let mains = reactors.iter().zip(mains);
         let mains =
             mains.map(|(reactor, main)| reactor.spawn(Class::Normal, "main", main.run(reactor.clone(), Some(fences.clone()))));
-        Ok(HostedNode { status: context.status.clone(), store, first, stop: Some(stop), mains: mains.collect() })
+        Ok(HostedNode {
+            status: context.status.clone(),
+            store,
+            first,
+            stop: Some(stop),
+            mains: mains.collect(),
+            reactors: reactors.to_vec(),
+        })
     }
 
     /// How it is.
@@ -273,6 +282,13 @@ impl HostedNode {
         if let Some(stop) = self.stop.take() {
             stop.send(());
         }
+    }
+
+    /// How its shards' parts of Cache Fusion are, in order: for checks of the whole cluster. Those that have one by now.
+    #[must_use]
+    pub fn inspect(&self) -> Vec<Inspection> {
+        let lives = self.reactors.iter().filter_map(Reactor::local::<ShardLife>);
+        lives.filter_map(|life| life.inspect()).collect()
     }
 
     /// Whether all its shards' lives are over.

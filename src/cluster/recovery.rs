@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
-use crate::fusion::recovery::{Replay, ReplayError, Replayed, read_place};
+use crate::fusion::recovery::{Replay, ReplayError, Replayed, read_place, write_place};
 use crate::ids::{BLOCK_SIZE, BlockNo, Lsn, NodeId, Scn, ShardId};
 use crate::reactor::{Class, IoBuf, Reactor};
 use crate::volume::{Volume, VolumeError};
@@ -203,7 +203,6 @@ impl Work {
     }
 
     async fn block(&self, block: BlockNo, buffer: IoBuf) -> Result<IoBuf, RecoveryError> {
-        let offset = block.0 * BLOCK_SIZE as u64;
         let file = self.volume.file();
         let whole = |result: std::io::Result<usize>, doing: &'static str| {
             let result = result.and_then(|bytes| {
@@ -219,7 +218,7 @@ impl Work {
         whole(read, "read")?;
         let outcome = self.replay.borrow_mut().replay(block, buffer.as_mut_slice())?;
         if let Replayed::Changed { .. } = outcome {
-            let (written, returned) = self.reactor.write(file, offset, buffer).await;
+            let (written, returned) = write_place(&self.reactor, file, block, buffer).await;
             whole(written, "write")?;
             buffer = returned;
             self.written.set(self.written.get() + 1);

@@ -16,7 +16,7 @@ use super::view::View;
 use crate::btree::SpaceError;
 use crate::btree::space::{BlockAllocator, SpaceManager, SpaceReply, SpaceRequest, SpaceService};
 use crate::cache::{Cache, CacheConfig, CacheParts, FRAMES_MIN, LocalFuture};
-use crate::fusion::gcs::{Gcs, GcsConfig, GcsParts, RecoveryProgress};
+use crate::fusion::gcs::{Gcs, GcsConfig, GcsParts, Inspection, RecoveryProgress};
 use crate::fusion::ges::Ges;
 use crate::fusion::grd::MastershipMap;
 use crate::ids::{BLOCK_SIZE, Incarnation, NodeId, ShardId};
@@ -26,6 +26,9 @@ use crate::store::{ShardEngine, ask_other_shards, search_in_other_shards};
 use crate::txn::{ClusterPeers, TransactionsForGes, TxnParts, Txns};
 use crate::volume::Volume;
 use crate::wal::Log;
+
+/// What is dirty is written for so long, also by a node that others don't hear any more.
+const CLOSE_PATIENCE_MIN: Duration = Duration::from_secs(1);
 
 /// A shard's part of the node's life. Found by letters as the reactor's local value.
 pub(super) struct ShardLife {
@@ -150,6 +153,7 @@ impl ShardLife {
             coherence: Rc::new(gcs.clone()),
             config: CacheConfig {
                 frames: (bytes as usize / BLOCK_SIZE).max(FRAMES_MIN),
+                verify_writes: context.config.rac.storage.verify_writes,
                 checkpoint_interval_ms: context.config.rac.recovery.checkpoint_interval * 1_000,
                 ..CacheConfig::default()
             },
@@ -206,6 +210,11 @@ impl ShardLife {
         self.services.borrow().as_ref().map(|services| services.gcs.recovery_progress())
     }
 
+    /// How its part of Cache Fusion is, from the first view on.
+    pub(super) fn inspect(&self) -> Option<Inspection> {
+        self.services.borrow().as_ref().map(|services| services.gcs.inspect())
+    }
+
     /// Whether it is the one that leads.
     pub(super) fn is_first(&self) -> bool {
         self.shard == ShardId(0)
@@ -250,11 +259,7 @@ impl ShardLife {
     /// Writes everything that this shard owns, and goes on. Answers whether nothing needed its redo any more at that moment.
     pub(super) async fn write_blocks(&self, patience: Duration) -> Result<bool, End> {
         let cache = self.services().cache;
-        match self.reactor.timeout(2 * patience, cache.checkpoint_fully(patience)).await {
-            Ok(empty) => Ok(empty?),
-            // Somebody goes on changing blocks.
-            Err(_) => Ok(false),
-        }
+        Ok(cache.checkpoint_within(patience).await?)
     }
 
     /// Writes everything that this shard owns and ends its part. Answers whether nothing needs its redo any more.
@@ -263,8 +268,9 @@ impl ShardLife {
         if let Some(control) = &services.control {
             control.close();
         }
-        let empty = services.cache.checkpoint_fully(patience).await?;
+        let empty = services.cache.checkpoint_within(patience.max(CLOSE_PATIENCE_MIN)).await?;
         services.cache.close();
+        services.cache.at_rest().await;
         services.gcs.close();
         Ok(empty)
     }

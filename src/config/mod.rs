@@ -147,6 +147,10 @@ pub struct GrdConfig {
 pub struct StorageConfig {
     /// The shared volume: a block device, a file, or a folder that holds [`VOLUME_FILE_NAME`].
     pub shared_storage_path: PathBuf,
+    /// Reads back every block that was written, before its redo is given up: what has landed in another place, or was lost on
+    /// its way, is written again. Costs a read for every block written. Default off; for devices that are not to be trusted.
+    #[serde(default)]
+    pub verify_writes: bool,
 }
 
 /// `[rac.recovery]`

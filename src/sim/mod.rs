@@ -35,13 +35,16 @@ pub struct Options {
     pub duration: Duration,
     /// No faults at all.
     pub calm: bool,
+    /// The disk rots and writes go astray. What is damaged must be named, and nothing wrong be shown; progress is not
+    /// demanded, because nobody has a second copy.
+    pub damage: bool,
 }
 
 impl Options {
     /// Ten virtual minutes of this seed.
     #[must_use]
     pub fn new(seed: u64) -> Options {
-        Options { seed, nodes: None, shards: None, duration: Duration::from_secs(600), calm: false }
+        Options { seed, nodes: None, shards: None, duration: Duration::from_secs(600), calm: false, damage: false }
     }
 
     /// The program's arguments that repeat this run.
@@ -58,6 +61,9 @@ impl Options {
         }
         if self.calm {
             text += " --calm";
+        }
+        if self.damage {
+            text += " --damage";
         }
         text
     }

@@ -39,6 +39,10 @@ pub(super) enum Fault {
     CleanStop,
     /// An operator drains a node: its clients go elsewhere, it writes its blocks. After a while it takes clients again.
     Drain,
+    /// A bit on the disk turns around.
+    Rot,
+    /// A few of a node's writes land in other places.
+    StrayWrites,
 }
 
 impl Fault {
@@ -82,6 +86,8 @@ pub(super) struct Plan {
     pub(super) lists: u64,
     /// The volume is small, and the client who makes and drops tables fills it.
     pub(super) fills_volume: bool,
+    /// The disk may lose what it had: reads may end with an error that names the block, and the cluster may come to a stop.
+    pub(super) damages: bool,
     /// How often the client who makes and drops tables does so when it is its turn, in percent.
     pub(super) tables_per_cent: u64,
     /// How often a client hangs up in the middle of an operation, in percent.
@@ -90,6 +96,8 @@ pub(super) struct Plan {
     pub(super) faults: Vec<Fault>,
     /// Mean time between two of them.
     pub(super) fault_interval: Duration,
+    /// Least and most milliseconds that a node stands still.
+    pub(super) pause_ms: (u64, u64),
 }
 
 impl Plan {
@@ -111,6 +119,11 @@ impl Plan {
         let mut faults: Vec<Fault> = Fault::ALL.into_iter().filter(|_| dice.chance(35)).collect();
         if faults.is_empty() {
             faults.push(Fault::Crash);
+        }
+        if options.damage {
+            // With a few others: damage meets recovery.
+            faults.retain(|fault| matches!(fault, Fault::Crash | Fault::PowerOff | Fault::SlowNetwork));
+            faults.extend([Fault::Rot, Fault::Rot, Fault::StrayWrites]);
         }
         if options.calm {
             faults.clear();
@@ -134,6 +147,8 @@ impl Plan {
             fills_volume,
             faults,
             fault_interval: Duration::from_millis(dice.pick(&[3_000, 10_000, 30_000])),
+            pause_ms: (10, 12_000),
+            damages: options.damage,
             tables_per_cent: dice.pick(&[10, 10, 60]),
             hangs_up_per_cent: dice.pick(&[2, 2, 20]),
         }

@@ -26,6 +26,7 @@ use super::events::{Events, set_virtual_clock};
 use super::plan::Plan;
 use super::workload::{ACCOUNT_AT_FIRST, Clients, audit};
 use super::{Failure, Options, Outcome};
+use crate::fusion::gcs::contradictions;
 use crate::ids::BLOCK_SIZE;
 use crate::reactor::driver::sim::{HostId, SimWorld};
 use crate::reactor::{Class, Instant, Reactor};
@@ -42,6 +43,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const OPEN_WITHIN: Duration = Duration::from_secs(180);
 /// Virtual time within which clients of an undisturbed cluster come to their end.
 const END_WITHIN: Duration = Duration::from_secs(180);
+
+/// Virtual time within which a cluster in which nobody works has nothing under way any more.
+const CONSISTENT_WITHIN: Duration = Duration::from_secs(30);
+
+/// Virtual time that clients of a damaged cluster go on, and that they get to end.
+const DAMAGED_WORK: Duration = Duration::from_secs(10);
 
 /// What is due at some moment.
 enum Due {
@@ -106,11 +113,7 @@ pub(super) fn run_plan(options: &Options, plan: Plan) -> Outcome {
 }
 
 /// Makes a world by this plan and does something in it; what came of it, and how it went.
-fn begin<T>(
-    options: &Options,
-    plan: Plan,
-    what: impl FnOnce(&mut Run) -> Result<T, Failure>,
-) -> (Result<T, Failure>, Outcome) {
+fn begin<T>(options: &Options, plan: Plan, what: impl FnOnce(&mut Run) -> Result<T, Failure>) -> (Result<T, Failure>, Outcome) {
     catch_panics();
     let plan = Rc::new(plan);
     let world = SimWorld::with_options(options.seed, plan.world.clone());
@@ -186,6 +189,9 @@ impl Run {
 
         self.disturb(duration)?;
         self.calm_down();
+        if self.plan.damages {
+            return self.look_at_the_damage();
+        }
         self.wait_until_open("after the last fault")?;
         // Some undisturbed work, then the end.
         self.pass(self.world.now() + Duration::from_secs(2))?;
@@ -193,6 +199,7 @@ impl Run {
         let clients = self.clients.clone();
         self.run_until("the clients end", END_WITHIN, move |_| clients.running.get() == 0)?;
         self.wait_until_open("after the clients' end")?;
+        self.wait_until_consistent()?;
         let all: Vec<usize> = (0..self.members.len()).collect();
         self.last_look(&all)?;
         if all.len() > 1 && self.dice.chance(50) {
@@ -324,6 +331,37 @@ impl Run {
         self.pass(self.world.now() + Duration::from_millis(100))
     }
 
+    /// Blocks are damaged, and nobody has them anywhere else: whatever is still shown must be right.
+    fn look_at_the_damage(&mut self) -> Result<(), Failure> {
+        self.pass(self.world.now() + DAMAGED_WORK)?;
+        self.clients.stopping.set(true);
+        self.pass(self.world.now() + DAMAGED_WORK)?;
+        for node in 0..self.members.len() {
+            let Some(store) = self.clients.store(node) else { continue };
+            let (clients, who) = (self.clients.clone(), format!("the last look on node{}", node + 1));
+            let look = async move {
+                let patience = clients.reactor.clone();
+                let audit = patience.timeout(DAMAGED_WORK, audit(&clients, &store, true, who)).await;
+                let lists = patience.timeout(DAMAGED_WORK, clients.read_lists(&store)).await;
+                (audit.ok().and_then(Result::ok), lists.ok().and_then(Result::ok))
+            };
+            let (audit, lists) = self.ask("look at what is left", look)?;
+            if let Some(audit) = audit {
+                let found = check::bank::check(&audit, &self.clients.transfers.borrow(), self.plan.accounts, ACCOUNT_AT_FIRST);
+                if !found.is_empty() {
+                    return Err(Failure::Broken(found));
+                }
+            }
+            if let Some(lists) = lists {
+                let broken = check::lists::check(&self.clients.lists.borrow(), &lists);
+                if !broken.is_empty() {
+                    return Err(Failure::Broken(broken));
+                }
+            }
+        }
+        self.verdict()
+    }
+
     /// Nobody works any more: what each of these nodes shows must be what the clients were told.
     fn last_look(&mut self, nodes: &[usize]) -> Result<(), Failure> {
         let node = self.dice.pick(nodes);
@@ -369,6 +407,32 @@ impl Run {
             touched.map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Nobody works any more, and what was under way comes to its end: then the directories say what the caches have.
+    fn wait_until_consistent(&mut self) -> Result<(), Failure> {
+        let until = self.world.now() + CONSISTENT_WITHIN;
+        loop {
+            let wrong = self.contradictions();
+            if wrong.as_ref().is_some_and(Vec::is_empty) {
+                return Ok(());
+            }
+            if self.world.now() > until {
+                let wrong = wrong.unwrap_or_else(|| vec!["the nodes are not in one view".into()]);
+                return Err(Failure::Broken(wrong));
+            }
+            self.pass(self.world.now() + LOOK_EVERY)?;
+        }
+    }
+
+    fn contradictions(&self) -> Option<Vec<String>> {
+        let nodes: Vec<_> = self.members.iter().filter_map(|member| Some(member.hosted.as_ref()?.inspect())).collect();
+        let mut wrong = Vec::new();
+        for shard in 0..usize::from(self.plan.shards) {
+            let shards: Option<Vec<_>> = nodes.iter().map(|node| node.get(shard).cloned()).collect();
+            wrong.extend(contradictions(&shards?)?);
+        }
+        Some(wrong)
     }
 
     fn verdict(&mut self) -> Result<(), Failure> {

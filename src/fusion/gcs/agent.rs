@@ -33,6 +33,7 @@ use crate::ids::{BlockId, Epoch, NodeId, RequestId, Scn};
 use crate::interconnect::{Body, Handler, Header, Interconnect};
 use crate::reactor::sync::{Notify, OneshotSender, oneshot};
 use crate::reactor::{Class, Instant, IoBuf, Reactor, TaskHandle};
+use crate::rules::{DesignRule, kept};
 
 /// Settings of [`Gcs`].
 #[derive(Clone, Copy, Debug)]
@@ -574,7 +575,7 @@ impl Handler for Gcs {
             request: header.request,
             scn: Scn(header.argument),
         };
-        if message.epoch != self.0.epoch() {
+        if message.epoch != self.0.epoch() && kept(DesignRule::OlderEpochsDropped) {
             // The interconnect drops such messages, but it changes its epoch a moment later than this does.
             self.0.numbers.borrow_mut().other_epoch += 1;
             return;

@@ -10,6 +10,7 @@ mod directory;
 #[cfg(test)]
 mod explore;
 mod holder;
+mod inspect;
 mod master;
 pub mod message;
 mod output;
@@ -21,6 +22,7 @@ pub mod wire;
 
 pub use agent::{Gcs, GcsConfig, GcsParts, RecoveryPhase, RecoveryProgress};
 pub use holder::{HolderCore, HolderCounters, ProtectedImage};
+pub use inspect::{Inspection, Known, contradictions};
 pub use master::{MasterCore, MasterCounters};
 pub use output::Output;
 pub use rebuild::Claim;

@@ -269,6 +269,26 @@ pub async fn read_place(reactor: &Reactor, file: FileId, block: BlockNo, mut buf
     }
 }
 
+/// Writes a recovered block to its place and reads it back: what has landed elsewhere would leave an old version there, with
+/// a good checksum, and nobody would know.
+pub async fn write_place(reactor: &Reactor, file: FileId, block: BlockNo, mut bytes: IoBuf) -> (io::Result<usize>, IoBuf) {
+    let offset = block.0 * BLOCK_SIZE as u64;
+    let mut found = IoBuf::aligned(BLOCK_SIZE);
+    for _ in 0..READS_MAX {
+        let (written, read);
+        (written, bytes) = reactor.write(file, offset, bytes).await;
+        if !matches!(written, Ok(BLOCK_SIZE)) {
+            return (written, bytes);
+        }
+        (read, found) = reactor.read(file, offset, found).await;
+        if read.is_err() || found.as_slice() == bytes.as_slice() {
+            return (read, bytes);
+        }
+    }
+    let lost = "it is not found where it was written: the device loses writes, or puts them elsewhere";
+    (Err(io::Error::other(lost)), bytes)
+}
+
 fn apply(link: &Link, changes: &[u8], bytes: &mut [u8]) -> Result<(), ReplayError> {
     let mut rest = changes;
     while !rest.is_empty() {

@@ -1,10 +1,11 @@
 //! What goes wrong, when the plan says so, and how it is mended.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::supervisor::host;
-use super::{Due, Run};
-use crate::reactor::driver::sim::{HostId, Spoiling};
+use super::{Due, Run, VOLUME};
+use crate::reactor::driver::sim::{HostId, Spoiling, Straying};
 use crate::sim::plan::Fault;
 
 /// A crash comes within so many steps of the world.
@@ -76,6 +77,15 @@ impl Run {
                 self.events.note(format_args!("{name}'s next reads are spoiled: {spoiling:?}"));
                 self.world.spoil_reads(host(node), spoiling);
             }
+            Fault::Rot => {
+                let at = self.world.rot(Path::new(VOLUME), self.data_offset);
+                self.events.note(format_args!("a bit turns around on the disk: {at:?}"));
+            }
+            Fault::StrayWrites => {
+                let straying = Straying { writes: self.dice.between(1, 3) as u32, from_offset: self.data_offset };
+                self.events.note(format_args!("{name}'s next writes go astray: {straying:?}"));
+                self.world.stray_writes(host(node), straying);
+            }
             Fault::ClockJump => {
                 let most = self.dice.pick(&[100, 10_000, 3_600_000]);
                 let by = self.dice.between(0, 2 * most) as i64 - most as i64;
@@ -83,7 +93,8 @@ impl Run {
                 self.world.jump_clock(host(node), by);
             }
             Fault::Pause => {
-                let time = self.dice.spread_ms(10, 12_000);
+                let (least, most) = self.plan.pause_ms;
+                let time = self.dice.spread_ms(least, most);
                 self.events.note(format_args!("{name} stands still for {time:?}"));
                 self.world.pause(host(node));
                 self.schedule(time, Due::Mend(Mend::Pause(host(node))));
@@ -154,6 +165,7 @@ impl Run {
             self.mend(&Mend::Drained(node));
             self.world.stall_disk(host, Duration::ZERO);
             self.world.spare_reads(host);
+            self.world.straighten_writes(host);
         }
         self.events.note("everything is mended");
     }

@@ -12,8 +12,8 @@ use crate::config::{
     ByteSize, CacheFusionConfig, ClusterConfig, Config, EngineConfig, GrdConfig, HaConfig, InterconnectConfig, NodeName,
     RacConfig, RaftConfig, RecoveryConfig, ServerConfig, StorageConfig,
 };
-use crate::reactor::{Class, Reactor};
 use crate::reactor::driver::sim::HostId;
+use crate::reactor::{Class, Reactor};
 use crate::sim::plan::Plan;
 use crate::sim::{Failure, run::OPEN_WITHIN};
 
@@ -70,7 +70,7 @@ fn config(plan: &Plan, node: usize) -> Config {
             },
             cache_fusion: CacheFusionConfig { global_cache_size: ByteSize(plan.cache_bytes), ..CacheFusionConfig::default() },
             grd: GrdConfig { virtual_nodes: 32, ..GrdConfig::default() },
-            storage: StorageConfig { shared_storage_path: VOLUME.into() },
+            storage: StorageConfig { shared_storage_path: VOLUME.into(), verify_writes: plan.damages },
             recovery: RecoveryConfig { checkpoint_interval: plan.checkpoint_interval_s },
         },
         raft: RaftConfig::default(),

@@ -115,6 +115,7 @@ impl Work<'_> {
             let done = self.operation(session, true).await;
             return match done {
                 Err(Trouble::Store(StoreError::Io { .. } | StoreError::Unavailable { .. })) => Ok(Err(Trouble::NoAnswer)),
+                Err(Trouble::Store(StoreError::Corrupt { .. })) if self.clients.plan.damages => Ok(Err(Trouble::NoAnswer)),
                 done => Ok(done),
             };
         }

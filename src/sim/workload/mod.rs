@@ -196,7 +196,9 @@ impl Clients {
             }
             Err(trouble) => {
                 self.count(trouble.word());
-                if trouble.is_unknown() { Outcome::Unknown } else { Outcome::Aborted }
+                // With damage on the disk a commit may fail at its very last step.
+                let damaged = self.plan.damages && matches!(trouble, Trouble::Store(StoreError::Corrupt { .. }));
+                if trouble.is_unknown() || damaged { Outcome::Unknown } else { Outcome::Aborted }
             }
         }
     }

@@ -42,6 +42,9 @@ pub(super) struct Arguments {
     /// No faults
     #[arg(long)]
     pub(super) calm: bool,
+    /// The disk rots and writes go astray: what is damaged must be named, and nothing wrong be shown
+    #[arg(long)]
+    pub(super) damage: bool,
     /// Run each seed twice and compare: the same seed must give the same trace
     #[arg(long)]
     pub(super) check_determinism: bool,

@@ -60,6 +60,7 @@ fn options(arguments: &Arguments, seed: u64) -> Options {
         shards: arguments.shards,
         duration: Duration::from_secs_f64(arguments.minutes * 60.0),
         calm: arguments.calm,
+        damage: arguments.damage,
         ..Options::new(seed)
     }
 }

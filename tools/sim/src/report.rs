@@ -117,7 +117,9 @@ pub(super) fn print_failure(arguments: &Arguments, outcome: &Outcome, failed: &F
 /// Measures one node's death in clusters of these sizes and prints a table.
 pub(super) fn print_failovers(nodes: &[u8], seed: u64) -> ExitCode {
     println!("virtual milliseconds from the death; blocks of all survivors; bytes and messages of the busiest survivor");
-    println!("nodes  detected  in view  claims  pass 1  pass 2  all writable  redo free  blocks  read KiB  written KiB  sends  sent KiB");
+    println!(
+        "nodes  detected  in view  claims  pass 1  pass 2  all writable  redo free  blocks  read KiB  written KiB  sends  sent KiB"
+    );
     for &nodes in nodes {
         let one = match failover(seed, nodes) {
             Ok(one) => one,

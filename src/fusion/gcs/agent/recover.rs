@@ -14,13 +14,13 @@ use std::time::Duration;
 use super::Inner;
 use super::view::{RecoveryPhase, RecoveryProgress};
 use crate::fusion::gcs::message::{Kind, Message};
-use crate::fusion::recovery::{RecoveryFault, Replay, ReplayError, Replayed, read_place, read_redo, version_of};
+use crate::fusion::recovery::{RecoveryFault, Replay, ReplayError, Replayed, read_place, read_redo, version_of, write_place};
 use crate::ids::{BLOCK_SIZE, BlockId, NodeId, Scn};
 use crate::interconnect::Body;
 use crate::reactor::sync::{Notify, oneshot};
 use crate::reactor::{Class, FileId, Instant, IoBuf};
+use crate::volume::RedoArea;
 use crate::volume::block;
-use crate::volume::{RedoArea, block_offset};
 
 /// Blocks in hand at once.
 const JOBS_MAX: usize = 64;
@@ -279,7 +279,7 @@ impl Inner {
         recovery: &Recovery,
         Job { block, image, on_disk }: Job,
     ) -> Result<(), RecoveryFault> {
-        let (offset, file) = (block_offset(block.block), recovery.file);
+        let file = recovery.file;
         let kept = match image {
             Some((keeper, _)) => self.fetch_image(keeper, block).await,
             None => None,
@@ -309,7 +309,7 @@ impl Inner {
                 return Ok(());
             }
             let writing = Writing::begin(self);
-            let (written, _) = self.reactor.write(file, offset, bytes).await;
+            let (written, _) = write_place(&self.reactor, file, block.block, bytes).await;
             drop(writing);
             whole(written, block, "write")?;
         }

@@ -12,7 +12,7 @@ use super::recover::Recovery;
 use super::{Gcs, Inner};
 use crate::cache::{Cache, Mode};
 use crate::fusion::gcs::message::{Kind, Message};
-use crate::fusion::gcs::{Claim, wire};
+use crate::fusion::gcs::{Claim, Inspection, wire};
 use crate::fusion::grd::MastershipMap;
 use crate::fusion::recovery::RecoveryFault;
 use crate::ids::{BlockId, NodeId, Scn};
@@ -140,6 +140,21 @@ impl Gcs {
             return RecoveryProgress { phase, ..RecoveryProgress::default() };
         };
         recovery.progress(cores.master.is_rebuilding(), cores.master.has_all_claims())
+    }
+}
+
+impl Gcs {
+    /// What it holds and what its directory says, now.
+    #[must_use]
+    pub fn inspect(&self) -> Inspection {
+        let inner = &self.0;
+        Inspection {
+            node: inner.node,
+            epoch: inner.epoch(),
+            has: inner.claims(),
+            masters: inner.cores.borrow().master.known(),
+            frames_leaked: inner.cache().map_or(0, |cache| cache.frames_leaked()),
+        }
     }
 }
 

@@ -160,6 +160,17 @@ impl Disk {
         }
     }
 
+    /// Turns a bit around in a page from `from` (bytes) on, in all its versions; where.
+    pub(super) fn rot(&mut self, from: u64, random: &mut u64) -> Option<u64> {
+        let pages: Vec<u64> = self.durable.range(from.div_ceil(PAGE as u64)..).map(|(number, _)| *number).collect();
+        let number = *pages.get((split_mix(random) % pages.len().max(1) as u64) as usize)?;
+        let at = split_mix(random) as usize % PAGE;
+        let mut byte = self.newest(number)?[at];
+        byte ^= 1 << (split_mix(random) % 8);
+        self.patch(number, at, &[byte]);
+        Some(number * PAGE as u64 + at as u64)
+    }
+
     /// Changes a sector in the durable page and in every version above it.
     fn patch(&mut self, number: u64, at: usize, content: &[u8]) {
         let durable = self.durable.entry(number).or_insert_with(zeros);

@@ -2,6 +2,7 @@
 //! wrong data, and the fences that keep a life of a host from them. All of it is asked for by name and host; which and when
 //! is drawn by whoever asks.
 
+use std::path::Path;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -18,6 +19,15 @@ pub struct Spoiling {
     pub from_offset: u64,
     /// Bytes of another place come instead (as long as the read). Otherwise a few bits are wrong.
     pub misdirected: bool,
+}
+
+/// Writes that end up in another place while saying that all went well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Straying {
+    /// How many writes.
+    pub writes: u32,
+    /// Only of what begins here or later, in bytes; and not before this they land.
+    pub from_offset: u64,
 }
 
 impl SimWorld {
@@ -67,6 +77,24 @@ impl SimWorld {
         self.0.state.borrow_mut().spoiled_reads.insert(host, spoiling);
     }
 
+    /// The next writes of `straying` land in other places on this host: the driver, the cable or the disk mixes addresses up.
+    pub fn stray_writes(&self, host: HostId, straying: Straying) {
+        self.0.state.borrow_mut().stray_writes.insert(host, straying);
+    }
+
+    /// What the host writes goes where it belongs again.
+    pub fn straighten_writes(&self, host: HostId) {
+        self.0.state.borrow_mut().stray_writes.remove(&host);
+    }
+
+    /// Turns a bit around of what is on the disk: one of the pages that were ever written, from `from_offset` of the file on.
+    /// Where, in bytes; `None` when nothing is there.
+    pub fn rot(&self, path: &Path, from_offset: u64) -> Option<u64> {
+        let state = &mut *self.0.state.borrow_mut();
+        let disk = *state.paths.get(path)?;
+        state.disks[disk].rot(from_offset, &mut state.random)
+    }
+
     /// The host reads well again.
     pub fn spare_reads(&self, host: HostId) {
         self.0.state.borrow_mut().spoiled_reads.remove(&host);
@@ -114,6 +142,20 @@ impl SimWorld {
 }
 
 impl State {
+    /// Where a write of `len` bytes to `offset` really goes.
+    pub(super) fn stray(&mut self, host: HostId, offset: u64, len: usize) -> u64 {
+        let Some(straying) = self.stray_writes.get_mut(&host).filter(|straying| offset >= straying.from_offset) else {
+            return offset;
+        };
+        straying.writes = straying.writes.saturating_sub(1);
+        let Straying { writes, from_offset } = *straying;
+        if writes == 0 {
+            self.stray_writes.remove(&host);
+        }
+        let neighbours = (offset - from_offset) / len as u64 + 1;
+        from_offset + split_mix(&mut self.random) % neighbours * len as u64
+    }
+
     /// Where a read of `len` bytes at `offset` really reads, and whether bits of it flip.
     pub(super) fn spoil(&mut self, host: HostId, offset: u64, len: usize) -> (u64, bool) {
         let Some(spoiling) = self.spoiled_reads.get_mut(&host).filter(|spoiling| offset >= spoiling.from_offset) else {

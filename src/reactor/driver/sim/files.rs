@@ -82,6 +82,10 @@ impl State {
         let Some(actor) = self.actor_of(reference) else { return };
         let host = self.host_of(actor);
         let spoiled = match &self.operations[reference.index].operation {
+            Operation::Write { offset, buffer, .. } => {
+                let (offset, len) = (*offset, buffer.len());
+                (self.stray(host, offset, len), false)
+            }
             Operation::Read { offset, buffer, .. } => {
                 let (offset, len) = (*offset, buffer.len());
                 self.spoil(host, offset, len)
@@ -102,8 +106,8 @@ impl State {
                 }
                 count
             }
-            Operation::Write { offset, buffer, durable, .. } => {
-                disk.write(host, *offset, buffer.as_slice(), *durable);
+            Operation::Write { buffer, durable, .. } => {
+                disk.write(host, spoiled.0, buffer.as_slice(), *durable);
                 buffer.len()
             }
             _ => {

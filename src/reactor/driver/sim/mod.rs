@@ -24,7 +24,7 @@ mod network;
 mod tests;
 mod world;
 
-pub use faults::{DiskGates, Spoiling};
+pub use faults::{DiskGates, Spoiling, Straying};
 use world::World;
 pub use world::{SimWorld, Stuck, Traffic};
 

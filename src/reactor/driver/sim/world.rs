@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::disk::Disk;
-use super::faults::Spoiling;
+use super::faults::{Spoiling, Straying};
 use super::network::{Connection, Listening, PORTS_FIRST, Segment};
 use super::{ActorId, HostId, SimDriver, SimOptions};
 use crate::reactor::driver::{Completion, Handle, Operation, Token, Wait};
@@ -117,6 +117,7 @@ pub(super) struct State {
     pub(super) disk_stalled_until_ns: BTreeMap<HostId, u64>,
     pub(super) spoiled_reads: BTreeMap<HostId, Spoiling>,
     pub(super) reads_spoiled: u64,
+    pub(super) stray_writes: BTreeMap<HostId, Straying>,
     /// How often a host has ended: its present life.
     pub(super) lives: BTreeMap<HostId, u32>,
     pub(super) traffic: BTreeMap<HostId, Traffic>,
@@ -361,6 +362,7 @@ impl SimWorld {
             disk_stalled_until_ns: BTreeMap::new(),
             spoiled_reads: BTreeMap::new(),
             reads_spoiled: 0,
+            stray_writes: BTreeMap::new(),
             lives: BTreeMap::new(),
             traffic: BTreeMap::new(),
             trace: seed,
