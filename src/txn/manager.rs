@@ -488,8 +488,7 @@ impl Txns {
         self.0.cache.drop_partition(partition).await?;
         self.0.trees.borrow_mut().remove(&partition);
         self.0.space.forget(partition);
-        let now = self.0.cache.clock().latest();
-        Ok(self.0.cache.log_forgotten(BlocksForgotten::all_of(partition, now)).await?)
+        Ok(self.0.cache.log_forgotten(BlocksForgotten::all_of(partition)).await?)
     }
 
     /// Gives a partition up that this node has formatted, and that nobody has found: another node's of the same number has.
@@ -501,7 +500,7 @@ impl Txns {
         self.0.space.forget(home.partition);
         self.0.cache.let_go(home.partition).await?;
         let (first, scn) = (home.first_extent, self.0.cache.clock().latest());
-        let forgotten = BlocksForgotten { first, count: EXTENT_BLOCKS, ..BlocksForgotten::all_of(home.partition, scn) };
+        let forgotten = BlocksForgotten { first, count: EXTENT_BLOCKS, scn, ..BlocksForgotten::all_of(home.partition) };
         Ok(self.0.cache.log_forgotten(forgotten).await?)
     }
 

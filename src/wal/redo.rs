@@ -328,10 +328,11 @@ pub struct BlocksForgotten {
 }
 
 impl BlocksForgotten {
-    /// All blocks that the partition had, changed up to `scn`.
+    /// All blocks that the partition ever had, and all of their changes, also those that other nodes still make before they
+    /// have heard of it: numbers of partitions are not used again.
     #[must_use]
-    pub fn all_of(partition: PartitionId, scn: Scn) -> BlocksForgotten {
-        BlocksForgotten { partition, first: BlockNo(0), count: u64::MAX, scn }
+    pub fn all_of(partition: PartitionId) -> BlocksForgotten {
+        BlocksForgotten { partition, first: BlockNo(0), count: u64::MAX, scn: Scn::MAX }
     }
 
     /// Whether a change of `block` to version `scn` is meant.

@@ -109,14 +109,15 @@ fn a_block_that_changed_hands_ends_with_its_new_owner() {
 fn a_former_life_that_its_log_has_ended_is_nobodys_loss() {
     let (mut logged, versions) = history(3);
     let new = BlockId::new(PartitionId(71), ID.block);
-    let ended = |scn| BlocksForgotten::all_of(ID.partition, Scn(scn));
+    let ended = |scn| BlocksForgotten { scn: Scn(scn), ..BlocksForgotten::all_of(ID.partition) };
+    // One node's log says so; what others still changed before they heard of it is of no account either.
     let mut replay = replay_all(&logged);
-    replay.note_forgotten(ended(3));
+    replay.note_forgotten(BlocksForgotten::all_of(ID.partition));
     assert_eq!((replay.lost_blocks(), replay.blocks()), (vec![], vec![]));
     // Another partition's blocks, and what came later, are not meant.
     let mut replay = replay_all(&logged);
     replay.note_forgotten(ended(2));
-    replay.note_forgotten(BlocksForgotten::all_of(new.partition, Scn::MAX));
+    replay.note_forgotten(BlocksForgotten::all_of(new.partition));
     assert_eq!(replay.lost_blocks(), [(ID, Scn(3))]);
     // The next owner's history stands alone: a torn write of it is made anew from its own beginning.
     logged.push((NodeId(2), encoded(new, 0, 10, &[format()])));
