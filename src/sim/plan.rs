@@ -128,7 +128,7 @@ impl Plan {
         if options.calm {
             faults.clear();
         }
-        Plan {
+        let drawn = Plan {
             seed,
             nodes: options.nodes.unwrap_or(3),
             shards,
@@ -151,6 +151,12 @@ impl Plan {
             damages: options.damage,
             tables_per_cent: dice.pick(&[10, 10, 60]),
             hangs_up_per_cent: dice.pick(&[2, 2, 20]),
+        };
+        if !options.damage {
+            return drawn;
         }
+        // Much is written and read again, little of it stays in the caches, and the disk is bad.
+        let (cache_bytes, fault_interval) = (u64::from(shards) << 20, Duration::from_millis(400));
+        Plan { cache_bytes, fault_interval, tables_per_cent: 60, fills_volume: false, ..drawn }
     }
 }

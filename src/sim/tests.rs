@@ -88,6 +88,19 @@ fn without_faults_nobody_is_told_of_any() {
     assert_eq!(outcome.ends.iter().find(unavailable), None);
 }
 
+/// The disk turns bits around and puts writes in other places: what is damaged is named, and nothing wrong is ever shown.
+#[test]
+fn damage_on_the_disk_is_named_and_never_shown() {
+    let mut named = 0;
+    for seed in 0..4 {
+        let outcome = run(&Options { damage: true, ..seconds(seed, 15) });
+        assert_eq!(outcome.failure, None, "seed {seed}: {}", outcome.events.join("\n"));
+        named += outcome.ends.iter().filter(|(end, _)| end == "XX001").map(|(_, count)| count).sum::<u64>();
+        named += outcome.events.iter().filter(|event| event.contains("has failed") && event.contains("block ")).count() as u64;
+    }
+    assert!(named > 0, "damage was never met");
+}
+
 /// What one survivor does for a dead node is what the dead node had changed, however many survivors there are; what they say
 /// to each other is a few words to each.
 #[test]
