@@ -16,9 +16,10 @@ use super::view::View;
 use crate::btree::SpaceError;
 use crate::btree::space::{BlockAllocator, SpaceManager, SpaceReply, SpaceRequest, SpaceService};
 use crate::cache::{Cache, CacheConfig, CacheParts, FRAMES_MIN, LocalFuture};
+use crate::config::GrdConfig;
 use crate::fusion::gcs::{Gcs, GcsConfig, GcsParts, Inspection, RecoveryProgress};
 use crate::fusion::ges::Ges;
-use crate::fusion::grd::MastershipMap;
+use crate::fusion::grd::{AffinityConfig, MastershipMap};
 use crate::ids::{BLOCK_SIZE, Incarnation, NodeId, ShardId};
 use crate::raft;
 use crate::reactor::{Class, Instant, Reactor, Remote};
@@ -140,8 +141,9 @@ impl ShardLife {
             map,
             config: GcsConfig {
                 max_outstanding_requests: context.config.rac.cache_fusion.max_outstanding_requests as usize,
-                max_grd_entries: context.config.rac.grd.max_grd_entries as usize,
+                max_grd_entries: (context.config.rac.grd.max_grd_entries as usize / usize::from(context.shards)).max(1),
                 block_transfer_timeout_ms: context.config.rac.cache_fusion.block_transfer_timeout,
+                affinity: affinity(&context.config.rac.grd),
             },
         });
         let bytes = context.config.rac.cache_fusion.global_cache_size.0 / u64::from(context.shards);
@@ -278,6 +280,16 @@ impl ShardLife {
     /// Ends the shard's connections.
     pub(super) fn end(&self) {
         self.doors.interconnect.close();
+    }
+}
+
+fn affinity(settings: &GrdConfig) -> AffinityConfig {
+    AffinityConfig {
+        auto_remaster: settings.auto_remaster,
+        remaster_threshold: settings.remaster_threshold,
+        affinity_decay: settings.affinity_decay,
+        load_balance_interval: settings.load_balance_interval,
+        load_imbalance_threshold: settings.load_imbalance_threshold,
     }
 }
 

@@ -137,8 +137,20 @@ pub struct CacheFusionConfig {
 pub struct GrdConfig {
     /// Points of each node on the consistent-hash ring. 1 to 4,096; default 256. The same on all nodes.
     pub virtual_nodes: u64,
-    /// Most directory entries mastered here. 1,000 to 100,000,000; default 10,000,000.
+    /// Most directory entries mastered here, over all shards. 1,000 to 100,000,000; default 10,000,000.
     pub max_grd_entries: u64,
+    /// Whether buckets of blocks are moved to the nodes that ask for them most. Default true.
+    pub auto_remaster: bool,
+    /// Requests of another node, faded by `affinity_decay`, after which it may become a bucket's master: it must also ask
+    /// for more than twice as much as all others together. 1 to 1,000,000,000; default 100. More where little shall move.
+    pub remaster_threshold: u64,
+    /// What a request counts for after each second: 0.95 of what it did. 0 to 0.999; default 0.95.
+    pub affinity_decay: f64,
+    /// Seconds between two looks at how busy the masters are. 1 to 86,400; default 300.
+    pub load_balance_interval: u64,
+    /// How far above the mean a master's load may be before it gives buckets away, as a part of the mean. 0.01 to 100;
+    /// default 0.2.
+    pub load_imbalance_threshold: f64,
 }
 
 /// `[rac.storage]`
@@ -251,7 +263,15 @@ impl Default for CacheFusionConfig {
 
 impl Default for GrdConfig {
     fn default() -> Self {
-        GrdConfig { virtual_nodes: 256, max_grd_entries: 10_000_000 }
+        GrdConfig {
+            virtual_nodes: 256,
+            max_grd_entries: 10_000_000,
+            auto_remaster: true,
+            remaster_threshold: 100,
+            affinity_decay: 0.95,
+            load_balance_interval: 300,
+            load_imbalance_threshold: 0.2,
+        }
     }
 }
 
@@ -415,6 +435,13 @@ impl Config {
                 Err(ConfigError::out_of_range(key, &value, format!("{low} to {high}")))
             }
         };
+        let within_parts = |key: &'static str, value: f64, low: f64, high: f64| {
+            if (low..=high).contains(&value) {
+                Ok(())
+            } else {
+                Err(ConfigError::out_of_range(key, &value, format!("{low} to {high}")))
+            }
+        };
         let name = &self.cluster.cluster_name;
         if name.is_empty() || name.len() > 63 {
             return Err(ConfigError::out_of_range("cluster.cluster_name", name, "a name of 1 to 63 bytes".into()));
@@ -432,6 +459,10 @@ impl Config {
         within("rac.cache_fusion.max_outstanding_requests", self.rac.cache_fusion.max_outstanding_requests, 1, 1_000_000)?;
         within("rac.grd.virtual_nodes", self.rac.grd.virtual_nodes, 1, 4_096)?;
         within("rac.grd.max_grd_entries", self.rac.grd.max_grd_entries, 1_000, 100_000_000)?;
+        within("rac.grd.remaster_threshold", self.rac.grd.remaster_threshold, 1, 1_000_000_000)?;
+        within_parts("rac.grd.affinity_decay", self.rac.grd.affinity_decay, 0.0, 0.999)?;
+        within("rac.grd.load_balance_interval", self.rac.grd.load_balance_interval, 1, 86_400)?;
+        within_parts("rac.grd.load_imbalance_threshold", self.rac.grd.load_imbalance_threshold, 0.01, 100.0)?;
         within("rac.recovery.checkpoint_interval", self.rac.recovery.checkpoint_interval, 1, 3_600)?;
         let raft = &self.raft;
         within("raft.heartbeat_interval", raft.heartbeat_interval, 5, 10_000)?;

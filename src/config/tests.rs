@@ -68,6 +68,18 @@ fn a_value_out_of_range_is_named_with_its_bounds() {
 }
 
 #[test]
+fn remastering_is_set_within_its_bounds() {
+    let set = "auto_remaster = false\nremaster_threshold = 1000\naffinity_decay = 0\nload_balance_interval = 600";
+    let grd = Config::parse(&format!("{THREE}\n[rac.grd]\n{set}\n")).unwrap().rac.grd;
+    assert!(!grd.auto_remaster && grd.remaster_threshold == 1_000 && grd.affinity_decay == 0.0);
+    assert_eq!((grd.load_balance_interval, grd.load_imbalance_threshold), (600, 0.2));
+    for wrong in ["1.0", "-0.5", "nan"] {
+        let message = refusal(&format!("{THREE}\n[rac.grd]\naffinity_decay = {wrong}\n"));
+        assert!(message.contains("rac.grd.affinity_decay") && message.contains("0 to 0.999"), "{message}");
+    }
+}
+
+#[test]
 fn elections_wait_for_more_than_one_heartbeat() {
     let config = Config::parse(&format!("{THREE}\n[raft]\nheartbeat_interval = 20\nelection_timeout_min = 40\n")).unwrap();
     assert_eq!(

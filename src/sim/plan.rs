@@ -92,6 +92,9 @@ pub(super) struct Plan {
     pub(super) tables_per_cent: u64,
     /// How often a client hangs up in the middle of an operation, in percent.
     pub(super) hangs_up_per_cent: u64,
+    /// Faded requests after which a bucket of blocks gets another master.
+    pub(super) remaster_threshold: u64,
+    pub(super) load_balance_interval_s: u64,
     /// Those of this run; empty in a calm one.
     pub(super) faults: Vec<Fault>,
     /// Mean time between two of them.
@@ -151,6 +154,8 @@ impl Plan {
             damages: options.damage,
             tables_per_cent: dice.pick(&[10, 10, 60]),
             hangs_up_per_cent: dice.pick(&[2, 2, 20]),
+            remaster_threshold: dice.pick(&[1, 3, 20, 100]),
+            load_balance_interval_s: dice.pick(&[1, 3, 300]),
         };
         if !options.damage {
             return drawn;

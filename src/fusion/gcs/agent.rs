@@ -12,6 +12,7 @@
 //! think; what they want goes into a line that the outermost call works off.
 
 mod recover;
+mod remaster;
 mod view;
 
 use std::cell::{Cell, RefCell};
@@ -24,11 +25,11 @@ use std::time::Duration;
 
 use self::recover::{Job, Recovery};
 pub use self::view::{RecoveryPhase, RecoveryProgress};
-use super::message::{Kind, Message, mode_from_wire};
+use super::message::{FLAGS, Kind, Message, mode_from_wire};
 use super::statistics::{GcsStats, LatencyHistogram, Path};
 use super::{HolderCore, MasterCore, Output, ProtectedImage};
 use crate::cache::{Acquire, Cache, CacheError, Coherence, Granted, LocalFuture, Mode, ProtectedBlock, Source, WeakCache};
-use crate::fusion::grd::{BlockMap, MastershipMap};
+use crate::fusion::grd::{AffinityConfig, AffinityTable, BlockMap, MastershipMap};
 use crate::ids::{BlockId, Epoch, NodeId, RequestId, Scn};
 use crate::interconnect::{Body, Handler, Header, Interconnect};
 use crate::reactor::sync::{Notify, OneshotSender, oneshot};
@@ -45,11 +46,18 @@ pub struct GcsConfig {
     /// Milliseconds after which an open request is reported as stalled. It stays open: only a change of the membership
     /// can tell that its answer will not come.
     pub block_transfer_timeout_ms: u64,
+    /// When buckets get another master.
+    pub affinity: AffinityConfig,
 }
 
 impl Default for GcsConfig {
     fn default() -> GcsConfig {
-        GcsConfig { max_outstanding_requests: 4096, max_grd_entries: 10_000_000, block_transfer_timeout_ms: 100 }
+        GcsConfig {
+            max_outstanding_requests: 4096,
+            max_grd_entries: 10_000_000,
+            block_transfer_timeout_ms: 100,
+            affinity: AffinityConfig::default(),
+        }
     }
 }
 
@@ -105,6 +113,7 @@ struct Numbers {
     blocks_recovered: u64,
     blocks_rewritten: u64,
     images_fetched: u64,
+    frozen_ns: u64,
 }
 
 struct Cores {
@@ -130,6 +139,10 @@ struct Inner {
     failure: RefCell<Option<CacheError>>,
     failed: Notify,
     watch: RefCell<Option<TaskHandle>>,
+    windows: RefCell<Option<TaskHandle>>,
+    affinity: RefCell<AffinityTable>,
+    /// Since when a bucket that leaves is frozen.
+    frozen_since: Cell<Option<Instant>>,
     /// The recovery that the present view began with; kept for what it has to tell.
     recovery: RefCell<Option<Rc<Recovery>>>,
     /// Something about the recovery has changed.
@@ -149,7 +162,7 @@ impl Gcs {
     #[must_use]
     pub fn new(parts: GcsParts) -> Gcs {
         let (node, map, entries_max) = (parts.interconnect.node(), parts.map.clone(), parts.config.max_grd_entries);
-        let cores = Cores { master: MasterCore::new(node, map.epoch(), entries_max), holder: HolderCore::new(node, map) };
+        let cores = Cores { master: MasterCore::new(node, map.clone(), entries_max), holder: HolderCore::new(node, map) };
         Gcs::with_cores(parts, cores)
     }
 
@@ -157,7 +170,7 @@ impl Gcs {
     #[must_use]
     pub fn new_entering(parts: GcsParts) -> Gcs {
         let (node, map, entries_max) = (parts.interconnect.node(), parts.map.clone(), parts.config.max_grd_entries);
-        let master = MasterCore::new_rebuilding(node, map.epoch(), map.members(), entries_max);
+        let master = MasterCore::new_rebuilding(node, map.clone(), entries_max);
         Gcs::with_cores(parts, Cores { master, holder: HolderCore::new_silent(node, map) })
     }
 
@@ -183,6 +196,9 @@ impl Gcs {
             failure: RefCell::new(None),
             failed: Notify::new(),
             watch: RefCell::new(None),
+            windows: RefCell::new(None),
+            affinity: RefCell::new(AffinityTable::new(node, config.affinity)),
+            frozen_since: Cell::new(None),
             recovery: RefCell::new(None),
             recovery_moved: Notify::new(),
             recovery_writes: Cell::new(0),
@@ -204,6 +220,10 @@ impl Gcs {
             }
         };
         *self.0.watch.borrow_mut() = Some(self.0.reactor.spawn(Class::Low, "stalled transfers", watch));
+        if self.0.config.affinity.auto_remaster {
+            let windows = remaster::watch_affinity(self.0.this.clone());
+            *self.0.windows.borrow_mut() = Some(self.0.reactor.spawn(Class::Low, "affinity of buckets", windows));
+        }
     }
 
     /// Stops the watching, and a recovery under way; open requests stay open.
@@ -211,8 +231,10 @@ impl Gcs {
         if let Some(recovery) = &*self.0.recovery.borrow() {
             recovery.end();
         }
-        if let Some(watch) = self.0.watch.borrow_mut().take() {
-            watch.abort();
+        for task in [&self.0.watch, &self.0.windows] {
+            if let Some(task) = task.borrow_mut().take() {
+                task.abort();
+            }
         }
     }
 
@@ -265,6 +287,10 @@ impl Gcs {
             blocks_recovered_total: numbers.blocks_recovered,
             blocks_rewritten_total: numbers.blocks_rewritten,
             past_images_fetched_total: numbers.images_fetched,
+            remaster_frozen_us_total: numbers.frozen_ns / 1_000,
+            buckets_mastered: self.map().buckets_of(self.0.node) as u64,
+            buckets_overridden: self.map().overrides().len() as u64,
+            requests_parked: cores.master.parked() as u64,
             outstanding_requests: tables.pending.len() as u64,
             waiting_requests: tables.in_line.len() as u64,
             grd_entries: cores.master.entries() as u64,
@@ -293,6 +319,7 @@ impl Inner {
     fn feed(&self, think: impl FnOnce(&mut Cores, &mut Vec<Output>)) {
         let mut out = self.scratch.take();
         think(&mut self.cores.borrow_mut(), &mut out);
+        self.note_frozen();
         self.wanted.borrow_mut().extend(out.drain(..));
         self.scratch.set(out);
         self.work();
@@ -326,6 +353,11 @@ impl Inner {
                 let protected = self.tables.borrow_mut().protected.remove(&block);
                 protected.expect("only a protected block is finished").finish(remains);
             }
+            Output::Unprotect { block } => {
+                // Let go, it gives the block back to whoever is in line for it, who may ask for it at once.
+                let protected = self.tables.borrow_mut().protected.remove(&block);
+                drop(protected);
+            }
             Output::Protect { block } => self.protect(block),
             Output::CancelProtect { block } => {
                 // Ending it gives the block back to whoever is in line for it, who may ask for it at once.
@@ -349,6 +381,10 @@ impl Inner {
             }
             Output::RequestWrite { block } => self.request_write(block),
             Output::Recover { block, image, on_disk } => self.recover(Job { block, image, on_disk }),
+            Output::Gather => self.gather_later(),
+            Output::HandOver { to, bucket } => self.hand_over(to, bucket),
+            Output::Remapped { bucket, from, to } => self.remapped(bucket, from, to),
+            Output::StaysHere { bucket } => self.stays_here(bucket),
         }
     }
 
@@ -374,6 +410,7 @@ impl Inner {
 
     /// A message for one of the cores of this node.
     fn hear(&self, from: NodeId, message: &Message) {
+        self.note_affinity(message);
         self.feed(|cores, out| {
             if message.kind.is_for_master() {
                 cores.master.on_message(from, message, out);
@@ -568,7 +605,7 @@ impl Handler for Gcs {
         };
         let message = Message {
             kind,
-            flags: header.flags & (super::message::DIRTY | super::message::CREATE),
+            flags: header.flags & FLAGS,
             mode,
             epoch: header.epoch,
             block: header.block,
@@ -593,11 +630,20 @@ impl Handler for Gcs {
                     None => self.0.malformed(from, "claims that can't be read", header),
                 };
             }
+            (Kind::RemasterEntries, Body::Bytes(bytes)) => {
+                if !self.0.on_entries(from, &message, &bytes) {
+                    self.0.malformed(from, "entries of a directory that can't be read", header);
+                }
+                return;
+            }
+            (Kind::Load, Body::Empty) => return self.0.affinity.borrow_mut().heard_load(from, message.scn.0),
             (Kind::ClaimsEnd, Body::Empty) => return self.0.on_claims_end(from, message.scn.0),
             (Kind::FetchImage, Body::Empty) => return self.0.give_image(from, message.block),
             (Kind::Image, Body::Block(bytes)) => return self.0.image_came(message.block, Some(bytes)),
             (Kind::Image, Body::Empty) => return self.0.image_came(message.block, None),
-            (Kind::Data | Kind::Claims, _) => return self.0.malformed(from, "a message without the body that it needs", header),
+            (Kind::Data | Kind::Claims | Kind::RemasterEntries, _) => {
+                return self.0.malformed(from, "a message without the body that it needs", header);
+            }
             (_, Body::Empty) => {
                 if let Some(pending) = self.0.tables.borrow_mut().pending.get_mut(&message.block) {
                     pending.answered_by = from;

@@ -96,6 +96,18 @@ impl Entry {
         self.activity == IDLE && self.holders.is_empty() && self.past_images.is_empty()
     }
 
+    /// Becomes what another master's directory said.
+    pub(super) fn take_over(&mut self, entry: &Entry) {
+        assert!(self.is_idle() && self.is_vacant(), "{entry:?} is handed over to where {self:?} is");
+        *self = Entry { activity: IDLE, in_use: true, ..*entry };
+    }
+
+    /// Whether its holders may be asked to give it up: nothing is under way, and nobody is known to have to write it. An
+    /// Exclusive holder may have changed it meanwhile; then it keeps it.
+    pub(super) fn may_be_recalled(&self) -> bool {
+        self.is_idle() && !self.holders.is_empty() && self.dirty_owner().is_none() && self.past_images.is_empty()
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.activity == IDLE
     }

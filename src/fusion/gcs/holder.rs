@@ -9,7 +9,7 @@
 use std::rc::Rc;
 
 use super::master::bare;
-use super::message::{CREATE, DIRTY, Kind, Message, request_id, requester};
+use super::message::{CREATE, DIRTY, KEPT, Kind, Message, request_id, requester};
 use super::output::Output;
 use super::rules::{Rule, Rules};
 use crate::cache::{Granted, Mode, Remains, Source};
@@ -100,6 +100,11 @@ impl Held {
 
     pub(super) fn take_demands(&mut self) -> impl Iterator<Item = Demand> + use<> {
         self.demand.take().into_iter().chain(std::mem::take(&mut self.more_demands))
+    }
+
+    /// Nobody waits for what is to be given up.
+    fn is_recalled(&self) -> bool {
+        self.demand.is_some_and(|demand| demand.mode == Mode::Null && demand.request == RequestId(0))
     }
 
     fn add_demand(&mut self, demand: Demand) {
@@ -271,6 +276,13 @@ impl HolderCore {
             self.tidy(block);
             return;
         };
+        if image.dirty && held.is_recalled() {
+            held.take_demands().for_each(drop);
+            let message = Message { flags: KEPT, ..self.message(Kind::InvalidateAck, block) };
+            self.to_master(message, out);
+            out.push(Output::Unprotect { block });
+            return;
+        }
         let mut goes = false;
         let was_exclusive = held.mode == Mode::Exclusive;
         for demand in held.take_demands() {

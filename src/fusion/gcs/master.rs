@@ -5,14 +5,17 @@
 //! (rule 6); a Wrote clears no more than its version (rule 7). It takes messages of one sender, too, in any order: what
 //! may overtake what is told where it is handled. Bounded: see `directory.rs`.
 
+use std::rc::Rc;
+
 use super::directory::{Activities, Activity, Entries, Entry, Leg, LegSource, Transition, Waiter};
-use super::message::{DIRTY, Kind, Message, requester};
+use super::message::{DIRTY, KEPT, Kind, Message, requester};
 use super::output::Output;
 use super::rebuild::Rebuild;
+use super::remaster::Moves;
 use super::rules::{Rule, Rules};
 use crate::cache::Mode;
 use crate::fusion::NodeSet;
-use crate::fusion::grd::BlockMap;
+use crate::fusion::grd::{BlockMap, MastershipMap};
 use crate::ids::{BlockId, Epoch, NodeId, RequestId, Scn};
 use crate::rules::{DesignRule, kept};
 
@@ -38,10 +41,24 @@ pub struct MasterCounters {
     pub misses_total: u64,
     /// Entries recalled because the directory was full.
     pub recalls_total: u64,
+    /// Copies that were not given up for that, because they were dirty: they are written then, and may go the next time.
+    pub recalls_kept_total: u64,
     /// Messages of another epoch, dropped.
     pub other_epoch_total: u64,
     /// Blocks whose newest version was made out of a lost node's redo or a past image that had lost its owner.
     pub recoveries_total: u64,
+    /// Buckets given to other masters.
+    pub remasters_out_total: u64,
+    /// Buckets taken over from other masters.
+    pub remasters_in_total: u64,
+    /// Entries that came with them.
+    pub entries_taken_over_total: u64,
+    /// Buckets that another member did not take.
+    pub remasters_refused_total: u64,
+    /// Messages that waited for a bucket to be taken over.
+    pub parked_total: u64,
+    /// Messages passed on to the master that a bucket has by now, the parked ones among them.
+    pub relayed_total: u64,
 }
 
 /// The directory of the blocks that this shard masters.
@@ -49,14 +66,17 @@ pub struct MasterCounters {
 pub struct MasterCore {
     pub(super) node: NodeId,
     pub(super) epoch: Epoch,
+    pub(super) map: Rc<MastershipMap>,
     pub(super) entries: Entries,
     pub(super) activities: Activities,
-    entries_max: usize,
+    pub(super) entries_max: usize,
     pub(super) counters: MasterCounters,
     /// Set from the entry into an epoch until its directory is known.
     pub(super) rebuild: Option<Box<Rebuild>>,
     /// Blocks that the redo of lost nodes has changed, up to this version, and the disk does not have yet.
     pub(super) unwritten: BlockMap<Scn>,
+    /// Buckets that change their master.
+    pub(super) moves: Moves,
     pub(super) rules: Rules,
 }
 
@@ -73,29 +93,31 @@ struct Turn<'a> {
 }
 
 impl MasterCore {
-    /// An empty directory of `node` in `epoch`. Beyond `entries_max` entries, cold ones are recalled from their holders;
-    /// where there are none, the directory grows on, bounded by the frames of all caches.
+    /// An empty directory of `node` in the epoch of `map`. Beyond `entries_max` entries, cold ones are recalled from their holders;
+    /// where there are none, or all are dirty, the directory grows on, bounded by the frames of all caches.
     #[must_use]
-    pub fn new(node: NodeId, epoch: Epoch, entries_max: usize) -> MasterCore {
+    pub fn new(node: NodeId, map: Rc<MastershipMap>, entries_max: usize) -> MasterCore {
         MasterCore {
             node,
-            epoch,
+            epoch: map.epoch(),
+            map,
             entries: Entries::default(),
             activities: Activities::default(),
             entries_max,
             counters: MasterCounters::default(),
             rebuild: None,
             unwritten: BlockMap::default(),
+            moves: Moves::default(),
             rules: Rules::default(),
         }
     }
 
-    /// The directory of `node` in the first view that it enters: waits for the claims of `members`, as after
+    /// The directory of `node` in the first view that it enters: waits for the claims of its members, as after
     /// [`MasterCore::enter`].
     #[must_use]
-    pub fn new_rebuilding(node: NodeId, epoch: Epoch, members: &[NodeId], entries_max: usize) -> MasterCore {
-        let mut master = MasterCore::new(node, epoch, entries_max);
-        master.begin_rebuild(members);
+    pub fn new_rebuilding(node: NodeId, map: Rc<MastershipMap>, entries_max: usize) -> MasterCore {
+        let mut master = MasterCore::new(node, map, entries_max);
+        master.begin_rebuild();
         master
     }
 
@@ -105,6 +127,10 @@ impl MasterCore {
             self.counters.other_epoch_total += 1;
             return;
         }
+        if message.kind.is_of_remastering() {
+            return self.on_remastering(from, message, out);
+        }
+        let Some(from) = self.addressee(from, message, out) else { return };
         let block = message.block;
         match message.kind {
             Kind::Request => self.on_request(from, message, out),
@@ -133,7 +159,12 @@ impl MasterCore {
         self.counters.requests_total += 1;
         if self.entries.len() >= self.entries_max && self.rebuild.is_none() && !self.entries.contains(message.block) {
             self.recall_a_cold_entry(out);
+            // Not every recall makes room: what is above the bound is caught up with.
+            if self.entries.len() > self.entries_max {
+                self.recall_a_cold_entry(out);
+            }
         }
+        self.moves.note_entry(message.block);
         let entry = self.entries.of(message.block);
         let activity = self.activities.open(entry);
         if activity.transition != Transition::None {
@@ -209,18 +240,19 @@ impl MasterCore {
         }
     }
 
-    /// Asks the holders of some idle block that nobody changes to give it up.
+    /// Asks the holders of some idle block to give it up, unless it is dirty with them.
     fn recall_a_cold_entry(&mut self, out: &mut Vec<Output>) {
-        let cold = |entry: &Entry| entry.is_idle() && entry.owner().is_none() && !entry.holders.is_empty();
+        let moves = &self.moves;
+        let cold = |block: BlockId, entry: &Entry| entry.may_be_recalled() && !moves.concern(block);
         if let Some(block) = self.entries.next_that(RECALL_CANDIDATES, cold) {
             self.recall(block, out);
         }
     }
 
-    /// Takes the block out of every cache, so that its entry can go. For an idle block without an owner.
+    /// Takes the block out of every cache, so that its entry can go. For an idle block that nobody is known to have to write.
     pub(super) fn recall(&mut self, block: BlockId, out: &mut Vec<Output>) {
         let entry = self.entries.get_mut(block).expect("a recalled block has an entry");
-        assert!(entry.is_idle() && entry.owner().is_none(), "{block} is in use: {entry:?}");
+        assert!(entry.may_be_recalled(), "{block} is in use: {entry:?}");
         self.counters.recalls_total += 1;
         let holders = entry.holders;
         let activity = self.activities.open(entry);
@@ -245,7 +277,7 @@ impl MasterCore {
 
     /// Starts what can start, and tidies up when nothing can.
     pub(super) fn settle(&mut self, block: BlockId, out: &mut Vec<Output>) {
-        if self.rebuild.is_some() {
+        if self.rebuild.is_some() || self.moves.is_settling(block) {
             return;
         }
         let Some(entry) = self.entries.get_mut(block) else { return };
@@ -261,6 +293,7 @@ impl MasterCore {
         if entry.is_vacant() {
             self.entries.remove(block);
         }
+        self.drained(block, out);
     }
 
     /// How many blocks have an entry.
@@ -294,7 +327,7 @@ impl MasterCore {
         }
         let mut open = 0;
         for (block, entry) in self.entries.iter() {
-            assert!(!entry.is_vacant(), "{block}: an entry that nobody needs");
+            assert!(!entry.is_vacant() || self.moves.is_settling(block), "{block}: an entry that nobody needs");
             if let Some(holder) = entry.exclusive() {
                 assert_eq!(entry.holders, NodeSet::of(holder), "{block}: {holder} holds Exclusive, but not alone");
                 assert_eq!(entry.dirty_owner(), None, "{block}: a dirty owner beside the Exclusive holder");
@@ -303,8 +336,12 @@ impl MasterCore {
                 assert!(entry.holders.contains(owner), "{block}: its dirty owner {owner} has no copy");
                 assert!(entry.dirty_scn > entry.disk_scn, "{block}: a dirty owner of a version that is on the disk");
             }
+            assert_eq!(self.map.master(block), self.node, "{block}: an entry of another master's");
             let Some(activity) = self.activities.get(entry) else { continue };
             open += 1;
+            if self.moves.is_settling(block) {
+                continue;
+            }
             assert!(!activity.is_over(), "{block}: nothing is in flight, yet its waiters wait: {activity:?}");
             let without_legs = matches!(activity.transition, Transition::Recall | Transition::Recover);
             assert_eq!(without_legs, activity.legs.is_empty(), "{block}: {activity:?}");
@@ -510,6 +547,11 @@ impl Turn<'_> {
 
     fn on_invalidate_ack(&mut self, from: NodeId, message: &Message) {
         assert!(self.activity.awaiting.remove(from) || !self.rules.all_hold(), "{message:?} from {from} was not awaited");
+        if message.flags & KEPT != 0 {
+            self.counters.recalls_kept_total += 1;
+            self.send(from, Kind::WriteRequest, Mode::Null, RequestId(0));
+            return;
+        }
         if message.is_dirty() {
             // What is on the disk already may be dirty with hints that no redo tells of: nobody has to write those.
             if message.scn > self.entry.disk_scn {

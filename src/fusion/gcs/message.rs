@@ -7,6 +7,7 @@
 use std::fmt;
 
 use crate::cache::Mode;
+use crate::fusion::grd::Bucket;
 use crate::ids::{BlockId, Epoch, NodeId, RequestId, Scn};
 
 /// First number of this service's kinds on the wire.
@@ -52,9 +53,10 @@ kinds! {
     GrantDisk = 4, "grant_disk";
     /// Master → requester: your Shared copy is Exclusive now. Flag [`DIRTY`]: and you are its owner now.
     Grant = 5, "grant";
-    /// Master → sharer: give your copy up.
+    /// Master → holder: give your copy up. Without a request it is a recall, for want of room in the directory.
     Invalidate = 6, "invalidate";
-    /// Sharer → master: given up. Flag [`DIRTY`]: I was its owner, at version `scn`, and keep a past image.
+    /// Holder → master: given up. Flag [`DIRTY`]: I was its owner, at version `scn`, and keep a past image. Flag [`KEPT`]: not
+    /// given up.
     InvalidateAck = 7, "invalidate_ack";
     /// Holder → master, for a Forward: I have it no more (a Drop is under way to you).
     Miss = 8, "miss";
@@ -78,6 +80,22 @@ kinds! {
     FetchImage = 17, "fetch_image";
     /// Keeper → master, with the block at version `scn`; without it when the image is not kept any more.
     Image = 18, "image";
+    /// Master → another member: will you master the bucket? This and the following name a bucket ([`bucket_of`]).
+    RemasterOffer = 19, "remaster_offer";
+    /// Its answer: hand it over.
+    RemasterAccept = 20, "remaster_accept";
+    /// Its answer: not now.
+    RemasterRefuse = 21, "remaster_refuse";
+    /// Former → next master, with a body: entries of the bucket's directory (see `wire`).
+    RemasterEntries = 22, "remaster_entries";
+    /// Former → next master: that was all; `request` is how many there were.
+    RemasterEnd = 23, "remaster_end";
+    /// Next master → every member: I master the bucket.
+    Remastered = 24, "remastered";
+    /// Member → next master: noted, what I send from now on goes to you.
+    RemasteredAck = 25, "remastered_ack";
+    /// Member → member: how busy a master I am; `scn` is a decayed count of requests.
+    Load = 26, "load";
 }
 
 impl Kind {
@@ -101,6 +119,21 @@ impl Kind {
                 | Kind::WriteWanted
                 | Kind::Claims
                 | Kind::ClaimsEnd
+        ) || self.is_of_remastering()
+    }
+
+    /// Whether it moves a bucket from one master to another. It names a bucket then, and no block.
+    #[must_use]
+    pub const fn is_of_remastering(self) -> bool {
+        matches!(
+            self,
+            Kind::RemasterOffer
+                | Kind::RemasterAccept
+                | Kind::RemasterRefuse
+                | Kind::RemasterEntries
+                | Kind::RemasterEnd
+                | Kind::Remastered
+                | Kind::RemasteredAck
         )
     }
 }
@@ -111,12 +144,21 @@ pub const DIRTY: u8 = 0x10;
 /// The block is about to be formatted anew.
 pub const CREATE: u8 = 0x20;
 
+/// On InvalidateAck, for a recall: not given up, it is dirty here.
+pub const KEPT: u8 = 0x80;
+
+/// A former master of the bucket passes the message on, in the name of the node in the top byte of `request`.
+pub const RELAYED: u8 = 0x40;
+
+/// All of them.
+pub const FLAGS: u8 = DIRTY | CREATE | RELAYED | KEPT;
+
 /// One step of the protocol, as the cores see it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Message {
     /// Which step.
     pub kind: Kind,
-    /// [`DIRTY`], [`CREATE`].
+    /// [`DIRTY`], [`CREATE`], [`RELAYED`], [`KEPT`].
     pub flags: u8,
     /// Shared or Exclusive where the step has a mode, otherwise Null.
     pub mode: Mode,
@@ -165,6 +207,18 @@ pub fn request_id(node: NodeId, counter: u64) -> RequestId {
 #[must_use]
 pub const fn requester(request: RequestId) -> NodeId {
     NodeId((request.0 >> COUNTER_BITS) as u8)
+}
+
+/// What a message that is about a bucket carries in `scn`.
+#[must_use]
+pub fn name_of_bucket(bucket: Bucket) -> Scn {
+    Scn(u64::from(bucket.0))
+}
+
+/// The bucket that such a message is about; `None` where it names none.
+#[must_use]
+pub fn bucket_of(message: &Message) -> Option<Bucket> {
+    u16::try_from(message.scn.0).ok().map(Bucket)
 }
 
 /// A mode as it came over the wire; `None` for a number that is none.

@@ -16,6 +16,7 @@ pub mod message;
 mod output;
 mod rebuild;
 mod reconfigure;
+mod remaster;
 mod rules;
 mod statistics;
 pub mod wire;
@@ -26,6 +27,7 @@ pub use inspect::{Inspection, Known, contradictions};
 pub use master::{MasterCore, MasterCounters};
 pub use output::Output;
 pub use rebuild::Claim;
+pub use remaster::MovedEntry;
 #[cfg(test)]
 pub(crate) use rules::Rule;
 pub use statistics::{GcsStats, LATENCY_BUCKETS, LatencyHistogram, Path};

@@ -1,6 +1,7 @@
 //! What the two cores want done. The agent does it, in order; the explorer's world does it in any order that may happen.
 
 use crate::cache::{Granted, Remains};
+use crate::fusion::grd::Bucket;
 use crate::ids::{BlockId, NodeId, RequestId, Scn};
 
 use super::message::Message;
@@ -39,6 +40,11 @@ pub enum Output {
         /// What remains here.
         remains: Remains,
     },
+    /// End the protection of the block, and let everything be as it was.
+    Unprotect {
+        /// The block.
+        block: BlockId,
+    },
     /// The local request is served: put the mode into the frame. Comes before the Done that lets the master go on.
     Granted {
         /// The block.
@@ -74,5 +80,29 @@ pub enum Output {
         image: Option<(NodeId, Scn)>,
         /// A version that is known to be on the disk: nothing older may be put there.
         on_disk: Scn,
+    },
+    /// Go on looking for the entries of the bucket that leaves ([`super::MasterCore::gather`]), when there is time.
+    Gather,
+    /// Send the entries that [`super::MasterCore::take_shipment`] gives, and how many they are.
+    HandOver {
+        /// The next master; never this node itself.
+        to: NodeId,
+        /// What leaves.
+        bucket: Bucket,
+    },
+    /// The bucket has another master: the holder's side goes by [`super::MasterCore::map`] from now on. Comes before the
+    /// acknowledgement of it.
+    Remapped {
+        /// The bucket.
+        bucket: Bucket,
+        /// Its former master.
+        from: NodeId,
+        /// Its master.
+        to: NodeId,
+    },
+    /// The bucket that was offered stays here.
+    StaysHere {
+        /// The bucket.
+        bucket: Bucket,
     },
 }

@@ -15,15 +15,17 @@
 //! Owned by the shard of its [`MasterCore`]; bounded by what the members' caches hold.
 
 use std::collections::{BTreeMap, HashSet};
+use std::rc::Rc;
 
 use super::directory::{Activity, Entries, Entry, Transition};
 use super::master::{MasterCore, bare};
 use super::message::{Kind, Message};
 use super::output::Output;
+use super::remaster::Moves;
 use super::rules::Rule;
 use crate::cache::Mode;
 use crate::fusion::NodeSet;
-use crate::fusion::grd::BlockMap;
+use crate::fusion::grd::{BlockMap, MastershipMap};
 use crate::ids::{BlockId, Epoch, NodeId, Scn};
 
 /// What a member says that it has of one block.
@@ -67,20 +69,23 @@ impl Rebuild {
 }
 
 impl MasterCore {
-    /// Enters an epoch: forgets the directory and everything in flight, and waits for the claims of `members` (this node
-    /// among them) and for [`MasterCore::on_redo_read`]. Requests that come meanwhile wait.
-    pub fn enter(&mut self, epoch: Epoch, members: &[NodeId]) {
+    /// Enters the epoch of `map`: forgets the directory and everything in flight, and waits for the claims of its members
+    /// (this node among them) and for [`MasterCore::on_redo_read`]. Requests that come meanwhile wait.
+    pub fn enter(&mut self, map: Rc<MastershipMap>) {
+        let epoch = map.epoch();
         assert!(epoch > self.epoch, "from {} back to {epoch}", self.epoch);
-        assert!(members.contains(&self.node), "{} enters {epoch} without being a member of it", self.node);
+        assert!(map.members().contains(&self.node), "{} enters {epoch} without being a member of it", self.node);
         self.epoch = epoch;
+        self.map = map;
+        self.moves = Moves::default();
         self.entries = Entries::default();
         self.activities = super::directory::Activities::default();
         self.unwritten = BlockMap::default();
-        self.begin_rebuild(members);
+        self.begin_rebuild();
     }
 
-    pub(super) fn begin_rebuild(&mut self, members: &[NodeId]) {
-        let claims = members.iter().map(|&member| (member, (None, 0))).collect();
+    pub(super) fn begin_rebuild(&mut self) {
+        let claims = self.map.members().iter().map(|&member| (member, (None, 0))).collect();
         self.rebuild = Some(Box::new(Rebuild { claims, ..Rebuild::default() }));
     }
 

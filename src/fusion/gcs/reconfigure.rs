@@ -37,6 +37,12 @@ impl HolderCore {
         }
     }
 
+    /// A bucket has another master, by the map of the same epoch: it is spoken to from now on.
+    pub fn remap(&mut self, map: Rc<MastershipMap>) {
+        assert_eq!(map.epoch(), self.map.epoch(), "a view is entered, not remapped");
+        self.map = map;
+    }
+
     /// In silence: the open request for `block` is void, the cache will ask anew.
     pub fn abandon(&mut self, block: BlockId) {
         assert!(self.silent, "{block}: a request is given up that a master may be serving");

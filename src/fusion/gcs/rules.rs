@@ -17,6 +17,16 @@ pub(crate) enum Rule {
     DropBeforeRequest,
     /// Of recovery: a block whose owner was lost is granted to nobody before its newest version is on the disk.
     RecoverBeforeGrant,
+    /// Of remastering: a bucket is handed over when none of its blocks has a transition in flight.
+    DrainBeforeHandOver,
+    /// Of remastering: the next master serves when all of the bucket's entries are there.
+    EntriesBeforeServe,
+    /// Of remastering: the next master serves when every member sends to it.
+    AllKnowBeforeServe,
+    /// Of remastering: who has handed a bucket over applies nothing to it any more.
+    OnlyTheMasterApplies,
+    /// Of remastering: what reaches a former master is passed on.
+    StragglersAreRelayed,
 }
 
 /// Which of them is switched off.

@@ -132,6 +132,14 @@ pub struct GcsStats {
     pub blocks_rewritten_total: u64,
     /// Past images that came from other nodes for that.
     pub past_images_fetched_total: u64,
+    /// Microseconds for which requests for a bucket were parked here because it was going to another master.
+    pub remaster_frozen_us_total: u64,
+    /// Buckets mastered here now.
+    pub buckets_mastered: u64,
+    /// Buckets that have another master than the ring says, as far as this shard knows: on whichever node.
+    pub buckets_overridden: u64,
+    /// Messages that wait here for a bucket to be taken over.
+    pub requests_parked: u64,
     /// Requests open now.
     pub outstanding_requests: u64,
     /// Requests that wait for one of those to be answered, because there are as many as are allowed.

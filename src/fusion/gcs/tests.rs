@@ -1,5 +1,7 @@
 //! Three nodes with real caches, logs and connections on one volume: in the simulated world, and once over loopback.
 
+mod bound;
+mod remaster;
 mod views;
 
 use std::cell::Cell;

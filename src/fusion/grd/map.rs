@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use super::ring::Ring;
 use super::{BUCKETS, Bucket};
 use crate::ids::{BlockId, Epoch, NodeId};
 
-/// Who masters which bucket in one epoch. A look-up is one hash and one array access; the map takes 64 KiB.
+/// Who masters which bucket in one epoch. A look-up is one hash and one array access; the map takes 128 KiB.
 #[derive(Clone, PartialEq, Eq)]
 pub struct MastershipMap {
     epoch: Epoch,
     members: Vec<NodeId>,
+    /// The ring's word on each bucket.
+    ring: Arc<[NodeId]>,
     owners: Vec<NodeId>,
     overrides: BTreeMap<Bucket, NodeId>,
 }
@@ -63,11 +66,27 @@ impl MastershipMap {
             return Err(MapError::NotAMember { bucket, node });
         }
         let ring = Ring::new(&members, virtual_nodes);
-        let mut owners: Vec<_> = (0..BUCKETS).map(|bucket| ring.owner(Bucket(bucket as u16))).collect();
+        let ring: Arc<[NodeId]> = (0..BUCKETS).map(|bucket| ring.owner(Bucket(bucket as u16))).collect();
+        let mut owners = ring.to_vec();
         for (bucket, &node) in &overrides {
             owners[usize::from(bucket.0)] = node;
         }
-        Ok(MastershipMap { epoch, members, owners, overrides })
+        Ok(MastershipMap { epoch, members, ring, owners, overrides })
+    }
+
+    /// The same map but for one bucket, which `node` masters from now on. Back in its place on the ring, it is no override
+    /// any more.
+    #[must_use]
+    pub fn moved(&self, bucket: Bucket, node: NodeId) -> MastershipMap {
+        assert!(self.members.contains(&node), "{bucket:?} goes to {node}, which is not a member of {self:?}");
+        let mut map = self.clone();
+        map.owners[usize::from(bucket.0)] = node;
+        if map.ring_master(bucket) == node {
+            map.overrides.remove(&bucket);
+        } else {
+            map.overrides.insert(bucket, node);
+        }
+        map
     }
 
     /// The epoch that the map is of.
@@ -98,6 +117,18 @@ impl MastershipMap {
     #[must_use]
     pub fn master_of_bucket(&self, bucket: Bucket) -> NodeId {
         self.owners[usize::from(bucket.0)]
+    }
+
+    /// Who would master the bucket without an override.
+    #[must_use]
+    pub fn ring_master(&self, bucket: Bucket) -> NodeId {
+        self.ring[usize::from(bucket.0)]
+    }
+
+    /// How many buckets `node` masters.
+    #[must_use]
+    pub fn buckets_of(&self, node: NodeId) -> usize {
+        self.owners.iter().filter(|&&owner| owner == node).count()
     }
 }
 

@@ -2,13 +2,15 @@
 //!
 //! Plain values, copied into every shard when they change; bounded by the 65,536 buckets. A block belongs to the bucket
 //! of its group of 128 neighbours, a bucket to the node that follows it on a consistent-hash ring, unless an override
-//! moves it. The hashes are part of the protocol: every node of an epoch must compute the same map, so they are written
+//! moves it ([`AffinityTable`] proposes which). The hashes are part of the protocol: every node of an epoch must compute the same map, so they are written
 //! out here and pinned by a test.
 
+mod affinity;
 mod hash;
 mod map;
 mod ring;
 
+pub use affinity::{AffinityConfig, AffinityTable, HOT_MAX, REST_WINDOWS};
 pub use hash::{BlockHasher, BlockMap};
 pub use map::{MapError, MastershipMap};
 

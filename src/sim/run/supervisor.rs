@@ -69,7 +69,12 @@ fn config(plan: &Plan, node: usize) -> Config {
                 ..InterconnectConfig::default()
             },
             cache_fusion: CacheFusionConfig { global_cache_size: ByteSize(plan.cache_bytes), ..CacheFusionConfig::default() },
-            grd: GrdConfig { virtual_nodes: 32, ..GrdConfig::default() },
+            grd: GrdConfig {
+                virtual_nodes: 32,
+                remaster_threshold: plan.remaster_threshold,
+                load_balance_interval: plan.load_balance_interval_s,
+                ..GrdConfig::default()
+            },
             storage: StorageConfig { shared_storage_path: VOLUME.into(), verify_writes: plan.damages },
             recovery: RecoveryConfig { checkpoint_interval: plan.checkpoint_interval_s },
         },

@@ -166,10 +166,11 @@ impl Inner {
             recovery.end();
         }
         self.tables.borrow_mut().fetching.clear();
-        *self.map.borrow_mut() = map.clone();
+        let before = self.map.replace(map.clone());
+        self.affinity.borrow_mut().enter(&before, &map);
         self.numbers.borrow_mut().views += 1;
         self.feed(|cores, out| {
-            cores.master.enter(map.epoch(), map.members());
+            cores.master.enter(map.clone());
             cores.holder.enter(map, out);
         });
         self.void_receives();

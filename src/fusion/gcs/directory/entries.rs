@@ -97,6 +97,31 @@ impl Entries {
         }
     }
 
+    /// Takes the block's entry out.
+    pub(in crate::fusion::gcs) fn take(&mut self, block: BlockId) -> Option<Entry> {
+        let entry = self.get(block).copied();
+        self.remove(block);
+        entry
+    }
+
+    /// The blocks that fit among the `most` places from `place` on; where to go on, unless that was all.
+    pub(in crate::fusion::gcs) fn scan(&self, place: usize, most: usize, mut fits: impl FnMut(BlockId)) -> Option<usize> {
+        let places = self.places_taken();
+        let end = places.min(place + most);
+        for place in place..end {
+            let slot = slot(&self.chunks, place as u32);
+            if slot.entry.in_use {
+                fits(slot.block);
+            }
+        }
+        (end < places).then_some(end)
+    }
+
+    /// Places that are in use or free again.
+    fn places_taken(&self) -> usize {
+        self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
+    }
+
     pub(in crate::fusion::gcs) fn contains(&self, block: BlockId) -> bool {
         self.place(block).is_some()
     }
@@ -111,12 +136,12 @@ impl Entries {
     }
 
     /// The first of the next `most` entries that fits, going round.
-    pub(in crate::fusion::gcs) fn next_that(&mut self, most: usize, fits: impl Fn(&Entry) -> bool) -> Option<BlockId> {
-        let places: usize = self.chunks.iter().map(Vec::len).sum();
+    pub(in crate::fusion::gcs) fn next_that(&mut self, most: usize, fits: impl Fn(BlockId, &Entry) -> bool) -> Option<BlockId> {
+        let places = self.places_taken();
         for _ in 0..most.min(places) {
             self.hand = if (self.hand as usize) + 1 < places { self.hand + 1 } else { 0 };
             let slot = slot(&self.chunks, self.hand);
-            if slot.entry.in_use && fits(&slot.entry) {
+            if slot.entry.in_use && fits(slot.block, &slot.entry) {
                 return Some(slot.block);
             }
         }
@@ -173,7 +198,7 @@ mod tests {
                         model.remove(&id);
                     }
                     _ => {
-                        let found = entries.next_that(usize::MAX, |entry| entry.disk_scn.0 % 2 == 0);
+                        let found = entries.next_that(usize::MAX, |_, entry| entry.disk_scn.0 % 2 == 0);
                         let there = model.values().any(|scn| scn.0 % 2 == 0);
                         prop_assert_eq!(found.map(|id| model[&id].0 % 2), there.then_some(0));
                     }

@@ -17,7 +17,7 @@ impl World {
     pub(super) fn is_settled(&self) -> bool {
         let in_it = |node: &&super::world::Node| node.epoch == self.map.epoch() && !node.holder.is_silent();
         self.nodes.iter().filter(|node| node.alive).all(|node| in_it(&node))
-            && !self.master_core().is_rebuilding()
+            && self.nodes.iter().all(|node| !node.alive || !node.master.is_rebuilding())
             && self.recovering.is_none()
     }
 
@@ -68,9 +68,9 @@ impl World {
                 let id = NodeId(at as u8 + 1);
                 node.alive = true;
                 node.epoch = Epoch(0);
-                node.master = MasterCore::new(id, Epoch(0), 1000);
-                let none = MastershipMap::new(Epoch(0), &[id], 8, BTreeMap::new()).expect("one member");
-                node.holder = HolderCore::new(id, Rc::new(none));
+                let none = Rc::new(MastershipMap::new(Epoch(0), &[id], 8, BTreeMap::new()).expect("one member"));
+                node.master = MasterCore::new(id, none.clone(), 1000);
+                node.holder = HolderCore::new(id, none);
                 // What its former lives wrote was durable, or has been forgotten.
                 node.cache = ModelCache { log_durable: true, durable: self.newest, ..ModelCache::default() };
                 self.break_a_rule(at);
@@ -80,7 +80,7 @@ impl World {
             Step::Enter(at) => {
                 let node = &mut self.nodes[at];
                 node.epoch = self.map.epoch();
-                node.master.enter(self.map.epoch(), self.map.members());
+                node.master.enter(self.map.clone());
                 node.holder.enter(self.map.clone(), out);
                 Ok(Some(at))
             }
@@ -174,12 +174,12 @@ impl World {
                 past_image: cache.past_image.map(Scn),
             };
             count += 1;
-            self.net.push(Envelope { from, to: self.master, message: message(Kind::Claims), content: 0, claim: Some(claim) });
+            self.net.push(Envelope { claim: Some(claim), ..Envelope::new(from, self.master, message(Kind::Claims)) });
         }
         for &to in self.map.members() {
             let count = if to == self.master { count } else { 0 };
             let message = Message { scn: Scn(count), ..message(Kind::ClaimsEnd) };
-            self.net.push(Envelope { from, to, message, content: 0, claim: None });
+            self.net.push(Envelope::new(from, to, message));
         }
     }
 
@@ -188,7 +188,8 @@ impl World {
         let epoch = self.map.epoch();
         let in_it = self.nodes.iter().filter(|node| node.alive).all(|node| node.epoch == epoch && !node.holder.is_silent());
         let master = self.master_core();
-        if in_it && !master.is_rebuilding() && self.recovering.is_none() && master.unwritten() == 0 {
+        let rebuilding = self.nodes.iter().any(|node| node.alive && node.master.is_rebuilding());
+        if in_it && !rebuilding && self.recovering.is_none() && master.unwritten() == 0 {
             self.nodes.iter_mut().for_each(|node| node.redo.clear());
         }
     }
@@ -206,5 +207,6 @@ impl MasterCore {
         unwritten.sort_unstable();
         unwritten.hash(hasher);
         self.entry(BLOCK).map(|(entry, activity)| (entry.fingerprint(), activity)).hash(hasher);
+        (self.map.master(BLOCK), &self.moves).hash(hasher);
     }
 }

@@ -113,8 +113,18 @@ fn must_hold(start: &World, outcome: Result<usize, Violation>) -> usize {
     outcome.unwrap_or_else(|violation| panic!("{}", tell(start.clone(), &violation)))
 }
 
-const SMALL: Budget =
-    Budget { slow_disk: false, acquires: 4, writes: 2, hints: 0, evictions: 0, recalls: 0, wishes: 0, crashes: 0, joins: 0 };
+const SMALL: Budget = Budget {
+    slow_disk: false,
+    acquires: 4,
+    writes: 2,
+    hints: 0,
+    evictions: 0,
+    recalls: 0,
+    wishes: 0,
+    crashes: 0,
+    joins: 0,
+    moves: 0,
+};
 
 #[test]
 fn no_order_of_events_between_two_nodes_breaks_a_rule() {
@@ -175,7 +185,7 @@ fn each_kind_of_transfer_costs_its_messages_and_no_more() {
 }
 
 /// Long walks of 2 to 5 nodes in which everything may happen without end, and nodes be lost and come back so many times.
-fn walks(seeds: u64, losses: u32) {
+fn walks(seeds: u64, losses: u32, moves: u32) {
     let many = u32::MAX;
     let budget = Budget {
         slow_disk: true,
@@ -187,6 +197,7 @@ fn walks(seeds: u64, losses: u32) {
         wishes: many,
         crashes: losses,
         joins: losses,
+        moves,
     };
     for seed in 1..=seeds {
         let start = World::new(2 + (seed % 4) as u8, budget, Broken::Nothing);
@@ -197,7 +208,7 @@ fn walks(seeds: u64, losses: u32) {
 
 #[test]
 fn long_random_orders_break_no_rule() {
-    walks(40, 0);
+    walks(40, 0, 0);
 }
 
 /// The explorer must find what a broken rule leads to, in worlds as small as those that it clears above.
@@ -251,5 +262,49 @@ fn no_order_of_events_around_a_lost_node_breaks_a_rule() {
 
 #[test]
 fn long_random_orders_with_losses_and_returns_break_no_rule() {
-    walks(60, 40);
+    walks(60, 40, 0);
+}
+
+/// A change of the block's master at any moment, with everything that may meet it.
+#[test]
+fn no_order_of_events_around_a_change_of_master_breaks_a_rule() {
+    let moves = Budget { acquires: 3, writes: 1, moves: 1, ..SMALL };
+    let there_and_back = World::new(2, Budget { acquires: 2, evictions: 1, moves: 2, ..moves }, Broken::Nothing);
+    let two = World::new(2, Budget { evictions: 1, wishes: 1, ..moves }, Broken::Nothing);
+    let three = World::new(3, Budget { acquires: 2, ..moves }, Broken::Nothing);
+    let recalled = World::new(3, Budget { acquires: 2, recalls: 1, evictions: 1, writes: 0, ..moves }, Broken::Nothing);
+    for start in [there_and_back, two, three, recalled] {
+        let states = must_hold(&start, exhaust(start.clone()));
+        println!("{states} states");
+        assert!(states > 20_000, "only {states} states are no exploration");
+    }
+}
+
+/// A node lost, and a view begun, at each step of a change of master.
+#[test]
+fn no_order_of_events_around_a_loss_during_a_change_of_master_breaks_a_rule() {
+    let moves = Budget { acquires: 2, writes: 1, crashes: 1, moves: 1, ..SMALL };
+    let two = World::new(2, moves, Broken::Nothing);
+    let three = World::new(3, Budget { acquires: 1, writes: 0, ..moves }, Broken::Nothing);
+    for start in [two, three] {
+        let states = must_hold(&start, exhaust(start.clone()));
+        println!("{states} states");
+        assert!(states > 20_000, "only {states} states are no exploration");
+    }
+}
+
+#[test]
+fn long_random_orders_with_changes_of_master_break_no_rule() {
+    walks(40, 0, u32::MAX);
+    walks(40, 40, u32::MAX);
+}
+
+#[test]
+fn each_broken_rule_of_remastering_is_noticed() {
+    let budget = Budget { acquires: 3, writes: 1, moves: 1, ..SMALL };
+    must_be_caught(Broken::Core(Rule::DrainBeforeHandOver), 2, budget);
+    must_be_caught(Broken::Core(Rule::EntriesBeforeServe), 2, budget);
+    must_be_caught(Broken::Core(Rule::AllKnowBeforeServe), 3, budget);
+    must_be_caught(Broken::Core(Rule::OnlyTheMasterApplies), 2, budget);
+    must_be_caught(Broken::Core(Rule::StragglersAreRelayed), 2, budget);
 }

@@ -9,10 +9,11 @@ use std::rc::Rc;
 use crate::cache::{Mode, Remains, Source};
 use crate::fusion::NodeSet;
 use crate::fusion::gcs::directory::Transition;
-use crate::fusion::gcs::message::{Kind, Message};
+use crate::fusion::gcs::master::bare;
+use crate::fusion::gcs::message::{Kind, Message, name_of_bucket};
 use crate::fusion::gcs::rules::Rule;
-use crate::fusion::gcs::{Claim, HolderCore, MasterCore, Output, ProtectedImage};
-use crate::fusion::grd::{BlockHasher, MastershipMap};
+use crate::fusion::gcs::{Claim, HolderCore, MasterCore, MovedEntry, Output, ProtectedImage};
+use crate::fusion::grd::{BlockHasher, Bucket, MastershipMap};
 use crate::ids::{BlockId, BlockNo, Epoch, NodeId, PartitionId, RequestId, Scn};
 
 pub(super) const BLOCK: BlockId = BlockId::new(PartitionId(64), BlockNo(4096));
@@ -48,6 +49,8 @@ pub(super) struct Budget {
     pub(super) crashes: u32,
     /// Lost nodes that may come back, with nothing in their memories.
     pub(super) joins: u32,
+    /// Changes of the block's master.
+    pub(super) moves: u32,
 }
 
 /// One thing that can happen next. The number is a node's index, or that of a message in the bag.
@@ -65,6 +68,8 @@ pub(super) enum Step {
     Evict(usize),
     WantWritten(usize),
     Recall,
+    /// The block's master begins to give its bucket to this node.
+    Remaster(usize),
     /// The node is lost; whether its write under way still reaches the disk (before the fence closes).
     Crash(usize, bool),
     Join(usize),
@@ -90,6 +95,7 @@ impl Step {
                 | Step::Evict(_)
                 | Step::WantWritten(_)
                 | Step::Recall
+                | Step::Remaster(_)
                 | Step::Crash(..)
                 | Step::Join(_)
                 | Step::ZombieWrite
@@ -106,6 +112,14 @@ pub(super) struct Envelope {
     pub(super) content: u64,
     /// What a Claims has in its body.
     pub(super) claim: Option<Claim>,
+    /// What a RemasterEntries has in its body.
+    pub(super) moved: Option<(BlockId, super::super::directory::Entry)>,
+}
+
+impl Envelope {
+    pub(super) fn new(from: NodeId, to: NodeId, message: Message) -> Envelope {
+        Envelope { from, to, message, content: 0, claim: None, moved: None }
+    }
 }
 
 /// The one block in one node's cache. Versions count up from 0, the one on the disk at first.
@@ -166,7 +180,7 @@ impl World {
             alive: true,
             epoch: EPOCH,
             redo: Vec::new(),
-            master: MasterCore::new(id, EPOCH, 1000),
+            master: MasterCore::new(id, map.clone(), 1000),
             holder: HolderCore::new(id, map.clone()),
             cache: ModelCache { log_durable: true, ..ModelCache::default() },
         };
@@ -200,7 +214,7 @@ impl World {
     pub(super) fn add_a_message_of_an_older_epoch(&mut self) {
         let message =
             Message { epoch: Epoch(EPOCH.0 - 1), scn: Scn(99), ..super::super::master::bare(EPOCH, Kind::Wrote, BLOCK) };
-        self.net.push(Envelope { from: NodeId(1), to: self.master, message, content: 0, claim: None });
+        self.net.push(Envelope::new(NodeId(1), self.master, message));
     }
 
     pub(super) fn end_budget(&mut self) {
@@ -214,6 +228,7 @@ impl World {
             wishes: 0,
             crashes: 0,
             joins: 0,
+            moves: 0,
         };
     }
 
@@ -267,11 +282,19 @@ impl World {
                 steps.push(Step::WantWritten(index));
             }
         }
-        let idle = |(entry, _): (&super::super::directory::Entry, Option<&super::super::directory::Activity>)| {
-            entry.is_idle() && entry.owner().is_none() && !entry.holders.is_empty()
-        };
-        if self.budget.recalls > 0 && self.is_settled() && self.master_core().entry(BLOCK).is_some_and(idle) {
+        let idle =
+            |(entry, _): (&super::super::directory::Entry, Option<&super::super::directory::Activity>)| entry.may_be_recalled();
+        let recalls = self.budget.recalls > 0 && self.is_settled() && !self.master_core().moves.concern(BLOCK);
+        if recalls && self.master_core().entry(BLOCK).is_some_and(idle) {
             steps.push(Step::Recall);
+        }
+        if self.budget.moves > 0
+            && self.is_settled()
+            && let Some(owner) = self.owner()
+            && self.nodes[owner].master.may_offer()
+        {
+            let others = self.nodes.iter().enumerate().filter(|(index, node)| node.alive && *index != owner);
+            steps.extend(others.map(|(index, _)| Step::Remaster(index)));
         }
     }
 
@@ -291,7 +314,7 @@ impl World {
         let mut out = Vec::new();
         let at = match step {
             Step::Deliver(index) => {
-                let Envelope { from, to, message, content, claim } = self.net.swap_remove(index);
+                let Envelope { from, to, message, content, claim, moved } = self.net.swap_remove(index);
                 let at = usize::from(to.0) - 1;
                 let node = &mut self.nodes[at];
                 if !node.alive {
@@ -299,6 +322,9 @@ impl World {
                 }
                 if let Some(claim) = claim {
                     node.master.on_claim(from, message.epoch, &claim, &mut out);
+                } else if let Some((block, entry)) = moved {
+                    let entries = vec![MovedEntry { block, entry }];
+                    node.master.on_entries(from, message.epoch, Bucket::of(BLOCK), entries, &mut out);
                 } else if message.kind == Kind::ClaimsEnd {
                     node.master.on_claims_end(from, message.epoch, message.scn.0, &mut out);
                 } else if message.kind.is_for_master() {
@@ -393,8 +419,14 @@ impl World {
             }
             Step::Recall => {
                 self.budget.recalls -= 1;
-                let at = usize::from(self.master.0) - 1;
+                let at = self.owner().expect("somebody has the entry");
                 self.nodes[at].master.recall(BLOCK, &mut out);
+                at
+            }
+            Step::Remaster(to) => {
+                self.budget.moves -= 1;
+                let at = self.owner().expect("somebody masters the block");
+                self.nodes[at].master.offer(Bucket::of(BLOCK), NodeId(to as u8 + 1), &mut out);
                 at
             }
             Step::Crash(..) | Step::Join(_) | Step::Enter(_) | Step::Go(_) | Step::EndRecovery | Step::ZombieWrite => {
@@ -414,12 +446,12 @@ impl World {
         let from = NodeId(at as u8 + 1);
         let crosses = |output: &&Output| matches!(output, Output::Send { to, .. } | Output::Ship { to, .. } if *to != from);
         self.messages_over_network += out.iter().filter(crosses).count();
-        let cache = &mut self.nodes[at].cache;
         for &output in out {
+            let cache = &mut self.nodes[at].cache;
             match output {
-                Output::Send { to, message } => self.net.push(Envelope { from, to, message, content: 0, claim: None }),
+                Output::Send { to, message } => self.net.push(Envelope::new(from, to, message)),
                 Output::Protect { .. } => cache.protecting = true,
-                Output::CancelProtect { .. } => cache.protecting = false,
+                Output::CancelProtect { .. } | Output::Unprotect { .. } => cache.protecting = false,
                 Output::Ship { to, message } => {
                     if to == from {
                         return Err(format!("{from} ships the block to itself"));
@@ -427,7 +459,7 @@ impl World {
                     if !cache.log_durable {
                         return Err("the block is shipped before its redo is durable".to_owned());
                     }
-                    self.net.push(Envelope { from, to, message, content: cache.content, claim: None });
+                    self.net.push(Envelope { content: cache.content, ..Envelope::new(from, to, message) });
                 }
                 Output::Finish { remains, .. } => match remains {
                     Remains::KeepShared => cache.mode = Mode::Shared,
@@ -461,7 +493,8 @@ impl World {
                 }
                 Output::RequestWrite { .. } => {
                     // Whoever has nothing to write says so: the word of its last write may have been lost with an epoch.
-                    if !cache.dirty && !cache.reading && cache.writing.is_none() && cache.mode != Mode::Null {
+                    // Only who is alone knows the disk: the request may be late, and meet a reader of somebody else's version.
+                    if !cache.dirty && !cache.reading && cache.writing.is_none() && cache.mode == Mode::Exclusive {
                         self.wrote_already.push((at, Scn(cache.content)));
                     }
                 }
@@ -469,6 +502,24 @@ impl World {
                     if self.recovering.replace(image).is_some() {
                         return Err("the block is recovered twice at once".to_owned());
                     }
+                }
+                Output::Gather | Output::StaysHere { .. } => {}
+                Output::HandOver { to, bucket } => {
+                    let master = &mut self.nodes[at].master;
+                    let shipment = master.take_shipment();
+                    let epoch = master.map().epoch();
+                    let message = |kind| Message { scn: name_of_bucket(bucket), ..bare(epoch, kind, BlockId::default()) };
+                    let end = Message { request: RequestId(shipment.len() as u64), ..message(Kind::RemasterEnd) };
+                    self.net.push(Envelope::new(from, to, end));
+                    for MovedEntry { block, entry } in shipment {
+                        let moved = Some((block, entry));
+                        self.net.push(Envelope { moved, ..Envelope::new(from, to, message(Kind::RemasterEntries)) });
+                    }
+                    self.messages_over_network += 2;
+                }
+                Output::Remapped { .. } => {
+                    let node = &mut self.nodes[at];
+                    node.holder.remap(node.master.map().clone());
                 }
             }
         }
@@ -480,8 +531,14 @@ impl World {
         Ok(())
     }
 
+    /// The node in the present view that applies what comes for the block. Nobody does while its bucket is on its way.
+    fn owner(&self) -> Option<usize> {
+        let epoch = self.map.epoch();
+        self.nodes.iter().position(|node| node.alive && node.epoch == epoch && node.master.masters(BLOCK))
+    }
+
     pub(super) fn master_core(&self) -> &MasterCore {
-        &self.nodes[usize::from(self.master.0) - 1].master
+        &self.nodes[self.owner().unwrap_or(usize::from(self.master.0) - 1)].master
     }
 
     fn check(&self) -> Result<(), String> {
@@ -501,6 +558,10 @@ impl World {
             return self.check_redo();
         }
         let epoch = self.map.epoch();
+        let masters = self.nodes.iter().filter(|node| node.alive && node.master.masters(BLOCK)).count();
+        if masters > 1 {
+            return Err(format!("{masters} nodes are masters of the block at once"));
+        }
         let in_flight =
             self.net.iter().filter(|e| e.message.epoch == epoch && e.message.is_dirty() && e.message.scn.0 > self.disk).filter(
                 |e| match e.message.kind {
@@ -520,7 +581,7 @@ impl World {
         }
         self.nodes.iter().filter(|node| node.alive).for_each(|node| node.holder.invariants());
         if matches!(self.broken, Broken::Nothing) {
-            self.master_core().invariants();
+            self.nodes.iter().filter(|node| node.alive).for_each(|node| node.master.invariants());
         }
         self.check_redo()
     }
@@ -551,6 +612,18 @@ impl World {
         }
         if !self.is_settled() {
             return Err("the view is entered and nothing happens any more".to_owned());
+        }
+        let Some(owner) = self.owner() else { return Err("nobody is the master of the block".to_owned()) };
+        let alive = || self.nodes.iter().filter(|node| node.alive);
+        if alive().any(|node| node.master.is_remastering()) {
+            return Err("a change of master is not finished, and nothing happens any more".to_owned());
+        }
+        if alive().any(|node| usize::from(node.holder.map.master(BLOCK).0) != owner + 1) {
+            return Err("a member does not know the block's master".to_owned());
+        }
+        let elsewhere = |(index, node): (usize, &Node)| index != owner && node.alive && node.master.entry(BLOCK).is_some();
+        if self.nodes.iter().enumerate().any(elsewhere) {
+            return Err("a node that is not the block's master has an entry of it".to_owned());
         }
         let holders = ids(&|cache| cache.mode != Mode::Null);
         let images = ids(&|cache| cache.past_image.is_some());
@@ -588,6 +661,7 @@ impl World {
             (node.alive, node.epoch, node.holder.is_silent(), node.cache.durable).hash(&mut hasher);
             node.master.fingerprint(&mut hasher);
             node.holder.fingerprint(BLOCK, &mut hasher);
+            node.holder.map.master(BLOCK).hash(&mut hasher);
             let c = &node.cache;
             (c.mode, c.content, c.dirty, c.reading, c.writing, c.log_durable).hash(&mut hasher);
             (c.protecting, c.past_image, c.acquiring, c.releasing).hash(&mut hasher);

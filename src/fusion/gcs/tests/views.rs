@@ -90,6 +90,8 @@ impl Changing {
     fn work(&mut self) {
         self.stop = Rc::default();
         for index in self.alive() {
+            let moves = self.cluster.nodes[index].remaster_all_the_time(&self.stop);
+            self.tasks.push(moves);
             for _ in 0..4 {
                 let (node, stop) = (self.cluster.nodes[index].clone(), self.stop.clone());
                 let made = self.made[index].clone().expect("it lives");
@@ -249,6 +251,7 @@ impl Changing {
             gcs.invariants();
             let stats = gcs.stats();
             let left = (stats.outstanding_requests, stats.transitions_in_flight, stats.grd_entries, stats.blocks_held);
+            assert_eq!(stats.requests_parked, 0, "seed {}: {stats:?}", self.seed);
             assert_eq!(left, (0, 0, 0, 0), "seed {}: {stats:?}", self.seed);
             assert_eq!(stats.malformed_total, 0, "seed {}: {stats:?}", self.seed);
         }
