@@ -55,6 +55,8 @@ pub struct MasterCounters {
     pub entries_taken_over_total: u64,
     /// Buckets that another member did not take.
     pub remasters_refused_total: u64,
+    /// Buckets that stayed because their transitions did not come to an end.
+    pub remasters_given_up_total: u64,
     /// Messages that waited for a bucket to be taken over.
     pub parked_total: u64,
     /// Messages passed on to the master that a bucket has by now, the parked ones among them.

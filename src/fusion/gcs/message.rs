@@ -96,6 +96,8 @@ kinds! {
     RemasteredAck = 25, "remastered_ack";
     /// Member → member: how busy a master I am; `scn` is a decayed count of requests.
     Load = 26, "load";
+    /// Master → the member that has accepted the bucket: it stays after all.
+    RemasterWithdraw = 27, "remaster_withdraw";
 }
 
 impl Kind {
@@ -130,6 +132,7 @@ impl Kind {
             Kind::RemasterOffer
                 | Kind::RemasterAccept
                 | Kind::RemasterRefuse
+                | Kind::RemasterWithdraw
                 | Kind::RemasterEntries
                 | Kind::RemasterEnd
                 | Kind::Remastered

@@ -6,7 +6,7 @@
 //!     │── remaster_offer ────────>│
 //!     │<──────── remaster_accept ─│   (or remaster_refuse: it stays)
 //!     │ gathers; freezes: new requests are parked
-//!     │ drains: every transition runs to its Done
+//!     │ drains: every transition runs to its Done   (or takes too long: remaster_withdraw, it stays)
 //!     │── remaster_entries, end ─>│   from here on all that comes for the bucket is parked
 //!     │                           │── remastered ───────────────>│ sends to the next master from now on
 //!     │ passes the parked on ────>│<────────── remastered_ack ───│
@@ -235,6 +235,10 @@ impl MasterCore {
                 self.counters.remasters_refused_total += 1;
                 out.push(Output::StaysHere { bucket });
             }
+            Kind::RemasterWithdraw => {
+                let arriving = self.moves.arriving.take_if(|arriving| (arriving.bucket, arriving.from) == (bucket, from));
+                assert!(arriving.is_some(), "{from} withdraws {bucket:?}, which was not accepted");
+            }
             Kind::RemasterEnd => self.on_handed_over(from, bucket, Vec::new(), Some(message.request.0), out),
             Kind::Remastered => self.on_remastered(from, bucket, out),
             Kind::RemasteredAck => {
@@ -307,6 +311,24 @@ impl MasterCore {
             }
         }
         out.push(Output::HandOver { to: leaving.to, bucket: leaving.bucket });
+    }
+
+    /// Whether a bucket is frozen and waits for its transitions to end.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.moves.leaving.as_ref().is_some_and(|leaving| leaving.stage == Stage::Draining)
+    }
+
+    /// Draining takes too long: serves what was parked, and keeps the bucket. It may have waited for itself: whoever has
+    /// to give up one of its blocks may ask for another of them first.
+    pub fn give_up_draining(&mut self, out: &mut Vec<Output>) {
+        let Some(leaving) = self.moves.leaving.take_if(|leaving| leaving.stage == Stage::Draining) else { return };
+        self.counters.remasters_given_up_total += 1;
+        self.say(leaving.to, Kind::RemasterWithdraw, leaving.bucket, out);
+        for (from, message) in leaving.parked {
+            self.on_message(from, &message, out);
+        }
+        out.push(Output::StaysHere { bucket: leaving.bucket });
     }
 
     /// The entries that [`Output::HandOver`] is about.

@@ -13,10 +13,13 @@ use crate::fusion::gcs::{Gcs, wire};
 use crate::fusion::grd::Bucket;
 use crate::ids::{BlockId, NodeId, RequestId, Scn};
 use crate::interconnect::Body;
-use crate::reactor::Class;
+use crate::reactor::{Class, Instant};
 
 /// How long a window of the affinity is.
 const WINDOW: Duration = Duration::from_secs(1);
+
+/// How long the requests for a bucket are parked for its transitions to end, before it stays where it is.
+const DRAIN_MAX: Duration = Duration::from_millis(20);
 
 /// Buckets that this shard's map may have out of their place on the ring before no more are moved.
 const OVERRIDES_MAX: usize = 16_384;
@@ -125,11 +128,28 @@ impl Inner {
         self.next_remaster();
     }
 
+    /// Ends the draining that began then, if it is not over in time.
+    fn give_up_after(&self, since: Instant) {
+        let (this, reactor) = (self.this.clone(), self.reactor.clone());
+        self.reactor.spawn(Class::High, "drain a bucket", async move {
+            reactor.sleep(DRAIN_MAX).await;
+            if let Some(inner) = this.upgrade().filter(|inner| inner.frozen_since.get() == Some(since)) {
+                inner.feed(|cores, out| cores.master.give_up_draining(out));
+            }
+        });
+    }
+
     /// Notes since when a bucket is frozen, or for how long one was.
     pub(super) fn note_frozen(&self) {
         let frozen = self.cores.borrow().master.frozen().is_some();
         match (self.frozen_since.get(), frozen) {
-            (None, true) => self.frozen_since.set(Some(self.reactor.now())),
+            (None, true) => {
+                let since = self.reactor.now();
+                self.frozen_since.set(Some(since));
+                if self.cores.borrow().master.is_draining() {
+                    self.give_up_after(since);
+                }
+            }
             (Some(since), false) => {
                 let ns = u64::try_from(self.reactor.now().since(since).as_nanos()).unwrap_or(u64::MAX);
                 self.numbers.borrow_mut().frozen_ns += ns;

@@ -128,7 +128,7 @@ const SMALL: Budget = Budget {
 
 #[test]
 fn no_order_of_events_between_two_nodes_breaks_a_rule() {
-    let with_recalls = Budget { acquires: 3, evictions: 1, recalls: 1, wishes: 1, ..SMALL };
+    let with_recalls = Budget { acquires: 3, writes: 1, evictions: 1, recalls: 1, wishes: 1, ..SMALL };
     let with_hints = Budget { writes: 1, hints: 1, evictions: 1, ..SMALL };
     for budget in [Budget { evictions: 2, ..SMALL }, with_recalls, with_hints] {
         let start = World::new(2, budget, Broken::Nothing);
@@ -140,7 +140,7 @@ fn no_order_of_events_between_two_nodes_breaks_a_rule() {
 #[test]
 fn no_order_of_events_between_three_nodes_breaks_a_rule() {
     let with_evictions = Budget { acquires: 3, evictions: 1, ..SMALL };
-    let with_recalls = Budget { acquires: 3, recalls: 1, wishes: 1, ..SMALL };
+    let with_recalls = Budget { acquires: 3, writes: 1, recalls: 1, ..SMALL };
     let with_hints = Budget { acquires: 3, writes: 1, hints: 1, ..SMALL };
     for budget in [SMALL, with_evictions, with_recalls, with_hints] {
         let start = World::new(3, budget, Broken::Nothing);

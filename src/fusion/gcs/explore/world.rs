@@ -70,6 +70,8 @@ pub(super) enum Step {
     Recall,
     /// The block's master begins to give its bucket to this node.
     Remaster(usize),
+    /// The master has waited too long for the bucket to be drained.
+    GiveUpDraining(usize),
     /// The node is lost; whether its write under way still reaches the disk (before the fence closes).
     Crash(usize, bool),
     Join(usize),
@@ -96,6 +98,7 @@ impl Step {
                 | Step::WantWritten(_)
                 | Step::Recall
                 | Step::Remaster(_)
+                | Step::GiveUpDraining(_)
                 | Step::Crash(..)
                 | Step::Join(_)
                 | Step::ZombieWrite
@@ -278,6 +281,9 @@ impl World {
             if self.budget.evictions > 0 && there && clean {
                 steps.push(Step::Evict(index));
             }
+            if node.master.is_draining() {
+                steps.push(Step::GiveUpDraining(index));
+            }
             if self.budget.wishes > 0 && cache.past_image.is_some() {
                 steps.push(Step::WantWritten(index));
             }
@@ -421,6 +427,10 @@ impl World {
                 self.budget.recalls -= 1;
                 let at = self.owner().expect("somebody has the entry");
                 self.nodes[at].master.recall(BLOCK, &mut out);
+                at
+            }
+            Step::GiveUpDraining(at) => {
+                self.nodes[at].master.give_up_draining(&mut out);
                 at
             }
             Step::Remaster(to) => {

@@ -77,6 +77,51 @@ fn every_change_is_kept_while_buckets_change_their_masters() {
     assert!(parked > 20 && relayed > parked, "{parked} messages parked, {relayed} relayed");
 }
 
+#[test]
+fn who_holds_one_block_and_asks_for_its_neighbour_is_not_locked_out_by_a_move() {
+    let cluster = Simulated::start(7, quiet());
+    let first = mastered_by(0);
+    let second = BlockId::new(PARTITION, BlockNo(first.block.0 ^ 1));
+    let bucket = Bucket::of(first);
+    assert_eq!(bucket, Bucket::of(second));
+    cluster.on(0, async move |node| {
+        node.create(first).await;
+        node.create(second).await;
+    });
+    let (held, asks) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+    let (is_held, may_ask) = (held.clone(), asks.clone());
+    let node = cluster.nodes[1].clone();
+    let reactor = node.reactor.clone();
+    let both = reactor.spawn(Class::Normal, "both", async move {
+        let guard = node.cache.read(first).await.unwrap();
+        is_held.set(true);
+        while !may_ask.get() {
+            node.reactor.sleep(Duration::from_millis(1)).await;
+        }
+        node.count(second).await;
+        drop(guard);
+    });
+    cluster.world.run_until(|| held.get()).unwrap();
+    // It has to give the first block up, and does not, as long as it has not got the second.
+    let node = cluster.nodes[2].clone();
+    let reactor = node.reactor.clone();
+    let taken = reactor.spawn(Class::Normal, "take", async move {
+        node.increment(first).await;
+    });
+    cluster.world.run_for(Duration::from_millis(5));
+    assert!(cluster.nodes[0].gcs.remaster(bucket, NodeId(2)));
+    cluster.world.run_for(Duration::from_millis(5));
+    assert_eq!(cluster.stats(0).master.remasters_out_total, 0);
+    asks.set(true);
+    cluster.world.run_until(|| both.is_finished() && taken.is_finished()).unwrap();
+    let counted = cluster.stats(0).master;
+    assert_eq!((counted.remasters_given_up_total, counted.remasters_out_total, counted.parked_total), (1, 0, 1));
+    assert!(cluster.nodes[0].gcs.remaster(bucket, NodeId(2)), "it is over");
+    cluster.world.run_for(Duration::from_millis(5));
+    assert_eq!(cluster.stats(0).master.remasters_out_total, 1);
+    assert_eq!(cluster.on(0, async move |node| node.count(first).await), 1);
+}
+
 impl Simulated {
     /// Requests of the node (counted from 0) so far that it could answer itself, and all that went to a disk.
     fn disk_requests(&self, node: usize) -> (u64, u64) {
