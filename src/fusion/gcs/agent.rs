@@ -141,6 +141,8 @@ struct Inner {
     watch: RefCell<Option<TaskHandle>>,
     windows: RefCell<Option<TaskHandle>>,
     affinity: RefCell<AffinityTable>,
+    /// Buckets taken and given when that was last told.
+    remasters_reported: Cell<(u64, u64)>,
     /// Since when a bucket that leaves is frozen.
     frozen_since: Cell<Option<Instant>>,
     /// The recovery that the present view began with; kept for what it has to tell.
@@ -198,6 +200,7 @@ impl Gcs {
             watch: RefCell::new(None),
             windows: RefCell::new(None),
             affinity: RefCell::new(AffinityTable::new(node, config.affinity)),
+            remasters_reported: Cell::default(),
             frozen_since: Cell::new(None),
             recovery: RefCell::new(None),
             recovery_moved: Notify::new(),

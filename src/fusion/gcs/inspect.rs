@@ -34,7 +34,7 @@ pub struct Inspection {
     pub epoch: Epoch,
     /// What it has.
     pub has: Vec<Claim>,
-    /// What it masters, once its directory is known.
+    /// What it masters, while its directory is known and no bucket is on its way to it or from it.
     pub masters: Option<Vec<Known>>,
     /// Frames of its cache that belong to nothing.
     pub frames_leaked: usize,
@@ -50,14 +50,14 @@ impl MasterCore {
             past_images: entry.past_images,
             idle: entry.is_idle(),
         };
-        (!self.is_rebuilding()).then(|| self.entries.iter().map(known).collect())
+        (!self.is_rebuilding() && !self.is_remastering()).then(|| self.entries.iter().map(known).collect())
     }
 }
 
 /// What does not fit between the shards of the same number of all members, at a moment when nothing is under way: modes that
 /// don't go together, two that have to write one block, a directory that says other than the caches, entries and frames that
 /// nobody needs. Blocks that are being asked for right now are left out. `None`: they are not in one view, or one of them does
-/// not know its directory yet.
+/// not know its directory at the moment.
 #[must_use]
 pub fn contradictions(shards: &[Inspection]) -> Option<Vec<String>> {
     let epoch = shards.first()?.epoch;

@@ -422,7 +422,6 @@ impl MasterCore {
     }
 
     /// Whether a bucket is under way, from or to this node.
-    #[cfg(test)]
     pub(super) fn is_remastering(&self) -> bool {
         let Moves { leaving, arriving, settling } = &self.moves;
         leaving.is_some() || arriving.is_some() || settling.is_some()

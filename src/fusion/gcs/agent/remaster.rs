@@ -69,6 +69,20 @@ impl Inner {
             }
         }
         self.next_remaster();
+        self.report_remasters();
+    }
+
+    /// One line a window in which buckets have come or gone.
+    fn report_remasters(&self) {
+        let master = self.cores.borrow().master.counters();
+        let now = (master.remasters_in_total, master.remasters_out_total);
+        let before = self.remasters_reported.replace(now);
+        if now != before {
+            let map = self.map.borrow();
+            let (taken, given) = (now.0 - before.0, now.1 - before.1);
+            let (buckets, overrides) = (map.buckets_of(self.node), map.overrides().len());
+            tracing::info!(taken, given, buckets, overrides, "buckets of blocks have another master: they follow their users");
+        }
     }
 
     /// Begins the next move that is planned, unless one is under way.
