@@ -446,8 +446,8 @@ impl Lead {
             lease,
             watchdog: self.parts.fences.arm_watchdog()?,
             members: Rc::new(move || {
-                let nodes = agent.view().into_iter().flat_map(|view| view.members).map(|(node, _)| node);
-                nodes.filter(|node| *node != me).collect()
+                let members = agent.view().into_iter().flat_map(|view| view.members);
+                members.filter(|(node, _)| *node != me).collect()
             }),
             found: Rc::new(move |finding| {
                 if let Some(lead) = found.upgrade() {

@@ -63,7 +63,9 @@ impl Pulse {
         Pulse { timeout, watched: BTreeMap::new(), suspected: BTreeSet::new(), answered: now, stalled: false }
     }
 
-    /// A round of beating and reading went through: these are the votes of the members.
+    /// A round of beating and reading went through: these are the votes of the members, of those that have beaten in the life in
+    /// which they are members. A node that is let in beats once its view goes: what its former life left on the disk stands
+    /// still, and to suspect it for that would keep the view from going.
     pub(super) fn round(&mut self, now: Instant, votes: &[Vote], out: &mut Vec<Finding>) {
         // While the own disk was away, the others' beats could not be seen: their time begins anew.
         let blind = now.since(self.answered) > self.timeout / 2;
@@ -116,8 +118,8 @@ pub(super) struct HeartParts {
     pub(super) lease: Option<Lease>,
     /// Fed while the lease is held.
     pub(super) watchdog: Option<Watchdog>,
-    /// The other members now.
-    pub(super) members: Rc<dyn Fn() -> Vec<NodeId>>,
+    /// The other members now, with their lives.
+    pub(super) members: Rc<dyn Fn() -> Vec<(NodeId, Incarnation)>>,
     pub(super) found: Rc<dyn Fn(Finding)>,
 }
 
@@ -267,9 +269,9 @@ impl Heart {
         }
         let renewal = self.lease.borrow_mut().as_mut().and_then(|lease| lease.begin(began));
         volume.write_vote(vote).await.map_err(BeatError::Vote)?;
-        let mut votes = Vec::new();
-        for member in (self.parts.members)() {
-            votes.push(volume.read_vote(member).await.map_err(BeatError::Vote)?);
+        let (mut votes, members) = (Vec::new(), (self.parts.members)());
+        for (member, _) in &members {
+            votes.push(volume.read_vote(*member).await.map_err(BeatError::Vote)?);
         }
         let (mut findings, now) = (Vec::new(), reactor.now());
         let evicted = votes.iter().find(|vote| vote.evicts(*me, *life)).map(|vote| vote.node);
@@ -279,6 +281,7 @@ impl Heart {
         {
             findings.push(Finding::LeaseUntil(until));
         }
+        votes.retain(|vote| members.contains(&(vote.node, vote.incarnation)));
         self.pulse.borrow_mut().round(now, &votes, &mut findings);
         Ok(findings)
     }
