@@ -469,7 +469,7 @@ impl Shared {
         let loaded = match result {
             Ok(BLOCK_SIZE) => self.take_in(id),
             Ok(read) => Err(CacheError::Corrupt { block, found: format!("the volume ends after {read} bytes of it") }),
-            Err(error) => Err(CacheError::Io { block, operation: "read", error: error.to_string() }),
+            Err(error) => Err(CacheError::io(block, "read", &error)),
         };
         let frame = self.frame(id);
         frame.unbar(bar::LOADING);

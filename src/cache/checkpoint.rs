@@ -152,7 +152,7 @@ impl Shared {
     /// Lets the log give up what no block needs any more.
     async fn take_checkpoint(&self) -> Result<(), CacheError> {
         let position = self.position();
-        let failed = |error: LogError| CacheError::Log { error: error.to_string() };
+        let failed = |error: LogError| CacheError::log(&error);
         // The log begins at the checkpoint after a crash, so it must reach there.
         self.log.flush_to(position).await.map_err(failed)?;
         let before = self.log.checkpoint_lsn();

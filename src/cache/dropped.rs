@@ -105,7 +105,7 @@ impl Cache {
     /// When the log takes no more.
     pub async fn log_forgotten(&self, forgotten: BlocksForgotten) -> Result<(), CacheError> {
         let log = &self.0.log;
-        let failed = |error: LogError| CacheError::Log { error: error.to_string() };
+        let failed = |error: LogError| CacheError::log(&error);
         let mut payload = Vec::new();
         forgotten.encode(&mut payload);
         let mut reservation = log.reserve(payload.len()).await.map_err(failed)?;

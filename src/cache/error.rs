@@ -1,8 +1,11 @@
 //! What can go wrong with a cached block, told so that an operator knows what to do.
 
 use std::fmt;
+use std::io;
 
 use crate::ids::{BlockId, PartitionId};
+use crate::volume;
+use crate::wal::LogError;
 
 /// A fault around one block. Every one of its waiters gets the same.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -14,6 +17,8 @@ pub enum CacheError {
         /// What was found instead.
         found: String,
     },
+    /// The device takes no writes of this life of the node: it was fenced.
+    Fenced,
     /// The volume refused a read or a write.
     Io {
         /// The block.
@@ -44,6 +49,25 @@ pub enum CacheError {
     Closed,
 }
 
+impl CacheError {
+    /// From what the device said.
+    pub(super) fn io(block: BlockId, operation: &'static str, error: &io::Error) -> CacheError {
+        match volume::says_fenced(error) {
+            true => CacheError::Fenced,
+            false => CacheError::Io { block, operation, error: error.to_string() },
+        }
+    }
+
+    /// From what the log said.
+    #[must_use]
+    pub fn log(error: &LogError) -> CacheError {
+        match error {
+            LogError::Fenced { .. } => CacheError::Fenced,
+            other => CacheError::Log { error: other.to_string() },
+        }
+    }
+}
+
 impl fmt::Display for CacheError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -57,6 +81,7 @@ impl fmt::Display for CacheError {
             CacheError::Unavailable { block, reason } => {
                 write!(f, "{block} is not available now: {reason}. Retry once the cluster's membership has settled")
             }
+            CacheError::Fenced => write!(f, "the volume takes no writes of this life of the node: the others have fenced it"),
             CacheError::Log { error } => write!(f, "the log takes no more redo: {error}"),
             CacheError::Dropped { partition } => write!(f, "{partition} has been dropped"),
             CacheError::Closed => write!(f, "the cache is closed: the node is shutting down"),

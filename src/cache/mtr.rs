@@ -75,8 +75,7 @@ impl Cache {
     /// When the log has failed.
     pub async fn begin_mtr_of(&self, bytes: usize, blocks: usize) -> Result<Mtr, CacheError> {
         assert!(blocks <= MTR_BLOCKS_MAX, "a mini-transaction of {blocks} blocks, and {MTR_BLOCKS_MAX} are the most");
-        let reservation =
-            self.0.log.reserve(bytes + reserve(blocks)).await.map_err(|error| CacheError::Log { error: error.to_string() })?;
+        let reservation = self.0.log.reserve(bytes + reserve(blocks)).await.map_err(|error| CacheError::log(&error))?;
         let buffers = self.0.mtr_pool.borrow_mut().pop().unwrap_or_default();
         Ok(Mtr { shared: self.0.clone(), reservation, blocks_max: blocks, buffers })
     }

@@ -111,7 +111,7 @@ impl Cache {
         let mut protected = ProtectedBlock { shared: shared.clone(), frame: id, spare: None, finished: false };
         let frame = shared.frame(id);
         if kept(DesignRule::RedoBeforeShip) {
-            shared.log.flush_to(frame.last_lsn.get()).await.map_err(|error| CacheError::Log { error: error.to_string() })?;
+            shared.log.flush_to(frame.last_lsn.get()).await.map_err(|error| CacheError::log(&error))?;
         }
         if kept(DesignRule::NotShippedWhileWritten) {
             shared.settled.until(|| frame.writing.get().is_none()).await;

@@ -202,7 +202,7 @@ impl Shared {
 
     async fn write_copies(self: &Rc<Self>, copies: &[Copy], memory: &Rc<IoBuf>) -> Result<(), CacheError> {
         let redo_end = copies.iter().map(|copy| copy.redo_end).max().unwrap_or_default();
-        self.log.flush_to(redo_end).await.map_err(|error| CacheError::Log { error: error.to_string() })?;
+        self.log.flush_to(redo_end).await.map_err(|error| CacheError::log(&error))?;
         let durable = self.log.durable_lsn();
         for copy in copies {
             assert!(
@@ -220,7 +220,7 @@ impl Shared {
         if !alone {
             let block = copies[0].block;
             let synced = self.reactor.sync(self.file).await;
-            synced.map_err(|error| CacheError::Io { block, operation: "sync after writing", error: error.to_string() })?;
+            synced.map_err(|error| CacheError::io(block, "sync after writing", &error))?;
         }
         if self.config.verify_writes {
             let reads = runs.iter().map(|run| self.read_back(&copies[run.clone()], part(memory, run.start, run.len())));
@@ -239,11 +239,13 @@ impl Shared {
         } else {
             self.reactor.write(self.file, offset, bytes).await
         };
-        let failed = |error: String| CacheError::Io { block, operation: "write", error };
         match result {
             Ok(written) if written == wanted => Ok(()),
-            Ok(written) => Err(failed(format!("only {written} of {wanted} bytes were written"))),
-            Err(error) => Err(failed(error.to_string())),
+            Ok(written) => {
+                let error = format!("only {written} of {wanted} bytes were written");
+                Err(CacheError::Io { block, operation: "write", error })
+            }
+            Err(error) => Err(CacheError::io(block, "write", &error)),
         }
     }
 

@@ -2,15 +2,17 @@
 //!
 //! Two tasks per shard wait for the log and for Cache Fusion to say so. From then on nothing that the node does may be
 //! acknowledged, and no block that it changed may be given away; the other nodes recover its redo once it is gone. So it
-//! does not linger: the first failure of any shard is the node's ([`Phase::Failed`]), in words for the operator.
+//! does not linger: the first failure of any shard is the node's ([`Phase::Failed`]), in words for the operator. If the device
+//! refuses the writes because the others have fenced this life, that is no fault: the next joins ([`Phase::Over`]).
 
 use std::fmt::Display;
 use std::path::Path;
 
 use super::status::{Phase, Status};
+use crate::cache::CacheError;
 use crate::fusion::gcs::Gcs;
 use crate::reactor::{Class, Reactor};
-use crate::wal::Log;
+use crate::wal::{Log, LogError};
 
 /// Watches a shard's log and Cache Fusion until the shard ends.
 pub(super) fn watch(reactor: &Reactor, log: &Log, gcs: &Gcs, volume: &Path, status: &Status) {
@@ -23,10 +25,26 @@ pub(super) fn watch(reactor: &Reactor, log: &Log, gcs: &Gcs, volume: &Path, stat
         tracing::error!("{message}");
         status.enter(Phase::Failed(message.clone()), message);
     };
+    let over = |status: &Status| {
+        let message =
+            "the volume takes no writes of this life of the node: the others have fenced it; it joins again in its next";
+        tracing::error!("{message}");
+        status.enter(Phase::Over(message.into()), message);
+    };
     let (watched, path, told) = (log.clone(), volume.to_owned(), status.clone());
-    reactor.spawn(Class::Critical, "watch the log", async move { end(&told, &path, &watched.poisoned().await) });
+    reactor.spawn(Class::Critical, "watch the log", async move {
+        match watched.poisoned().await {
+            LogError::Fenced { .. } => over(&told),
+            error => end(&told, &path, &error),
+        }
+    });
     let (watched, path, told) = (gcs.clone(), volume.to_owned(), status.clone());
-    reactor.spawn(Class::Critical, "watch cache fusion", async move { end(&told, &path, &watched.failed().await) });
+    reactor.spawn(Class::Critical, "watch cache fusion", async move {
+        match watched.failed().await {
+            CacheError::Fenced => over(&told),
+            error => end(&told, &path, &error),
+        }
+    });
 }
 
 #[cfg(test)]
@@ -45,8 +63,8 @@ mod tests {
     use crate::volume::{Expected, FormatOptions, Volume};
     use crate::wal::redo::RecordKind;
 
-    #[test]
-    fn a_node_whose_log_can_not_be_written_ends_and_says_what_to_do() {
+    /// How a node ends whose disk refuses every write so.
+    fn refused_with(errno: i32) -> Phase {
         let world = SimWorld::new(11);
         let reactor = world.reactor(HostId(0));
         let status = Status::default();
@@ -87,12 +105,24 @@ mod tests {
         world.run_for(Duration::from_millis(10));
         assert!(!status.get().phase.is_over());
 
-        world.set_disk_error(HostId(0), Some(libc::EIO));
+        world.set_disk_error(HostId(0), Some(errno));
         world.block_on(&reactor, async move { write(log).await.expect_err("a disk that fails") });
         world.run_for(Duration::from_millis(10));
-        let Phase::Failed(message) = status.get().phase else { panic!("{:?}", status.get()) };
+        status.get().phase
+    }
+
+    #[test]
+    fn a_node_whose_log_can_not_be_written_ends_and_says_what_to_do() {
+        let ended = refused_with(libc::EIO);
+        let Phase::Failed(message) = ended else { panic!("{ended:?}") };
         for part in ["shared.vol", "node1", "shard0", "Input/output error", "restart the node"] {
             assert!(message.contains(part), "{part} is not in: {message}");
         }
+    }
+
+    #[test]
+    fn a_node_that_the_device_refuses_was_fenced_and_its_next_life_joins() {
+        let ended = refused_with(libc::EBADE);
+        assert!(matches!(&ended, Phase::Over(why) if why.contains("fenced")), "{ended:?}");
     }
 }

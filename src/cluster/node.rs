@@ -416,13 +416,18 @@ async fn open_volume(reactor: &Reactor, context: &NodeContext) -> Result<Volume,
         shards: Some(context.shards),
         node: Some(context.node),
     };
-    let volume = Volume::open(reactor, &context.volume, &expected).await?;
+    Ok(Volume::open(reactor, &context.volume, &expected).await?)
+}
+
+/// Finds out how this thread's durable writes are fastest. Only once the life is registered: until then a device with
+/// reservations refuses its writes.
+async fn probe_volume(reactor: &Reactor, context: &NodeContext, volume: &Volume) -> Result<(), End> {
     // In this node's own voting block, which is written back as it is.
     let place = block_offset(volume.geometry().vote_block(context.node));
     let probed = reactor.probe_durable_write(volume.file(), place).await;
     let volume_path = context.volume.display();
     probed.map_err(|error| End::Failed(format!("{volume_path} takes no durable writes: {error}; check the device")))?;
-    Ok(volume)
+    Ok(())
 }
 
 /// How long an earlier life's last writes are waited for.
@@ -473,6 +478,7 @@ async fn lead(
     };
     // From here on its writes count as this life's: before it the device would refuse them, or take them for another's.
     fences.register(Life { node: context.node, incarnation: identity.incarnation }).await?;
+    probe_volume(reactor, context, &volume).await?;
     volume.write_node_slot(&mut slot).await?;
 
     let agent = ViewsAgent::new(context.node, identity.incarnation, context.members.iter().map(|(node, _)| *node));
@@ -512,6 +518,8 @@ async fn follow(reactor: &Reactor, context: &Arc<NodeContext>, shard: ShardId, f
     if !reactor.try_lock(volume.file(), life_lock(context.node, shard.0), true)? {
         return Err(End::Failed(format!("{} {shard} runs twice on the volume {}", context.node, context.volume.display())));
     }
+    // The first shard has registered before it told this one who they are.
+    probe_volume(reactor, context, &volume).await?;
     let first = context.remotes.lock().expect("nobody panics while holding it")[0].clone();
     let links = ReportLinks::new(shard, first, context.status.clone());
     let doors = connect(reactor, context, shard, identity);

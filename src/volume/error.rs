@@ -8,6 +8,12 @@ use super::block::BlockFault;
 use super::sector::{SectorFault, SectorKind, VOLUME_FORMAT};
 use crate::ids::{BlockId, BlockNo, NodeId};
 
+/// Whether the device says that it takes no writes of this node any more: a reservation conflict, in the kernel's word.
+#[must_use]
+pub fn says_fenced(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBADE)
+}
+
 /// Why a volume can't be formatted, opened, read or written.
 #[derive(Debug)]
 pub enum VolumeError {

@@ -4,8 +4,8 @@ use std::fmt;
 use std::io;
 
 use crate::ids::{Incarnation, Lsn, NodeId, ShardId};
-use crate::volume::RedoArea;
 use crate::volume::sector::SectorFault;
+use crate::volume::{self, RedoArea};
 
 /// Why a log can't be read, written or waited for. Cheap enough to clone: each waiter gets its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,13 @@ pub enum LogError {
         doing: String,
         /// What the device said.
         message: String,
+    },
+    /// The device takes no writes of this life: it was fenced.
+    Fenced {
+        /// Whose log.
+        node: NodeId,
+        /// Which of its shards.
+        shard: ShardId,
     },
     /// A record that can never fit.
     RecordTooLarge {
@@ -88,7 +95,11 @@ impl LogError {
     /// From what the device said.
     #[must_use]
     pub fn io(area: &RedoArea, doing: &str, error: &io::Error) -> LogError {
-        LogError::Io { node: area.node, shard: area.shard, doing: doing.to_owned(), message: error.to_string() }
+        let (node, shard) = (area.node, area.shard);
+        match volume::says_fenced(error) {
+            true => LogError::Fenced { node, shard },
+            false => LogError::Io { node, shard, doing: doing.to_owned(), message: error.to_string() },
+        }
     }
 }
 
@@ -99,6 +110,11 @@ impl fmt::Display for LogError {
                 f,
                 "log of {node} {shard}: can't {doing}: {message}; the node can't promise anything durable: check the device, then \
                  restart the node"
+            ),
+            LogError::Fenced { node, shard } => write!(
+                f,
+                "log of {node} {shard}: the device takes no writes of this life of the node: the others have fenced it; it joins \
+                 again in its next"
             ),
             LogError::RecordTooLarge { bytes, maximum } => {
                 write!(f, "a log record of {bytes} bytes; the redo area takes at most {maximum}")

@@ -134,5 +134,5 @@ pub trait SpaceService {
 
 /// Waits until the redo up to `end` is durable.
 async fn make_durable(cache: &Cache, end: Lsn) -> Result<(), CacheError> {
-    cache.log().flush_to(end).await.map_err(|error| CacheError::Log { error: error.to_string() })
+    cache.log().flush_to(end).await.map_err(|error| CacheError::log(&error))
 }
