@@ -138,12 +138,12 @@ impl ShardEngine {
         key: &[u8],
         look: impl FnOnce(Option<&[u8]>) -> R,
     ) -> Result<Option<R>, StoreError> {
-        let Some(tree) = self.txns.known_tree(partition).filter(|_| self.may_read()) else { return Ok(None) };
+        let Some(tree) = self.txns.known_tree(partition) else { return Ok(None) };
         // A look that doesn't wait needs no registered snapshot: nothing is recycled while it runs.
         let view = View { snapshot: self.txns.shared().clock.latest(), own: None };
         match self.txns.glance(&tree, key, view, look)? {
-            Glance::Seen(seen) => Ok(Some(seen)),
-            Glance::NotNow => Ok(None),
+            Glance::Seen(seen) if self.may_read() => Ok(Some(seen)),
+            Glance::Seen(_) | Glance::NotNow => Ok(None),
         }
     }
 
@@ -173,7 +173,8 @@ impl ShardEngine {
         self.txns.shared().serving.may_read(|| self.reactor().now()) || !kept(DesignRule::LeaseToRead)
     }
 
-    /// Waits until what is cached may be shown, which it nearly always may.
+    /// Waits until what was read may be shown, which it nearly always may: to be called between reading and answering, for then
+    /// nobody has gone on without this node before it read.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when the node is suspended, or after [`LEASE_PATIENCE`].
@@ -203,10 +204,10 @@ impl ShardEngine {
         partition: PartitionId,
         key: &[u8],
     ) -> Result<Option<Option<Vec<u8>>>, StoreError> {
-        let Some(tree) = self.txns.known_tree(partition).filter(|_| self.may_read()) else { return Ok(None) };
+        let Some(tree) = self.txns.known_tree(partition) else { return Ok(None) };
         match self.txns.glance(&tree, key, self.view(context), |row| row.map(<[u8]>::to_vec))? {
-            Glance::Seen(row) => Ok(Some(row)),
-            Glance::NotNow => Ok(None),
+            Glance::Seen(row) if self.may_read() => Ok(Some(row)),
+            Glance::Seen(_) | Glance::NotNow => Ok(None),
         }
     }
 
@@ -216,7 +217,6 @@ impl ShardEngine {
         partition: PartitionId,
         keys: &[Vec<u8>],
     ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        self.wait_for_lease().await?;
         let tree = self.txns.tree(partition).await?;
         let cancel = Cancel::new();
         let _running = self.running(context.session, &cancel);
@@ -225,6 +225,7 @@ impl ShardEngine {
         for key in keys {
             rows.push(self.txns.get(&tree, key, view, &cancel).await?);
         }
+        self.wait_for_lease().await?;
         Ok(rows)
     }
 
@@ -235,7 +236,6 @@ impl ShardEngine {
         range: ScanRange,
         limit: ScanLimit,
     ) -> Result<ScanChunk, StoreError> {
-        self.wait_for_lease().await?;
         let tree = self.txns.tree(partition).await?;
         let cancel = Cancel::new();
         let _running = self.running(context.session, &cancel);
@@ -243,6 +243,7 @@ impl ShardEngine {
         let limits = (limit.bytes.max(1), limit.rows.max(1));
         let found = self.txns.scan(&tree, &range, limits, self.view(context), &cancel).await?;
         let more = found.more.map(|range| ScanRange { lower: range.lower, upper: range.upper, reverse: range.reverse });
+        self.wait_for_lease().await?;
         Ok(ScanChunk { rows: found.rows, more })
     }
 
@@ -313,6 +314,7 @@ impl ShardEngine {
                 }
             }
         }
+        self.wait_for_lease().await?;
         Ok(Batch { results, undone: false })
     }
 
@@ -390,6 +392,7 @@ impl ShardEngine {
                 }
             }
         }
+        self.wait_for_lease().await?;
         Ok(Batch { results, undone: false })
     }
 
@@ -441,6 +444,7 @@ impl ShardEngine {
                 Decision::Lock
             })
             .await?;
+        self.wait_for_lease().await?;
         Ok(match (outcome, found) {
             (Outcome::Skipped, _) => LockedRow::Skipped,
             (_, Some(row)) => LockedRow::Row(row),

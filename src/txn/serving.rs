@@ -45,7 +45,7 @@ impl Serving {
         self.0.read_until_ns.store(until.as_ns(), Ordering::Release);
     }
 
-    /// Whether what is cached may be shown. `now` must be a look at the clock that begins after the reader has asked.
+    /// Whether what is cached may be shown. `now` must be a look at the clock that begins after what is shown was read.
     #[must_use]
     pub fn may_read(&self, now: impl FnOnce() -> Instant) -> bool {
         let until = self.0.read_until_ns.load(Ordering::Acquire);
