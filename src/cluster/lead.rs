@@ -5,6 +5,8 @@
 //! is done one after the other; recovering and serving in one ends when the next is entered. Bounded by the membership,
 //! which has at most one thing under way about each node.
 
+mod roster;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -28,7 +30,7 @@ use crate::reactor::{Class, Instant, Reactor, Remote, TaskHandle};
 use crate::rules::{DesignRule, kept};
 use crate::store::NodeStore;
 use crate::txn::Obstacle;
-use crate::volume::{NodeSlot, NodeState, Volume};
+use crate::volume::{ControlBlock, NodeSlot, NodeState, Roster, Volume};
 use crate::wal::Log;
 
 /// How long a node that stops waits for other nodes to write the blocks whose past images it keeps.
@@ -69,6 +71,8 @@ pub(super) struct Lead {
     heart: RefCell<Option<Rc<Heart>>>,
     /// Lost nodes of which an operator has said that they can't write any more.
     confirmed: RefCell<BTreeSet<NodeId>>,
+    /// An operator's change to the cluster's nodes is under way here.
+    changing_roster: Cell<bool>,
     failure: RefCell<Option<End>>,
     failed: Notify,
 }
@@ -89,6 +93,7 @@ impl Lead {
             read_lease: RefCell::default(),
             heart: RefCell::default(),
             confirmed: RefCell::default(),
+            changing_roster: Cell::new(false),
             failure: RefCell::new(None),
             failed: Notify::new(),
         })
@@ -133,10 +138,18 @@ impl Lead {
             loop {
                 this.parts.reactor.sleep(patience).await;
                 if !this.parts.agent.serves() {
+                    // Whoever is fenced at a cold start for being missing had better be one of the nodes still.
+                    if this.parts.agent.view().is_none()
+                        && let Err(error) = this.read_roster().await
+                    {
+                        tracing::error!(%error, "the volume does not say which nodes the cluster has");
+                        continue;
+                    }
                     this.parts.agent.input(Input::FormWithoutMissing);
                 }
             }
         });
+        self.watch_roster();
         loop {
             let mut next = std::pin::pin!(self.next());
             let next = std::future::poll_fn(|context| {
@@ -199,19 +212,20 @@ impl Lead {
         let status = &self.parts.context.status;
         match output {
             Output::Send(..) => unreachable!("the membership sends by itself"),
-            Output::Recover => {
+            Output::Recover { known, roster } => {
                 status.enter(Phase::Recovering, "reads the redo of all nodes");
-                self.spawn("recover the volume", async |lead| {
+                self.spawn("recover the volume", async move |lead| {
                     let _work = lead.volume_work.acquire(1).await;
-                    let (epoch, scn) = lead.recover_volume().await?;
-                    lead.parts.agent.input(Input::Recovered { epoch, scn });
+                    let done = lead.recover_volume(known, &roster).await?;
+                    lead.parts.agent.input(done);
                     Ok(())
                 });
             }
-            Output::BeginEpoch { at_least } => {
+            Output::BeginEpoch { at_least, roster } => {
                 self.spawn("begin an epoch", async move |lead| {
                     let _work = lead.volume_work.acquire(1).await;
-                    let (epoch, scn) = lead.begin_epoch(at_least, Scn::ZERO).await?;
+                    let control = lead.parts.volume.read_control().await?;
+                    let (epoch, scn) = lead.begin_epoch(control, at_least, Scn::ZERO, &roster).await?;
                     lead.parts.agent.input(Input::EpochBegun { epoch, scn });
                     Ok(())
                 });
@@ -256,7 +270,8 @@ impl Lead {
                 self.parts.context.shared.serving.suspend(Obstacle::Quorum, reason.to_string());
                 self.tell_phase();
             }
-            Output::End(reason) => return Err(End::Over(reason.to_string())),
+            Output::Roster(roster) => self.knows_nodes(roster),
+            Output::End(reason) => return Err(End::of(&reason)),
         }
         Ok(())
     }
@@ -321,6 +336,9 @@ impl Lead {
         context.shared.serving.resume(Obstacle::Quorum);
         if let Some(lease) = &*self.read_lease.borrow() {
             lease.entered();
+        }
+        if let Some((control, _)) = self.control() {
+            control.follow(epoch, &view.roster);
         }
         if self.first_go.take() {
             self.beat()?;
@@ -510,7 +528,7 @@ impl Lead {
         let written = self.each_shard("write its blocks", async |life| life.write_blocks(STOP_PATIENCE).await).await;
         match written {
             Ok(written) => Ok(written.into_iter().all(|all| all)),
-            Err(End::Over(why) | End::Failed(why)) => Err(why),
+            Err(End::Over(why) | End::Removed(why) | End::Failed(why)) => Err(why),
         }
     }
 
@@ -521,7 +539,10 @@ impl Lead {
         Ok(written.into_iter().all(|all| all))
     }
 
-    async fn recover_volume(&self) -> Result<(Epoch, Scn), End> {
+    async fn recover_volume(&self, known: Epoch, roster: &Roster) -> Result<Input, End> {
+        if let Some(newer) = self.newer_than(known).await? {
+            return Ok(Input::RosterOutdated(newer));
+        }
         let status = self.parts.context.status.clone();
         let progress = Rc::new(move |done, total| {
             if done % 256 == 0 || done == total {
@@ -533,17 +554,28 @@ impl Lead {
             groups = report.groups, blocks = report.blocks, written = report.written, scn = %report.scn,
             "the volume is recovered"
         );
-        self.begin_epoch(Epoch(0), report.scn).await
+        if let Some(newer) = self.newer_than(known).await? {
+            return Ok(Input::RosterOutdated(newer));
+        }
+        let control = self.parts.volume.read_control().await?;
+        let (epoch, scn) = self.begin_epoch(control, Epoch(0), report.scn, roster).await?;
+        Ok(Input::Recovered { epoch, scn })
     }
 
     /// Begins an epoch on the volume, durably. Nobody draws an SCN of an earlier epoch in it, also when this machine's
     /// clock is behind (rule 10).
-    async fn begin_epoch(&self, at_least: Epoch, found: Scn) -> Result<(Epoch, Scn), End> {
+    async fn begin_epoch(
+        &self,
+        mut control: ControlBlock,
+        at_least: Epoch,
+        found: Scn,
+        roster: &Roster,
+    ) -> Result<(Epoch, Scn), End> {
         let (reactor, context, volume) = (&self.parts.reactor, &self.parts.context, &self.parts.volume);
-        let mut control = volume.read_control().await?;
         control.epoch = Epoch(control.epoch.0 + 1).max(at_least);
         control.formed_by = context.node;
-        control.members = context.members.iter().fold(0, |members, (node, _)| members | 1 << node.0);
+        control.members = roster.voters().fold(0, |members, node| members | 1 << node.0);
+        control.roster = roster.clone();
         let seen = found.max(control.scn).max(context.shared.clock.latest());
         control.scn = seen.max(Scn::from_unix_ms(reactor.wall_ms())).next();
         control.formed_ms = reactor.wall_ms();
@@ -563,12 +595,12 @@ impl Lead {
         if node == context.node {
             return Err(format!("{node} can't fence itself: ask another node, or stop it"));
         }
-        if !context.members.iter().any(|(member, _)| *member == node) {
+        if !agent.roster().has(node) {
             return Err(format!("there is no {node} in this cluster"));
         }
         self.confirmed.borrow_mut().insert(node);
         tracing::warn!(%node, "an operator has it fenced");
-        agent.input(Input::Suspected(node));
+        agent.input(Input::TakeOut(Some(node)));
         Ok(())
     }
 
@@ -608,7 +640,7 @@ impl Lead {
             }
             return confirmed;
         }
-        let address = context.members.iter().find(|(member, _)| *member == node).map(|(_, address)| *address);
+        let address = self.parts.agent.roster().nodes().get(&node).map(|there| there.address);
         let heart = self.heart.borrow().clone().filter(|_| self.parts.fences.lease().is_some());
         let mut evicted_ago = None;
         if let Some(heart) = heart {

@@ -4,6 +4,7 @@
 //! others do what it tells them. Bounded by the shards. A node whose life is over ([`Phase::Over`]), or whose volume fails
 //! ([`Phase::Failed`]), ends as a whole; it never goes on with half of its parts.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -18,7 +19,7 @@ use super::late::LateHandler;
 use super::lead::{Lead, LeadParts};
 use super::shard::ShardLife;
 use super::status::{Phase, Status};
-use super::view::ViewsAgent;
+use super::view::{EndReason, Known, ViewsAgent};
 use crate::clock::ScnClock;
 use crate::config::{Config, ConfigError, IoDriver};
 use crate::fusion::gcs::Inspection;
@@ -29,7 +30,7 @@ use crate::reactor::thread::spawn_shard_thread;
 use crate::reactor::{Class, DriverChoice, Reactor, ReactorOptions, Remote, TaskHandle};
 use crate::store::{NodeStore, Store};
 use crate::txn::NodeShared;
-use crate::volume::{Expected, NodeState, Volume, block_offset};
+use crate::volume::{ControlBlock, Expected, NodeState, Roster, RosterChange, Standing, Volume, block_offset};
 
 /// A running node.
 pub struct Node {
@@ -58,6 +59,20 @@ impl Operator {
         let ended = |_| String::from(ENDING);
         let answer = self.0.call(Class::Critical, "fence by hand", fence).map_err(|error| error.to_string())?;
         answer.await.map_err(ended)?
+    }
+
+    /// Changes which nodes the cluster has: admits one, or removes one for good; a member that serves is removed only by
+    /// `force`, which fences it first. Returns when the change holds, in words for the operator.
+    ///
+    /// # Errors
+    /// Why not, in words for the operator; nothing is under way any more then, but it may have happened at the last moment.
+    pub async fn change_roster(&self, change: RosterChange, force: bool) -> Result<String, String> {
+        let change = move |reactor: Reactor| async move {
+            let lead = reactor.local::<Lead>().ok_or_else(|| String::from(STARTING))?;
+            lead.change_roster(change, force).await
+        };
+        let answer = self.0.call(Class::Normal, "change the nodes", change).map_err(|error| error.to_string())?;
+        answer.await.map_err(|_| String::from(ENDING))?
     }
 
     /// Has the control group agree on something, wherever its leader is; it is applied on this node when this returns. The
@@ -109,10 +124,12 @@ impl Operator {
 const STARTING: &str = "the node is still starting: ask again, or another";
 const ENDING: &str = "the node is ending: ask another";
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Identity {
     cluster_id: u128,
     incarnation: Incarnation,
+    /// The cluster's nodes, as the volume or the configuration file has them.
+    roster: Roster,
 }
 
 /// A shard's ends of what it and the first shard tell each other at the start and at the end.
@@ -134,7 +151,10 @@ struct Follower {
 pub(super) struct NodeContext {
     pub(super) config: Config,
     pub(super) node: NodeId,
-    pub(super) members: Vec<(NodeId, SocketAddr)>,
+    /// Where this node's first shard listens.
+    pub(super) address: SocketAddr,
+    /// The nodes of the configuration file: they found a cluster whose volume is new, and are not asked afterwards.
+    pub(super) file_nodes: BTreeMap<NodeId, SocketAddr>,
     pub(super) volume: PathBuf,
     pub(super) shards: u8,
     pub(super) shared: NodeShared,
@@ -170,6 +190,10 @@ impl ShardMain {
                 tracing::error!("this life of the node is over: {why}");
                 context.status.enter(Phase::Over(why.clone()), why);
             }
+            Err(End::Removed(why)) => {
+                tracing::error!("{why}");
+                context.status.enter(Phase::Removed(why.clone()), why);
+            }
             Err(End::Failed(message)) => {
                 tracing::error!("{message}");
                 context.status.enter(Phase::Failed(message.clone()), message);
@@ -188,9 +212,11 @@ struct Prepared {
 
 fn prepare(config: &Config, volume: PathBuf) -> Result<Prepared, ConfigError> {
     let shards = config.engine.shards as u8;
+    let file_nodes = config.nodes()?;
     let context = Arc::new(NodeContext {
         node: config.node_id(),
-        members: config.nodes()?.into_iter().collect(),
+        address: file_nodes[&config.node_id()],
+        file_nodes,
         volume,
         shards,
         shared: NodeShared::new(ScnClock::new()),
@@ -363,8 +389,55 @@ impl Node {
 pub(super) enum End {
     /// The cluster goes on without this life: its supervisor starts the next.
     Over(String),
+    /// The node is none of the cluster's, or no more: no supervisor is to start it again.
+    Removed(String),
     /// It can't go on.
     Failed(String),
+}
+
+impl End {
+    pub(super) fn of(reason: &EndReason) -> End {
+        match reason {
+            EndReason::Excluded { .. } | EndReason::ViewLost { .. } => End::Over(reason.to_string()),
+            EndReason::Removed | EndReason::NotAdmitted => End::Removed(reason.to_string()),
+        }
+    }
+}
+
+/// What the volume says of the cluster's nodes; of one that is new, what the configuration file says.
+pub(super) fn known_roster(context: &NodeContext, control: ControlBlock) -> Known {
+    let from_file = || Roster::founding(context.file_nodes.iter().map(|(node, address)| (*node, *address)));
+    let roster = if control.roster.is_empty() { from_file() } else { control.roster };
+    Known { epoch: control.epoch, roster }
+}
+
+/// Whether this node has a place in the cluster; what its configuration file has differently goes into the log.
+fn check_roster(context: &NodeContext, known: &Known) -> Result<(), End> {
+    let NodeContext { node, file_nodes, .. } = context;
+    match known.roster.standing(*node) {
+        Some(Standing::Removed) => return Err(End::of(&EndReason::Removed)),
+        None => return Err(End::of(&EndReason::NotAdmitted)),
+        Some(Standing::Joining | Standing::Member) => {}
+    }
+    let there: BTreeMap<NodeId, SocketAddr> = known.roster.present().collect();
+    if there[node] != context.address {
+        tracing::warn!(
+            listens = %context.address, others_look_at = %there[node],
+            "the others look for this node at another address than its configuration file has: correct the file, or, while \
+             the node is stopped, tell them with `rusty-db-cli cluster join --node-id {node} --address {}`", context.address
+        );
+    }
+    let differs = |other: &NodeId| other != node && there.get(other) != file_nodes.get(other);
+    let differ: Vec<String> =
+        there.keys().chain(file_nodes.keys()).filter(|other| differs(other)).map(NodeId::to_string).collect();
+    if !differ.is_empty() {
+        let differ = differ.into_iter().collect::<BTreeSet<String>>().into_iter().collect::<Vec<String>>().join(", ");
+        tracing::info!(
+            nodes = differ,
+            "the cluster's nodes are those that the volume knows; this node's configuration file has these otherwise"
+        );
+    }
+    Ok(())
 }
 
 impl<E: std::error::Error> From<E> for End {
@@ -383,18 +456,17 @@ pub(super) struct Doors {
     pub(super) raft: Rc<ControlDoor>,
 }
 
-fn connect(reactor: &Reactor, context: &NodeContext, shard: ShardId, identity: Identity) -> Doors {
+fn connect(reactor: &Reactor, context: &NodeContext, shard: ShardId, identity: &Identity) -> Doors {
     let at = |address: &SocketAddr| SocketAddr::new(address.ip(), address.port() + u16::from(shard.0));
-    let own = context.members.iter().find(|(node, _)| *node == context.node).expect("the configuration was checked");
-    let peers = context.members.iter().filter(|(node, _)| *node != context.node);
+    let peers = identity.roster.present().filter(|(node, _)| *node != context.node);
     let settings = Settings {
         cluster_id: identity.cluster_id,
         node: context.node,
         incarnation: identity.incarnation,
         shard,
         shards: context.shards,
-        listen: at(&own.1),
-        peers: peers.map(|(node, address)| (*node, at(address))).collect(),
+        listen: at(&context.address),
+        peers: peers.map(|(node, address)| (node, at(&address))).collect(),
         heartbeat_interval: Duration::from_millis(context.config.rac.interconnect.heartbeat_interval),
         heartbeat_timeout: context.config.heartbeat_timeout(),
         send_queue_bytes_max: SEND_QUEUE_BYTES,
@@ -468,10 +540,13 @@ async fn lead(
 ) -> Result<(), End> {
     let volume = open_volume(reactor, context).await?;
     wait_for_former_life(reactor, context, &volume).await?;
+    let known = known_roster(context, volume.read_control().await?);
+    check_roster(context, &known)?;
     let mut slot = volume.read_node_slot(context.node).await?;
     slot.incarnation = Incarnation(slot.incarnation.0 + 1);
     slot.state = NodeState::Running;
-    let identity = Identity { cluster_id: volume.geometry().cluster_id, incarnation: slot.incarnation };
+    let roster = known.roster.clone();
+    let identity = Identity { cluster_id: volume.geometry().cluster_id, incarnation: slot.incarnation, roster };
     let fences = match fences {
         Some(fences) => fences,
         None => ThreadFences::start(&context.config.ha, &context.volume, identity.cluster_id)?,
@@ -481,9 +556,9 @@ async fn lead(
     probe_volume(reactor, context, &volume).await?;
     volume.write_node_slot(&mut slot).await?;
 
-    let agent = ViewsAgent::new(context.node, identity.incarnation, context.members.iter().map(|(node, _)| *node));
+    let agent = ViewsAgent::new(context.node, identity.incarnation, known);
     let door = ClusterDoor::new(&agent, context.shards);
-    let doors = connect(reactor, context, ShardId(0), identity);
+    let doors = connect(reactor, context, ShardId(0), &identity);
     door.watch(&doors.interconnect);
     doors.interconnect.register(Service::Cluster, door.clone());
     agent.start(&doors.interconnect);
@@ -493,7 +568,7 @@ async fn lead(
     life.connect().await?;
     let mut ends = Vec::new();
     for Follower { identity: sender, connected, ends: end } in followers {
-        sender.send(identity);
+        sender.send(identity.clone());
         connected.await.map_err(|_| End::Failed("a shard has ended while it connected".into()))?;
         ends.push(end);
     }
@@ -512,9 +587,9 @@ async fn lead(
 
 /// Every other shard.
 async fn follow(reactor: &Reactor, context: &Arc<NodeContext>, shard: ShardId, follows: Follows) -> Result<(), End> {
-    let leader_ended = || End::Failed("the first shard has ended".into());
     let volume = open_volume(reactor, context).await?;
-    let identity = follows.identity.await.map_err(|_| leader_ended())?;
+    // The first shard says itself why it has ended.
+    let Ok(identity) = follows.identity.await else { return Ok(()) };
     if !reactor.try_lock(volume.file(), life_lock(context.node, shard.0), true)? {
         return Err(End::Failed(format!("{} {shard} runs twice on the volume {}", context.node, context.volume.display())));
     }
@@ -522,7 +597,7 @@ async fn follow(reactor: &Reactor, context: &Arc<NodeContext>, shard: ShardId, f
     probe_volume(reactor, context, &volume).await?;
     let first = context.remotes.lock().expect("nobody panics while holding it")[0].clone();
     let links = ReportLinks::new(shard, first, context.status.clone());
-    let doors = connect(reactor, context, shard, identity);
+    let doors = connect(reactor, context, shard, &identity);
     links.watch(&doors.interconnect);
     doors.interconnect.register(Service::Cluster, links);
     let life = ShardLife::new(reactor, context, &volume, shard, identity.incarnation, doors);

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use crate::raft;
 use crate::reactor::{Class, Instant, Reactor, Remote};
 use crate::store::{ShardEngine, ask_other_shards, search_in_other_shards};
 use crate::txn::{ClusterPeers, TransactionsForGes, TxnParts, Txns};
-use crate::volume::Volume;
+use crate::volume::{Roster, Standing, Volume};
 use crate::wal::Log;
 
 /// What is dirty is written for so long, also by a node that others don't hear any more.
@@ -85,6 +86,18 @@ impl ShardLife {
         self.services.borrow().clone().expect("the first view has been entered")
     }
 
+    /// These are the cluster's nodes: connects to them. Who has left is refused from now on, if `refuses`.
+    pub(super) fn knows_nodes(&self, roster: &Roster, refuses: bool) {
+        for (node, there) in roster.nodes().iter().filter(|(node, _)| **node != self.context.node) {
+            let address = SocketAddr::new(there.address.ip(), there.address.port() + u16::from(self.shard.0));
+            match there.standing {
+                Standing::Joining | Standing::Member => self.doors.interconnect.add_peer(*node, address),
+                Standing::Removed if refuses => self.doors.interconnect.remove_peer(*node),
+                Standing::Removed => {}
+            }
+        }
+    }
+
     /// Leaves the former epoch, or begins with this one: from now on this shard answers in the view's epoch only, and says
     /// nothing by itself until [`ShardLife::go`].
     pub(super) async fn freeze(&self, view: &View) -> Result<(), End> {
@@ -99,7 +112,7 @@ impl ShardLife {
                 services.peers.enter(&members);
             }
             None => {
-                let services = self.prepare(map, &members).await?;
+                let services = self.prepare(map, &members, &view.roster).await?;
                 *self.services.borrow_mut() = Some(services);
             }
         }
@@ -109,7 +122,7 @@ impl ShardLife {
     }
 
     /// Opens the log and sets up the cache and Cache Fusion.
-    async fn prepare(&self, map: Rc<MastershipMap>, members: &[NodeId]) -> Result<Services, End> {
+    async fn prepare(&self, map: Rc<MastershipMap>, members: &[NodeId], roster: &Roster) -> Result<Services, End> {
         let ShardLife { reactor, context, volume, shard, doors, .. } = self;
         let area = volume.geometry().redo_area(context.node, *shard);
         let recovered = if self.is_first() { raft::recover(reactor, volume.file(), area).await? } else { BTreeMap::new() };
@@ -125,7 +138,7 @@ impl ShardLife {
                 log: log.clone(),
                 recovered,
                 config: context.config.raft.clone(),
-                founders: context.members.iter().copied().collect(),
+                founders: roster.nodes()[&context.node].founder.then(|| roster.founders().collect()),
                 status: context.status.clone(),
             });
             let opened = opened.await?;

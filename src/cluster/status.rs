@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::control::ControlStatus;
 use crate::fusion::gcs::{RecoveryPhase, RecoveryProgress};
 use crate::ids::{Epoch, NodeId};
+use crate::volume::Roster;
 
 /// The stages of a node's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub enum Phase {
     Suspended,
     /// The cluster goes on without this life of the node; the words say why. Its next life joins again.
     Over(String),
+    /// The node is none of the cluster's, or no more; the words say what to do. Starting it again won't help.
+    Removed(String),
     /// Can't go on; the words are for the operator.
     Failed(String),
 }
@@ -34,7 +37,7 @@ impl Phase {
     /// Whether the node's threads are ending or have ended.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        matches!(self, Phase::Stopped | Phase::Over(_) | Phase::Failed(_))
+        matches!(self, Phase::Stopped | Phase::Over(_) | Phase::Removed(_) | Phase::Failed(_))
     }
 
     /// One word for health checks.
@@ -47,7 +50,7 @@ impl Phase {
             Phase::Stopping => "stopping",
             Phase::Stopped => "stopped",
             Phase::Suspended => "suspended",
-            Phase::Over(_) | Phase::Failed(_) => "failed",
+            Phase::Over(_) | Phase::Removed(_) | Phase::Failed(_) => "failed",
         }
     }
 }
@@ -63,6 +66,8 @@ pub struct Snapshot {
     pub epoch: Epoch,
     /// Who is in it.
     pub members: Vec<NodeId>,
+    /// The cluster's nodes, as far as this one knows; empty until it has read the volume.
+    pub roster: Roster,
     /// The recovery of lost nodes, while it is under way.
     pub recovery: Option<RecoveryStatus>,
     /// How long the parts of the last one took that this life of the node has seen to its end.
@@ -146,6 +151,7 @@ impl Default for Status {
             detail: "opens the volume".into(),
             epoch: Epoch(0),
             members: Vec::new(),
+            roster: Roster::default(),
             recovery: None,
             last_recovery: None,
             control: None,
@@ -186,6 +192,11 @@ impl Status {
         let mut state = self.lock();
         state.epoch = epoch;
         state.members = members;
+    }
+
+    /// Notes the cluster's nodes.
+    pub fn roster(&self, roster: Roster) {
+        self.lock().roster = roster;
     }
 
     /// Notes how far the recovery of lost nodes is; `None` when there is none under way.

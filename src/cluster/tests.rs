@@ -1,4 +1,5 @@
-//! Whole nodes on simulated machines, through losses and returns: what the control group remembers.
+//! Whole nodes on simulated machines, through losses and returns: what the control group remembers, and which nodes the
+//! cluster has.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use crate::config::{
 };
 use crate::ids::{NodeId, ShardId};
 use crate::reactor::driver::sim::{HostId, SimWorld};
-use crate::volume::{Expected, FormatOptions, Volume};
+use crate::volume::{Expected, FormatOptions, RosterChange, Standing, Volume};
 use crate::wal::{LogScan, RecordKind};
 
 const VOLUME: &str = "volume";
@@ -212,4 +213,95 @@ fn what_was_agreed_outlives_a_stop_of_all_nodes() {
         cluster.world.run_for(Duration::from_millis(100));
     }
     panic!("the new life of the cluster is not written down: {:#?}", cluster.state(1));
+}
+
+fn address(node: u8) -> std::net::SocketAddr {
+    ([10, 7, 0, node], 7_000).into()
+}
+
+impl Cluster {
+    fn change(&self, asked: u8, change: RosterChange, force: bool) -> Result<String, String> {
+        self.ask(asked, async move |operator| operator.change_roster(change, force).await)
+    }
+
+    fn voters(&self, asked: u8) -> Vec<u8> {
+        let status = self.nodes[&asked].status().get();
+        status.control.map(|control| control.voters.iter().map(|node| node.0).collect()).unwrap_or_default()
+    }
+
+    fn members(&self, asked: u8) -> Vec<u8> {
+        self.nodes[&asked].status().get().members.iter().map(|node| node.0).collect()
+    }
+}
+
+#[test]
+fn a_node_joins_and_another_leaves_for_good_while_the_others_serve() {
+    let mut cluster = Cluster::new(3);
+    (1..=3).for_each(|node| cluster.start(node, 3));
+    cluster.until_open();
+    cluster.set(1, "a", "1");
+    let refused = cluster.change(2, RosterChange::Admit(NodeId(9), address(9)), false).unwrap_err();
+    assert!(refused.contains("node1 to node4"), "{refused}");
+    let refused = cluster.change(2, RosterChange::Admit(NodeId(4), address(3)), false).unwrap_err();
+    assert!(refused.contains("node3 is at 10.7.0.3:7000"), "{refused}");
+
+    // Whoever was not admitted is told so, and is in nobody's way.
+    cluster.start(4, 4);
+    cluster.until("it is refused", |cluster| matches!(cluster.nodes[&4].status().get().phase, Phase::Removed(_)));
+    drop(cluster.nodes.remove(&4));
+    cluster.world.crash(host(4));
+    cluster.change(2, RosterChange::Admit(NodeId(4), address(4)), false).expect("there is room");
+    assert_eq!(cluster.nodes[&1].status().get().roster.standing(NodeId(4)), Some(Standing::Joining));
+    cluster.start(4, 4);
+    cluster.until_open();
+    cluster.until("it has a vote", |cluster| cluster.nodes.keys().all(|node| cluster.voters(*node) == [1, 2, 3, 4]));
+    cluster.set(4, "a", "2");
+    cluster.all_have("a", "2");
+
+    // One of the founders leaves: not while it serves, but when it has died and was recovered.
+    let refused = cluster.change(4, RosterChange::Remove(NodeId(1)), false).unwrap_err();
+    assert!(refused.contains("node drain node1"), "{refused}");
+    cluster.world.crash(host(1));
+    drop(cluster.nodes.remove(&1));
+    cluster.until("the others go on", |cluster| cluster.nodes.keys().all(|node| cluster.members(*node) == [2, 3, 4]));
+    cluster.change(4, RosterChange::Remove(NodeId(1)), false).expect("it is gone");
+    cluster.until("it has no vote", |cluster| cluster.nodes.keys().all(|node| cluster.voters(*node) == [2, 3, 4]));
+    let again = cluster.change(3, RosterChange::Admit(NodeId(1), address(1)), false).unwrap_err();
+    assert!(again.contains("never used"), "{again}");
+    cluster.start(1, 3);
+    cluster.until("it is refused", |cluster| matches!(cluster.nodes[&1].status().get().phase, Phase::Removed(_)));
+    drop(cluster.nodes.remove(&1));
+    cluster.world.crash(host(1));
+
+    // One more is taken out while it serves.
+    cluster.change(4, RosterChange::Remove(NodeId(3)), true).expect("it is fenced first");
+    assert_eq!(cluster.members(4), [2, 4]);
+    drop(cluster.nodes.remove(&3));
+    cluster.world.crash(host(3));
+    cluster.until("it has no vote", |cluster| cluster.nodes.keys().all(|node| cluster.voters(*node) == [2, 4]));
+
+    // All start anew, with the configuration files that they have always had.
+    cluster.nodes.values_mut().for_each(HostedNode::ask_to_stop);
+    cluster.until("all have ended", |cluster| cluster.nodes.values().all(HostedNode::has_ended));
+    cluster.nodes.clear();
+    cluster.start(2, 3);
+    cluster.start(4, 4);
+    cluster.until_open();
+    cluster.all_have("a", "2");
+    assert_eq!(cluster.members(2), [2, 4]);
+
+    // Of two one dies. The other goes on, and is the cluster when the dead one is removed: it starts alone.
+    cluster.world.crash(host(2));
+    drop(cluster.nodes.remove(&2));
+    cluster.until("the last one goes on", |cluster| cluster.members(4) == [4]);
+    cluster.change(4, RosterChange::Remove(NodeId(2)), false).expect("it is gone");
+    let refused = cluster.change(4, RosterChange::Remove(NodeId(4)), false).unwrap_err();
+    assert!(refused.contains("last node"), "{refused}");
+    cluster.until("the group goes on alone", |cluster| cluster.voters(4) == [4]);
+    cluster.set(4, "a", "3");
+    cluster.world.crash(host(4));
+    cluster.nodes.clear();
+    cluster.start(4, 4);
+    cluster.until_open();
+    cluster.all_have("a", "3");
 }

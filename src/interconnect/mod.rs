@@ -156,7 +156,7 @@ impl std::error::Error for InterconnectError {
 /// A configured peer, connected or not.
 pub(crate) struct Peer {
     node: NodeId,
-    address: SocketAddr,
+    address: Cell<SocketAddr>,
     link: RefCell<Option<Rc<Link>>>,
     /// The latest life seen.
     incarnation: Cell<Incarnation>,
@@ -177,7 +177,7 @@ impl Peer {
     fn new(node: NodeId, address: SocketAddr) -> Rc<Peer> {
         Rc::new(Peer {
             node,
-            address,
+            address: Cell::new(address),
             link: RefCell::new(None),
             incarnation: Cell::default(),
             down_reason: RefCell::new(DownReason::NeverSeen),
@@ -208,7 +208,7 @@ impl Peer {
         let link = self.link.borrow();
         PeerStatus {
             node: self.node,
-            address: self.address,
+            address: self.address.get(),
             up: link.as_ref().is_some_and(|link| !link.has_failed()),
             incarnation: self.incarnation.get(),
             down_reason: self.down_reason.borrow().clone(),
@@ -302,11 +302,12 @@ impl Interconnect {
     }
 
     /// Makes a node a peer, also while messages flow: from now on it is connected to, or let in when it connects. One that is
-    /// a peer already keeps its address until this node's next life.
+    /// a peer already is looked for there from the next attempt to connect on.
     pub fn add_peer(&self, node: NodeId, address: SocketAddr) {
         assert_ne!(node, self.0.settings.node, "a node is no peer of itself");
         let place = &self.0.peers[usize::from(node.0)];
-        if place.get().is_some() {
+        if let Some(peer) = place.get() {
+            peer.address.set(address);
             return;
         }
         let peer = place.get_or_init(|| Peer::new(node, address));

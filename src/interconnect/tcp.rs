@@ -152,7 +152,7 @@ async fn connect(inner: Rc<Inner>, peer: Rc<Peer>) {
                     count_unmet(&inner, &unmet);
                 }
                 if let Some(held_back) = peer.log.pass(inner.reactor.now()) {
-                    tracing::warn!(peer = %peer.node, address = %peer.address, held_back, "no connection: {unmet}; trying on");
+                    tracing::warn!(peer = %peer.node, address = %peer.address.get(), held_back, "no connection: {unmet}; trying on");
                 }
             }
         }
@@ -164,7 +164,7 @@ async fn connect(inner: Rc<Inner>, peer: Rc<Peer>) {
 }
 
 async fn greeting_of_connected(inner: &Rc<Inner>, peer: &Peer) -> Result<(Stream, Hello), Unmet> {
-    let stream = inner.reactor.connect(peer.address).await.map_err(Unmet::Io)?;
+    let stream = inner.reactor.connect(peer.address.get()).await.map_err(Unmet::Io)?;
     let ours = our_hello(inner, peer.node);
     let (sent, _) = stream.send(IoBuf::from_vec(ours.seal(None).as_bytes().to_vec())).await;
     sent.map_err(Unmet::Io)?;

@@ -5,6 +5,8 @@
 //! groups of that turn. Bounds: one partly received snapshot for each peer and group; [`REQUESTS_MAX`] proposals on their way
 //! to leaders; the replicas' own.
 
+mod alone;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::{Rc, Weak};

@@ -55,6 +55,23 @@ impl Durable {
         Durable::default()
     }
 
+    /// Of a replica that goes on without the others: its state machine has this state at `applied`. What stands behind it in
+    /// the log will be applied, up to the first change of the members, which went by who is gone.
+    #[must_use]
+    pub(super) fn alone(former: Durable, configuration: Configuration, applied: LogIndex, data: Vec<u8>) -> Durable {
+        let Durable { hard_state, snapshot, entries } = former;
+        let term = match applied.0.checked_sub(snapshot.index.0) {
+            // It was about to join, and has never heard of anything.
+            _ if applied == LogIndex(0) => return Durable::founding(configuration, data),
+            Some(0) | None => snapshot.term,
+            Some(behind) => Term(entries[behind as usize - 1].term),
+        };
+        let kept = entries.into_iter().filter(|entry| entry.index > applied.0);
+        let entries = kept.take_while(|entry| entry.get_entry_type() == EntryType::EntryNormal).collect();
+        let snapshot = SnapshotState { index: applied, term, configuration, data };
+        Durable { hard_state: HardState { term: Term(hard_state.term.0 + 1), vote: None, commit: applied }, snapshot, entries }
+    }
+
     /// The last entry of the log.
     #[must_use]
     pub fn last_index(&self) -> LogIndex {

@@ -10,6 +10,7 @@ pub mod format;
 pub mod layout;
 pub mod open;
 pub mod page;
+pub mod roster;
 pub mod sector;
 pub mod slots;
 pub mod superblock;
@@ -18,6 +19,7 @@ pub use error::{VolumeError, says_fenced};
 pub use format::{FormatOptions, FormatProgress};
 pub use layout::{EXTENT_BLOCKS, EXTENTS_PER_SPACE_MAP, Geometry, RedoArea, SECTOR, block_offset};
 pub use open::{Expected, Volume};
+pub use roster::{Roster, RosterChange, RosterNode, Standing};
 pub use slots::{ControlBlock, EVICTED_MAX, NodeSlot, NodeState, Vote};
 pub use superblock::Superblock;
 

@@ -11,7 +11,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::error::VolumeError;
 use super::layout::block_offset;
 use super::open::Volume;
-use super::sector::{SectorKind, SectorPair};
+use super::roster::{Roster, RosterBody};
+use super::sector::{SECTOR_BODY, SectorKind, SectorPair};
 use crate::ids::{BlockNo, Epoch, Incarnation, NodeId, Scn};
 
 /// Whether a node's last life ended well.
@@ -44,7 +45,7 @@ pub struct NodeSlot {
 }
 
 /// The cluster's life as the volume knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct ControlBlock {
     /// The newest epoch that was begun.
     pub epoch: Epoch,
@@ -56,6 +57,8 @@ pub struct ControlBlock {
     pub scn: Scn,
     /// When it was begun, in milliseconds since 1970.
     pub formed_ms: u64,
+    /// The cluster's nodes from this epoch on; empty before the first.
+    pub roster: Roster,
     sequence: u64,
 }
 
@@ -98,12 +101,6 @@ impl NodeSlot {
     }
 }
 
-impl ControlBlock {
-    /// Before the first epoch.
-    pub const NEW: ControlBlock =
-        ControlBlock { epoch: Epoch(0), formed_by: NodeId(0), members: 0, scn: Scn::ZERO, formed_ms: 0, sequence: 0 };
-}
-
 impl Vote {
     /// Of a node that never voted.
     #[must_use]
@@ -140,6 +137,7 @@ struct ControlBody {
     members: U128,
     scn: U64,
     formed_ms: U64,
+    roster: RosterBody,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -165,7 +163,7 @@ struct EvictedBody {
 
 const _: () = {
     assert!(size_of::<NodeSlotBody>() == 40);
-    assert!(size_of::<ControlBody>() == 48);
+    assert!(size_of::<ControlBody>() == 48 + size_of::<RosterBody>() && size_of::<ControlBody>() <= SECTOR_BODY);
     assert!(size_of::<VoteBody>() == 120);
 };
 
@@ -221,7 +219,13 @@ impl Volume {
     /// [`VolumeError::Sector`] when both copies are damaged, or the device's error.
     pub async fn read_control(&self) -> Result<ControlBlock, VolumeError> {
         let (sequence, body) = self.read_fact::<ControlBody>(SectorKind::Control, self.geometry().control_block()).await?;
+        // To go on with half of it would be worse than not to start.
+        let roster = Roster::from_bytes(&body.roster).ok_or_else(|| VolumeError::BadSuperblock {
+            path: self.path().to_owned(),
+            what: "the list of the cluster's nodes in its control block is of a newer release".into(),
+        })?;
         Ok(ControlBlock {
+            roster,
             epoch: Epoch(body.epoch.get()),
             formed_by: NodeId(body.formed_by),
             members: body.members.get(),
@@ -244,6 +248,7 @@ impl Volume {
             members: U128::new(control.members),
             scn: U64::new(control.scn.0),
             formed_ms: U64::new(control.formed_ms),
+            roster: control.roster.to_bytes(),
         };
         self.write_fact(SectorKind::Control, self.geometry().control_block(), control.sequence, &body).await
     }
@@ -316,7 +321,7 @@ impl Volume {
 
     /// Gives every small fact of a volume that is being formatted its first content, in both copies.
     pub(super) async fn write_first_facts(&self) -> Result<(), VolumeError> {
-        let (mut control, geometry) = (ControlBlock::NEW, *self.geometry());
+        let (mut control, geometry) = (ControlBlock::default(), *self.geometry());
         for _copy in 0..2 {
             self.write_control(&mut control).await?;
         }

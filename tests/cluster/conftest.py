@@ -20,12 +20,12 @@ PG_BIN = Path("/usr/lib/postgresql/15/bin")
 
 
 def free_port():
-    """A port that is free on 127.0.0.1 to 127.0.0.3, and that the kernel gives to no outgoing connection."""
+    """A port that is free on 127.0.0.1 to 127.0.0.4, and that the kernel gives to no outgoing connection."""
     while True:
         port = random.randrange(20000, 32000)
         sockets = []
         try:
-            for host in (1, 2, 3):
+            for host in (1, 2, 3, 4):
                 s = socket.socket()
                 sockets.append(s)
                 s.bind((f"127.0.0.{host}", port))

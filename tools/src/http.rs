@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// What `GET /api/v1/health` answers.
 pub use rustydb_gateway::http::Health;
+/// What `GET /api/v1/cluster` answers.
+pub use rustydb_gateway::http::{Cluster, ClusterNode};
 
 /// Longest answer that is read.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
@@ -19,6 +21,24 @@ const ANSWER_BYTES_MAX: u64 = 1 << 20;
 pub fn health(address: SocketAddr, patience: Duration) -> Result<Health, String> {
     let (_, body) = request(address, patience, "GET", "/api/v1/health")?;
     serde_json::from_str(&body).map_err(|error| format!("{address} answers, but not as a RustyDB node does: {error}"))
+}
+
+/// Asks the node at `address` which nodes the cluster has.
+///
+/// # Errors
+/// As [`health`].
+pub fn cluster(address: SocketAddr, patience: Duration) -> Result<Cluster, String> {
+    let (_, body) = request(address, patience, "GET", "/api/v1/cluster")?;
+    serde_json::from_str(&body).map_err(|error| format!("{address} answers, but not as a RustyDB node does: {error}"))
+}
+
+/// The text of the configuration file of the node at `address`, which tells it on its own machine only.
+///
+/// # Errors
+/// Its words, or why there are none.
+pub fn config_of(address: SocketAddr, patience: Duration) -> Result<String, String> {
+    let (done, body) = request(address, patience, "GET", "/api/v1/node/config")?;
+    if done { Ok(body) } else { Err(body.trim_end().to_owned()) }
 }
 
 /// Asks the node at `address` to do something: its words.

@@ -1,4 +1,4 @@
-//! What operators ask of a node over HTTP: `POST /api/v1/node/…`.
+//! What operators ask of a node over HTTP: `POST /api/v1/node/…` and `/api/v1/cluster/…`, `GET /api/v1/node/config`.
 //!
 //! Only from this machine: whoever can open a connection from an address of the loopback network, or from the very address
 //! that the node listens on, could stop the process anyway. Everybody else gets 403.
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{ConnectInfo, Path, State};
 use axum::http::StatusCode;
-use axum::routing::post;
+use axum::routing::{get, post};
 
 /// An answer to an operator: words, or why not.
 pub type Answer = Pin<Box<dyn Future<Output = Result<String, String>> + Send>>;
@@ -25,6 +25,12 @@ pub trait Admin: Send + Sync {
     fn undrain(&self) -> Answer;
     /// Takes another node, by name, out of the cluster.
     fn fence(&self, node: &str) -> Answer;
+    /// Admits a node, by name, at this interconnect address.
+    fn admit(&self, node: &str, address: SocketAddr) -> Answer;
+    /// Removes a node, by name, for good; one that serves only by force.
+    fn remove(&self, node: &str, force: bool) -> Answer;
+    /// The text of the node's configuration file.
+    fn config(&self) -> Answer;
 }
 
 #[derive(Clone)]
@@ -39,6 +45,10 @@ pub(super) fn routes(admin: Arc<dyn Admin>, own: SocketAddr) -> Router {
         .route("/api/v1/node/drain/{timeout_s}", post(drain))
         .route("/api/v1/node/undrain", post(undrain))
         .route("/api/v1/node/fence/{node}", post(fence))
+        .route("/api/v1/node/config", get(config))
+        .route("/api/v1/cluster/join/{node}/{address}", post(join))
+        .route("/api/v1/cluster/remove/{node}", post(remove))
+        .route("/api/v1/cluster/remove/{node}/force", post(remove_by_force))
         .with_state(Door { admin, own })
 }
 
@@ -82,6 +92,46 @@ async fn fence(
     match door.refuses(from) {
         Some(refusal) => refusal,
         None => answered(door.admin.fence(&node).await),
+    }
+}
+
+async fn config(State(door): State<Door>, ConnectInfo(from): ConnectInfo<SocketAddr>) -> (StatusCode, String) {
+    match door.refuses(from) {
+        Some(refusal) => refusal,
+        None => answered(door.admin.config().await),
+    }
+}
+
+async fn join(
+    State(door): State<Door>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    Path((node, address)): Path<(String, SocketAddr)>,
+) -> (StatusCode, String) {
+    match door.refuses(from) {
+        Some(refusal) => refusal,
+        None => answered(door.admin.admit(&node, address).await),
+    }
+}
+
+async fn remove(
+    State(door): State<Door>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    Path(node): Path<String>,
+) -> (StatusCode, String) {
+    match door.refuses(from) {
+        Some(refusal) => refusal,
+        None => answered(door.admin.remove(&node, false).await),
+    }
+}
+
+async fn remove_by_force(
+    State(door): State<Door>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    Path(node): Path<String>,
+) -> (StatusCode, String) {
+    match door.refuses(from) {
+        Some(refusal) => refusal,
+        None => answered(door.admin.remove(&node, true).await),
     }
 }
 

@@ -26,7 +26,7 @@ pub struct Health {
     pub cluster: String,
     /// The membership's generation, 0 until the cluster has formed.
     pub epoch: u64,
-    /// The nodes of the configuration.
+    /// The cluster's nodes: those over which quorums are counted.
     pub configured: Vec<String>,
     /// The nodes that serve together in this epoch.
     pub members: Vec<String>,
@@ -43,6 +43,42 @@ pub struct Health {
     pub pid: u32,
     /// The program's version.
     pub version: String,
+}
+
+/// The cluster as one of its nodes sees it: `GET /api/v1/cluster`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Its name.
+    pub cluster: String,
+    /// Who says so.
+    pub node: String,
+    /// The membership's generation, 0 until the cluster has formed.
+    pub epoch: u64,
+    /// Who leads the control group, if anybody does.
+    pub leader: Option<String>,
+    /// Shards of each node: as many ports in a row are each node's.
+    pub shards: u64,
+    /// Every node, those that were removed too.
+    pub nodes: Vec<ClusterNode>,
+    /// What this node waits for, if anything.
+    pub detail: String,
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterNode {
+    /// Its name.
+    pub node: String,
+    /// Where its first shard listens for the other nodes.
+    pub address: SocketAddr,
+    /// `member`, `joining` (admitted, has never served) or `removed`.
+    pub state: String,
+    /// Whether it is in the newest view.
+    pub serves: bool,
+    /// Its part in the control group: `leader`, `voter`, or nothing.
+    pub role: String,
+    /// What it waits for, or what is to be done.
+    pub detail: String,
 }
 
 /// How far a node's part of the recovery of lost nodes is.
@@ -93,17 +129,30 @@ pub use admin::{Admin, Answer};
 /// Where the health comes from.
 pub type HealthSource = Arc<dyn Fn() -> Health + Send + Sync>;
 
+/// Where the cluster's picture comes from.
+pub type ClusterSource = Arc<dyn Fn() -> Cluster + Send + Sync>;
+
 /// Serves until the task is dropped.
 ///
 /// # Errors
 /// When the address is in use or not this machine's; the message names it.
-pub async fn serve(address: SocketAddr, health: HealthSource, admin: Arc<dyn Admin>) -> std::io::Result<()> {
+pub async fn serve(
+    address: SocketAddr,
+    health: HealthSource,
+    cluster: ClusterSource,
+    admin: Arc<dyn Admin>,
+) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::bind(address)
         .await
         .map_err(|error| std::io::Error::new(error.kind(), format!("can't listen for HTTP on {address}: {error}")))?;
     let routes = Router::new().route("/api/v1/health", get(answer)).with_state(health);
-    let routes = routes.merge(admin::routes(admin, address));
+    let cluster = Router::new().route("/api/v1/cluster", get(picture)).with_state(cluster);
+    let routes = routes.merge(cluster).merge(admin::routes(admin, address));
     axum::serve(listener, routes.into_make_service_with_connect_info::<SocketAddr>()).await
+}
+
+async fn picture(State(cluster): State<ClusterSource>) -> Json<Cluster> {
+    Json(cluster())
 }
 
 async fn answer(State(health): State<HealthSource>) -> (StatusCode, Json<Health>) {

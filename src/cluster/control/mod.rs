@@ -6,6 +6,7 @@
 //! a node takes part from its first view on. Bounds: the constants of [`state`], and one task.
 
 mod codec;
+mod follow;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -23,10 +24,12 @@ pub use self::state::{
 };
 use super::status::Status;
 use crate::config::RaftConfig;
-use crate::ids::NodeId;
+use crate::ids::{Epoch, NodeId};
 use crate::interconnect::{Body, Handler, Header, Interconnect};
 use crate::raft::{Configuration, Durable, Group, GroupId, HostParts, LogIndex, OpenError, RaftError, RaftHost, Term};
+use crate::reactor::sync::Notify;
 use crate::reactor::{Class, Reactor, TaskHandle};
+use crate::volume::Roster;
 use crate::wal::Log;
 
 /// How long one try to have something agreed on goes on while there is no leader.
@@ -88,18 +91,24 @@ pub(super) struct ControlParts {
     /// What the log held of Raft's groups.
     pub(super) recovered: BTreeMap<GroupId, Durable>,
     pub(super) config: RaftConfig,
-    /// Who founds the group, if it is not in the log: the nodes of the configuration file, the same on all of them.
-    pub(super) founders: BTreeMap<NodeId, SocketAddr>,
+    /// Who founds the group, if it is not in the log, the same on all of them; none on a node that came later, which joins
+    /// the group.
+    pub(super) founders: Option<BTreeMap<NodeId, SocketAddr>>,
     pub(super) status: Status,
 }
 
 /// See the module.
 pub(super) struct Control {
+    me: NodeId,
     reactor: Reactor,
     host: RaftHost,
-    group: Group,
+    group: RefCell<Group>,
+    status: Status,
     machine: Rc<ControlMachine>,
-    publishes: TaskHandle,
+    /// The cluster's nodes, which the group's members follow.
+    roster: RefCell<Option<(Epoch, Roster)>>,
+    roster_changed: Notify,
+    tasks: RefCell<Vec<TaskHandle>>,
 }
 
 impl Control {
@@ -107,17 +116,37 @@ impl Control {
     /// the group needs.
     pub(super) async fn open(parts: ControlParts) -> Result<Rc<Control>, OpenError> {
         let ControlParts { reactor, interconnect, log, recovered, config, founders, status } = parts;
+        let me = interconnect.node();
         let host = RaftHost::open(HostParts { reactor: reactor.clone(), interconnect, log, recovered, config }).await?;
-        let machine = Rc::new(ControlMachine::founding(&founders));
-        let group = match host.resume(GroupId::CONTROL, machine.clone())? {
-            Some(group) => group,
-            None => {
+        let machine = Rc::new(ControlMachine::founding(founders.as_ref().unwrap_or(&BTreeMap::new())));
+        let group = match (host.resume(GroupId::CONTROL, machine.clone())?, founders) {
+            (Some(group), _) => group,
+            (None, Some(founders)) => {
                 let voters = Configuration::of(founders.keys().copied(), []);
                 host.found(GroupId::CONTROL, voters, machine.clone()).await?
             }
+            (None, None) => host.join(GroupId::CONTROL, machine.clone()).await?,
         };
-        let publishes = reactor.spawn(Class::Low, "control group's state", publish(group.clone(), machine.clone(), status));
-        Ok(Rc::new(Control { reactor, host, group, machine, publishes }))
+        let publishes =
+            reactor.spawn(Class::Low, "control group's state", publish(group.clone(), machine.clone(), status.clone()));
+        let control = Rc::new(Control {
+            me,
+            reactor: reactor.clone(),
+            host,
+            group: RefCell::new(group),
+            status,
+            machine,
+            roster: RefCell::default(),
+            roster_changed: Notify::new(),
+            tasks: RefCell::new(vec![publishes]),
+        });
+        let follows = reactor.spawn(Class::Low, "control group's members", control.clone().follow_roster());
+        control.tasks.borrow_mut().push(follows);
+        Ok(control)
+    }
+
+    fn group(&self) -> Group {
+        self.group.borrow().clone()
     }
 
     /// What takes the group's messages.
@@ -135,7 +164,7 @@ impl Control {
     /// # Errors
     /// Why not, in words for an operator.
     pub(super) async fn propose(&self, command: &Command) -> Result<(), String> {
-        let proposed = self.group.propose_patiently(encode_command(command), PATIENCE).await;
+        let proposed = self.group().propose_patiently(encode_command(command), PATIENCE).await;
         let answer = proposed.map_err(|error| format!("the control group did not agree: {error}"))?.answer;
         codec::decode_answer(&answer).map_err(|refusal| refusal.to_string())
     }
@@ -143,7 +172,7 @@ impl Control {
     /// Has something agreed on that may as well happen twice: again and again, as long as it is `wanted`.
     pub(super) async fn propose_while(&self, command: &Command, wanted: impl Fn() -> bool) {
         while wanted() {
-            match self.group.propose_patiently(encode_command(command), PATIENCE).await {
+            match self.group().propose_patiently(encode_command(command), PATIENCE).await {
                 Ok(_) | Err(RaftError::Closed | RaftError::Failed(_)) => return,
                 Err(error) => tracing::debug!(%error, ?command, "the control group did not take it yet"),
             }
@@ -153,7 +182,7 @@ impl Control {
 
     /// Ends this node's part. Before the log ends.
     pub(super) fn close(&self) {
-        self.publishes.abort();
+        self.tasks.take().iter().for_each(TaskHandle::abort);
         self.host.close();
     }
 }

@@ -9,10 +9,11 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use super::{Input, Message, Output, View, Views};
+use super::{Input, Known, Message, Output, View, Views};
 use crate::ids::{BlockId, Epoch, Incarnation, NodeId, RequestId};
 use crate::interconnect::{Body, Handler, Header, Interconnect, Message as WireMessage};
 use crate::reactor::sync::Notify;
+use crate::volume::Roster;
 
 /// See the module.
 pub struct ViewsAgent {
@@ -28,11 +29,11 @@ pub struct ViewsAgent {
 type Granted = Rc<dyn Fn(NodeId, Epoch, u64)>;
 
 impl ViewsAgent {
-    /// For this life of this node among the configured ones.
+    /// For this life of this node, with the roster that it starts from.
     #[must_use]
-    pub fn new(me: NodeId, life: Incarnation, configured: impl IntoIterator<Item = NodeId>) -> Rc<ViewsAgent> {
+    pub fn new(me: NodeId, life: Incarnation, known: Known) -> Rc<ViewsAgent> {
         Rc::new(ViewsAgent {
-            views: RefCell::new(Views::new(me, life, configured)),
+            views: RefCell::new(Views::new(me, life, known)),
             interconnect: RefCell::new(None),
             todo: RefCell::default(),
             changed: Notify::new(),
@@ -83,6 +84,12 @@ impl ViewsAgent {
     #[must_use]
     pub fn view(&self) -> Option<View> {
         self.views.borrow().view().cloned()
+    }
+
+    /// The cluster's nodes, as far as this one knows.
+    #[must_use]
+    pub fn roster(&self) -> Roster {
+        self.views.borrow().roster().clone()
     }
 
     /// Whether it has gone in that view and is not suspended.
@@ -182,7 +189,8 @@ mod tests {
             ..Settings::new(1, me, Incarnation(4), ShardId(0), 1, address(number))
         };
         let interconnect = Interconnect::new(&reactor, &ScnClock::new(), settings);
-        let agent = ViewsAgent::new(me, Incarnation(4), (1..=count).map(NodeId));
+        let roster = Roster::founding((1..=count).map(|node| (NodeId(node), address(node))));
+        let agent = ViewsAgent::new(me, Incarnation(4), Known { epoch: Epoch(0), roster });
         interconnect.register(Service::Cluster, agent.clone());
         interconnect.start().await.expect("the address is this host's");
         agent.start(&interconnect);
@@ -190,13 +198,13 @@ mod tests {
         reactor.spawn(Class::Critical, "the node", async move {
             loop {
                 match doing.next().await {
-                    Output::Recover => doing.input(Input::Recovered { epoch: Epoch(7), scn: Scn(70) }),
+                    Output::Recover { .. } => doing.input(Input::Recovered { epoch: Epoch(7), scn: Scn(70) }),
                     Output::Fence(node, life) => doing.input(Input::Fenced(node, life)),
-                    Output::BeginEpoch { at_least } => doing.input(Input::EpochBegun { epoch: at_least, scn: Scn(80) }),
+                    Output::BeginEpoch { at_least, .. } => doing.input(Input::EpochBegun { epoch: at_least, scn: Scn(80) }),
                     Output::Freeze(view) => doing.input(Input::Frozen(view.epoch)),
                     Output::Go(view) => doing.input(Input::InstancesRecovered(view.epoch)),
                     Output::ReleaseRedo { epoch, .. } => doing.input(Input::RedoReleased(epoch)),
-                    Output::Suspend(_) | Output::End(_) | Output::Send(..) => {}
+                    Output::Roster(_) | Output::Suspend(_) | Output::End(_) | Output::Send(..) => {}
                 }
             }
         });

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::types::names;
 use super::{EVERY_LIFE, Fence, Message, Output, Pledge, Quorum, Rule, View, Views};
 use crate::ids::{Epoch, Incarnation, NodeId};
+use crate::volume::{Roster, RosterChange};
 
 type Member = (NodeId, Incarnation);
 
@@ -42,6 +43,11 @@ pub(super) struct Attempt {
     pub(super) members: Vec<Member>,
     /// Those whose pledge counts.
     pub(super) voters: BTreeSet<NodeId>,
+    /// The roster that it starts from, and the next view's, if that is another: it takes a quorum of both.
+    pub(super) former: Roster,
+    pub(super) roster: Roster,
+    /// Who comes in for the first time.
+    pub(super) new: Option<NodeId>,
     /// Who is left out and must be fenced, by number.
     pub(super) lost: Vec<Member>,
     pub(super) accepted: BTreeSet<NodeId>,
@@ -85,6 +91,9 @@ struct Target {
     base: Epoch,
     members: Vec<Member>,
     voters: BTreeSet<NodeId>,
+    former: Roster,
+    roster: Roster,
+    new: Option<NodeId>,
     lost: Vec<Member>,
 }
 
@@ -120,7 +129,7 @@ impl Views {
             }
         }
         self.ballot += 1;
-        let Target { base, members, voters, lost } = target;
+        let Target { base, members, voters, former, roster, new, lost } = target;
         for (node, _) in members.iter().filter(|(node, _)| *node != self.me) {
             out.push(Output::Send(*node, Message::Propose { ballot: self.ballot, base, members: members.clone() }));
         }
@@ -132,6 +141,9 @@ impl Views {
             base,
             members,
             voters,
+            former,
+            roster,
+            new,
             lost,
             accepted: BTreeSet::from([self.me]),
             broken: false,
@@ -144,7 +156,7 @@ impl Views {
         if self.pledge.is_some() && self.rules.hold(Rule::OnePledge) {
             return;
         }
-        let next = self.asked.iter().find(|(_, proposal)| self.acceptable(proposal)).map(|(node, _)| *node);
+        let next = self.asked.iter().find(|(node, proposal)| self.acceptable(**node, proposal)).map(|(node, _)| *node);
         if let Some(to) = next {
             let Proposal { ballot, members, .. } = self.asked.remove(&to).expect("found just now");
             self.forsake(&members);
@@ -153,16 +165,19 @@ impl Views {
         }
     }
 
-    fn acceptable(&self, proposal: &Proposal) -> bool {
+    fn acceptable(&self, from: NodeId, proposal: &Proposal) -> bool {
         let ours = self.view.as_ref().map_or(Epoch(0), |view| view.epoch);
         // Nobody starts cold beside a cluster that runs.
-        let runs = proposal.base == Epoch(0) && self.known_views().next().is_some();
-        proposal.members.contains(&(self.me, self.life)) && proposal.base >= ours && !runs
+        let cold = proposal.base == Epoch(0);
+        let runs = cold && self.known_views().next().is_some();
+        // Who must take part in it, and who is fenced, follows from the roster.
+        let agrees = !cold || self.knows_the_same(from);
+        proposal.members.contains(&(self.me, self.life)) && proposal.base >= ours && !runs && agrees
     }
 
     /// The views that connected nodes say they have entered, and this node's.
-    fn known_views(&self) -> impl Iterator<Item = &View> {
-        let told = self.peers.values().filter_map(|peer| peer.state.as_ref()?.view.as_ref());
+    pub(super) fn known_views(&self) -> impl Iterator<Item = &View> {
+        let told = self.peers.values().filter_map(|peer| peer.state.as_ref()?.view());
         told.chain(&self.view)
     }
 
@@ -230,27 +245,44 @@ impl Views {
         if self.peers.values().any(|peer| peer.state.is_none() && !peer.suspected) {
             return None;
         }
-        let mut members: BTreeSet<NodeId> =
-            self.peers.iter().filter(|(node, peer)| self.usable(**node, peer.life)).map(|(node, _)| *node).collect();
-        members.insert(self.me);
-        self.prune(&mut members);
-        let all = members.len() == self.configured.len();
-        let enough = all || (self.patience_over && self.quorum_of(members.len()) == Quorum::Majority);
-        if !enough || members.first() != Some(&self.me) || self.waits_for_another(&members) {
+        // Whoever has never been a member comes in when the others serve.
+        let voters: BTreeSet<NodeId> = self.known.roster.voters().collect();
+        if !voters.contains(&self.me) {
             return None;
         }
-        let missing = self.configured.iter().filter(|node| !members.contains(node));
+        let usable = self.peers.iter().filter(|(node, peer)| voters.contains(node) && self.usable(**node, peer.life));
+        let mut members: BTreeSet<NodeId> = usable.map(|(node, _)| *node).collect();
+        members.insert(self.me);
+        self.prune(&mut members);
+        let enough = members == voters || (self.patience_over && self.quorum_of(members.iter().copied()) == Quorum::Majority);
+        let agreed = members.iter().all(|node| *node == self.me || self.knows_the_same(*node));
+        if !enough || !agreed || members.first() != Some(&self.me) || self.waits_for_another(&members) {
+            return None;
+        }
+        let missing = voters.iter().filter(|node| !members.contains(node));
         let lost = missing.map(|node| (*node, EVERY_LIFE)).filter(|_| self.rules.hold(Rule::FenceTheMissing)).collect();
-        Some(Target { base: Epoch(0), members: members.iter().map(|node| self.life_of(*node)).collect(), voters: members, lost })
+        Some(Target {
+            base: Epoch(0),
+            members: members.iter().map(|node| self.life_of(*node)).collect(),
+            voters: members,
+            former: self.known.roster.clone(),
+            roster: self.known.roster.clone(),
+            new: None,
+            lost,
+        })
     }
 
     fn running_target(&self, base: &View) -> Option<Target> {
         if !base.has(self.me, self.life) {
             return None;
         }
+        let unwanted = self.unwanted(base);
+        if unwanted.contains(&self.me) {
+            return None;
+        }
         let mut members = BTreeSet::from([self.me]);
         for &(node, life) in base.members.iter().filter(|(node, _)| *node != self.me) {
-            if self.usable(node, life) {
+            if !unwanted.contains(&node) && self.usable(node, life) {
                 // It is about to say how it is.
                 self.peers[&node].state.as_ref()?;
                 members.insert(node);
@@ -260,20 +292,35 @@ impl Views {
         if members.first() != Some(&self.me) || self.waits_for_another(&members) {
             return None;
         }
-        if !self.quorum_of(members.len()).exists() && self.rules.hold(Rule::Quorum) {
+        let former = self.former_roster(base);
+        let quorum_of_both = [&former, &base.roster].iter().all(|roster| Quorum::among(roster, members.iter().copied()).exists());
+        if !quorum_of_both && self.rules.hold(Rule::Quorum) {
             return None;
         }
         let lost: Vec<Member> = base.members.iter().copied().filter(|(node, _)| !members.contains(node)).collect();
-        let voters = members.clone();
+        let mut voters = members.clone();
+        let (mut roster, mut new) = (base.roster.clone(), None);
         if lost.is_empty() && !self.unsettled(base, &members) {
-            // Losses go first; whoever wants to come in is let in when nothing else is to be done.
-            let joiners = self.joiners(base, &members);
-            if joiners.is_empty() {
-                return None;
+            // Losses go first, then what operators want; whoever wants to come in is let in when nothing else is to be done.
+            let wished = self.wishes(&members).find_map(|wish| self.granted(base, wish));
+            if let Some(next) = wished {
+                roster = next;
+            } else {
+                let joiners = self.joiners(base, &members);
+                if joiners.is_empty() {
+                    return None;
+                }
+                new = joiners.iter().copied().find(|node| !roster.votes(*node));
+                if let Some(new) = new {
+                    // Its first vote is for its own coming.
+                    roster = roster.with_member(new);
+                    voters.insert(new);
+                }
+                members.extend(joiners);
             }
-            members.extend(joiners);
         }
-        Some(Target { base: base.epoch, members: members.iter().map(|node| self.life_of(*node)).collect(), voters, lost })
+        let members = members.iter().map(|node| self.life_of(*node)).collect();
+        Some(Target { base: base.epoch, members, voters, former, roster, new, lost })
     }
 
     /// Whether a member has lost messages in this view, or was left behind by a change that nobody leads any more.
@@ -281,7 +328,7 @@ impl Views {
         let ours = self.view.as_ref().is_none_or(|view| view.epoch != base.epoch) || !self.went || self.disturbed;
         let theirs = members.iter().filter_map(|node| self.peers.get(node)?.state.as_ref());
         ours || theirs.into_iter().any(|state| {
-            let here = state.view.as_ref().is_some_and(|view| view.epoch == base.epoch);
+            let here = state.view().is_some_and(|view| view.epoch == base.epoch);
             (here && state.disturbed) || (state.pledge == Pledge::Free && !(here && state.went))
         })
     }
@@ -296,12 +343,30 @@ impl Views {
         })
     }
 
-    /// Starting nodes that everybody sees and whose former life has been dealt with.
+    /// What operators have asked this node and these for, this node's first.
+    fn wishes(&self, members: &BTreeSet<NodeId>) -> impl Iterator<Item = RosterChange> {
+        let others = members.iter().filter_map(|node| self.peers.get(node)?.state.as_ref()?.wish);
+        self.wish.into_iter().chain(others)
+    }
+
+    /// Starting nodes that everybody sees and whose former life has been dealt with; one of them at most for the first
+    /// time.
     fn joiners(&self, base: &View, members: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         let mut joiners = BTreeSet::new();
+        let mut leaving = self.wishes(members).filter_map(|wish| match wish {
+            RosterChange::Remove(node) => Some(node),
+            RosterChange::Admit(..) => None,
+        });
+        let leaving: BTreeSet<NodeId> = leaving.by_ref().collect();
         for (&node, peer) in &self.peers {
+            let admitted = base.roster.has(node) || !self.rules.hold(Rule::RemovedStayOut);
+            let first_time = !base.roster.votes(node);
+            let one = !first_time || joiners.iter().all(|other| base.roster.votes(*other));
+            if !admitted || !one || leaving.contains(&node) {
+                continue;
+            }
             let released = !base.unrecovered.contains(&node) || !self.rules.hold(Rule::JoinAfterRelease);
-            let starting = peer.state.as_ref().is_some_and(|state| state.view.is_none() && state.pledge == Pledge::Free);
+            let starting = peer.state.as_ref().is_some_and(|state| state.view().is_none() && state.pledge == Pledge::Free);
             let everybody = members.iter().chain(&joiners);
             let mut linked = everybody.map(|other| self.sees(node, *other) && self.sees(*other, node));
             if starting && released && !base.has_node(node) && self.usable(node, peer.life) && linked.all(|linked| linked) {
@@ -316,12 +381,15 @@ impl Views {
         if !self.rules.hold(Rule::Quorum) {
             return true;
         }
-        // Half is enough only where more can't be had.
-        let enough = match self.quorum_of(attempt.voters.len()) {
-            Quorum::Half => Quorum::Half,
-            _ => Quorum::Majority,
+        let settled = |roster: &Roster| {
+            // Half is enough only where more can't be had.
+            let enough = match Quorum::among(roster, attempt.voters.iter().copied()) {
+                Quorum::Half => Quorum::Half,
+                _ => Quorum::Majority,
+            };
+            Quorum::among(roster, attempt.voters.intersection(&attempt.accepted).copied()) == enough
         };
-        self.quorum_of(attempt.voters.intersection(&attempt.accepted).count()) == enough
+        settled(&attempt.former) && settled(&attempt.roster)
     }
 
     /// Whether the attempt can still come to its end as it was proposed.
@@ -335,7 +403,9 @@ impl Views {
             (a == self.me || self.peers.get(&a).is_some_and(|peer| peer.life == life))
                 && attempt.members.iter().all(|(b, _)| a == *b || self.sees(a, *b))
         });
-        !attempt.broken && connected && newest == expected
+        // A cold start goes by what is known of the roster.
+        let current = attempt.base > Epoch(0) || attempt.step != Step::Gathering || attempt.former == self.known.roster;
+        !attempt.broken && connected && newest == expected && current
     }
 
     /// Whether this attempt has to give way to another coordinator's.
@@ -346,7 +416,7 @@ impl Views {
         let asks = self.asked.iter().any(|(leader, proposal)| {
             let settled = |state: &super::State| state.pledge == (Pledge::Leads { settled: true });
             let settled = self.peers.get(leader).is_some_and(|peer| peer.state.as_ref().is_some_and(settled));
-            self.acceptable(proposal) && (*leader < self.me || settled)
+            self.acceptable(*leader, proposal) && (*leader < self.me || settled)
         });
         let followed = attempt.members.iter().any(|(node, _)| {
             let state = self.peers.get(node).and_then(|peer| peer.state.as_ref());

@@ -30,9 +30,10 @@ impl Views {
                 }
                 attempt.step = Step::Beginning;
                 self.volume = Some(VolumeWork::Begin { ballot: attempt.ballot });
+                let roster = attempt.roster.clone();
                 out.push(match attempt.base {
-                    Epoch(0) => Output::Recover,
-                    base => Output::BeginEpoch { at_least: Epoch(base.0 + 1) },
+                    Epoch(0) => Output::Recover { known: self.known.epoch, roster },
+                    base => Output::BeginEpoch { at_least: Epoch(base.0 + 1), roster },
                 });
             }
             Step::Beginning => {}
@@ -52,7 +53,7 @@ impl Views {
     /// so that the coordinators of two halves meet: one of them shoots first, and the other shoots nobody any more.
     fn ask_for_fences(&mut self, out: &mut Vec<Output>) -> usize {
         let Some(attempt) = &self.attempt else { return 0 };
-        let one_by_one = self.quorum_of(attempt.voters.len()) == Quorum::Half;
+        let one_by_one = Quorum::among(&attempt.former, attempt.voters.iter().copied()) == Quorum::Half;
         let mut pending = 0;
         for &lost in &attempt.lost {
             if self.fences.get(&lost) == Some(&Fence::Done) {
@@ -112,7 +113,14 @@ impl Views {
                 unrecovered.extend(base.unrecovered);
             }
         }
-        let view = View { epoch, members: attempt.members.clone(), unrecovered: unrecovered.into_iter().collect(), scn };
+        let view = View {
+            epoch,
+            members: attempt.members.clone(),
+            unrecovered: unrecovered.into_iter().collect(),
+            scn,
+            roster: attempt.roster.clone(),
+            new: attempt.new,
+        };
         attempt.step = Step::Freezing(BTreeSet::new());
         for (node, _) in view.members.iter().filter(|(node, _)| *node != self.me) {
             out.push(Output::Send(*node, Message::Freeze { ballot, view: view.clone() }));
@@ -121,7 +129,7 @@ impl Views {
     }
 
     /// Whether nothing that an attempt relies on has changed.
-    fn still(&self, attempt: &Attempt) -> bool {
+    pub(super) fn still(&self, attempt: &Attempt) -> bool {
         !attempt.broken && attempt.step == Step::Beginning
     }
 
@@ -131,6 +139,7 @@ impl Views {
             assert!(view.epoch > ours, "from {ours} back to {}", view.epoch);
             assert!(view.has(self.me, self.life), "this life of {} is not a member of {}", self.me, view.epoch);
             assert!(!view.unrecovered.iter().any(|node| view.has_node(*node)), "an unrecovered member of {}", view.epoch);
+            assert!(view.members.iter().all(|(node, _)| view.roster.votes(*node)), "{view:?} has a member that is no node's");
         }
         self.frozen = false;
         self.went = false;
@@ -141,6 +150,7 @@ impl Views {
         self.fences.retain(|(node, life), fence| *fence != Fence::Done || !view.has(*node, *life));
         self.disturbed = self.reached(&view).len() < view.members.len();
         self.view = Some(view.clone());
+        self.takes_roster_of(&view);
         out.push(Output::Freeze(view));
     }
 

@@ -6,8 +6,8 @@
 //! means than ending its process waits for the whole time, from when it first asked for the fence.
 //!
 //! Why that is enough: a member that follows a change (or leads one) *forsakes* those whom the change leaves out, and grants
-//! them nothing more in this view, also when the change is given up. Fencing begins when half of the configured nodes or
-//! more have followed; a lease needs more than half, or all of a view's members where that is less. So of those whose
+//! them nothing more in this view, also when the change is given up. Fencing begins when half of the roster's voters or
+//! more have followed (of the roster before, while the view that brought a new one has not gone); a lease needs more than half, or all of a view's members where that is less. So of those whose
 //! grants hold a lease one is among those who followed, or was when its life ended: it granted before the fence was
 //! asked for, and what was asked before that has run out after the wait. A later life of it grants nothing: it is not in
 //! the view. It relies on clocks that run equally fast within an eighth, not on what they show.
@@ -46,17 +46,18 @@ impl Views {
     #[must_use]
     pub fn leased_since(&self, granted: &BTreeMap<NodeId, u64>) -> Option<Option<u64>> {
         let view = self.view.as_ref()?;
-        let mut votes = 1;
-        let enough = |votes: usize| self.quorum_of(votes) == Quorum::Majority || votes == view.members.len();
-        if enough(votes) {
+        let mut votes = vec![self.me];
+        let enough =
+            |votes: &[NodeId]| self.quorum_of(votes.iter().copied()) == Quorum::Majority || votes.len() == view.members.len();
+        if enough(&votes) {
             return Some(None);
         }
-        let mut moments: Vec<u64> =
-            granted.iter().filter(|(node, _)| **node != self.me && view.has_node(**node)).map(|(_, moment)| *moment).collect();
+        let members = granted.iter().filter(|(node, _)| **node != self.me && view.has_node(**node));
+        let mut moments: Vec<(u64, NodeId)> = members.map(|(node, moment)| (*moment, *node)).collect();
         moments.sort_unstable_by(|a, b| b.cmp(a));
-        for moment in moments {
-            votes += 1;
-            if enough(votes) {
+        for (moment, node) in moments {
+            votes.push(node);
+            if enough(&votes) {
                 return Some(Some(moment));
             }
         }

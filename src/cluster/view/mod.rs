@@ -9,12 +9,16 @@
 //! It promises that of two views, whoever serves in the older is fenced, has ended, or has left it before anybody serves
 //! in the newer; that no two views share an epoch; and that a node stays unrecovered in every view until its redo is
 //! released. It relies on one thing: a life reported as fenced, from then on, writes nothing, fences nobody and answers
-//! nobody. Owned by the node's first shard; bounded by the number of configured nodes.
+//! nobody. Owned by the node's first shard; bounded by the number of the cluster's nodes.
+//!
+//! Which nodes the cluster has is a fact of each view, its [`Roster`], written to the volume with the view's epoch. It
+//! changes by one node per view ([`roster`]).
 
 mod agent;
 mod decide;
 mod enter;
 mod lease;
+mod roster;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -27,8 +31,9 @@ pub use self::agent::ViewsAgent;
 use self::decide::{Attempt, Proposal};
 use self::rules::{Rule, Rules};
 use self::types::names;
-pub use self::types::{EVERY_LIFE, EndReason, Input, Message, Output, Pledge, State, SuspendReason, View};
+pub use self::types::{EVERY_LIFE, EndReason, Input, Known, Message, Output, Pledge, State, SuspendReason, View};
 use crate::ids::{Epoch, Incarnation, NodeId};
+use crate::volume::{Roster, RosterChange};
 
 /// A connected node.
 #[derive(Debug)]
@@ -60,7 +65,14 @@ enum Fence {
 pub struct Views {
     me: NodeId,
     life: Incarnation,
-    configured: BTreeSet<NodeId>,
+    /// The newest view's roster; without a view the newest that it has heard of.
+    known: Known,
+    /// The roster of which [`Output::Roster`] has told, and whether in a view.
+    announced: Option<(Roster, bool)>,
+    /// What an operator has asked this node for.
+    wish: Option<RosterChange>,
+    /// The member that an operator wants out.
+    out: Option<NodeId>,
     peers: BTreeMap<NodeId, Peer>,
     /// The newest view that this node has been told to enter.
     view: Option<View>,
@@ -92,15 +104,16 @@ pub struct Views {
 }
 
 impl Views {
-    /// `configured` are all nodes of the cluster, `me` among them; `life` is this one's.
+    /// `known` is the roster as the volume, or before the first epoch the configuration, has it; `life` is this node's.
     #[must_use]
-    pub fn new(me: NodeId, life: Incarnation, configured: impl IntoIterator<Item = NodeId>) -> Views {
-        let configured: BTreeSet<NodeId> = configured.into_iter().collect();
-        assert!(configured.contains(&me), "{me} is not one of the configured nodes");
+    pub fn new(me: NodeId, life: Incarnation, known: Known) -> Views {
         Views {
             me,
             life,
-            configured,
+            announced: None,
+            known,
+            wish: None,
+            out: None,
             peers: BTreeMap::new(),
             view: None,
             frozen: false,
@@ -147,7 +160,7 @@ impl Views {
         }
         match input {
             Input::PeerUp(node, life) => {
-                assert!(self.configured.contains(&node) && node != self.me, "{node} is connected but not configured");
+                assert!(node != self.me, "{node} is connected to itself");
                 if self.peers.contains_key(&node) {
                     self.lost(node);
                 }
@@ -158,10 +171,12 @@ impl Views {
             }
             Input::PeerDown(node) => self.lost(node),
             Input::Suspected(node) => {
-                if let Some(peer) = self.peers.get_mut(&node) {
+                let member = |life| self.view.as_ref().is_none_or(|view| view.has(node, life));
+                // It may be connected in its next life already, which is not to blame.
+                if let Some(peer) = self.peers.get_mut(&node).filter(|peer| member(peer.life)) {
                     peer.suspected = true;
+                    self.let_go_of(node);
                 }
-                self.let_go_of(node);
             }
             Input::Trusted(node) => {
                 if let Some(peer) = self.peers.get_mut(&node) {
@@ -175,6 +190,12 @@ impl Views {
                 self.tell_if_fenced(node, life, out);
             }
             Input::FenceFailed(node, life) => self.fence_failed(node, life, out),
+            Input::RosterRead(known) => self.learn(&known),
+            Input::RosterOutdated(known) => self.roster_outdated(&known),
+            Input::Wish(wish) => self.wish = wish,
+            Input::TakeOut(out) => {
+                self.out = out.filter(|node| *node != self.me && self.view.as_ref().is_some_and(|view| view.has_node(*node)));
+            }
             Input::Recovered { epoch, scn } | Input::EpochBegun { epoch, scn } => self.begun(epoch, scn, out),
             Input::Frozen(epoch) => self.own_shards_frozen(epoch, out),
             Input::InstancesRecovered(epoch) => self.own_part_recovered(epoch, out),
@@ -186,7 +207,10 @@ impl Views {
     fn received(&mut self, from: NodeId, message: Message, out: &mut Vec<Output>) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         match message {
-            Message::State(state) => peer.state = Some(state),
+            Message::State(state) => {
+                peer.state = Some(state);
+                self.learn_from(from);
+            }
             Message::Propose { ballot, base, members } => {
                 // The coordinator has given its former proposal up for this one.
                 if self.pledge.is_some_and(|(to, _)| to == from) {
@@ -269,6 +293,7 @@ impl Views {
         if self.over || self.ends(out) {
             return;
         }
+        self.announce(out);
         self.tell(out);
         self.decide(out);
         self.advance(out);
@@ -282,9 +307,13 @@ impl Views {
 
     /// Whether this life is over by now.
     fn ends(&mut self, out: &mut Vec<Output>) -> bool {
+        if let Some(reason) = self.is_stranger() {
+            self.end(reason, out);
+            return true;
+        }
         let Some(view) = &self.view else { return false };
         let newer = self.peers.iter().find_map(|(node, peer)| {
-            let theirs = peer.state.as_ref()?.view.as_ref()?;
+            let theirs = peer.state.as_ref()?.view()?;
             (theirs.epoch > view.epoch && !theirs.has(self.me, self.life)).then_some((*node, theirs.epoch))
         });
         if let Some((by, epoch)) = newer
@@ -294,11 +323,18 @@ impl Views {
             return true;
         }
         let ended = |(node, life): &(NodeId, Incarnation)| self.peers.get(node).is_some_and(|peer| peer.life > *life);
-        let left = view.members.iter().filter(|member| !ended(member)).count();
-        let connected = 1 + self.peers.values().filter(|peer| !peer.suspected).count();
-        let quorum = self.quorum_of(self.reached(view).len());
-        let fresh_start = self.suspended && self.patience_over && !quorum.exists() && 2 * connected > self.configured.len();
-        if (2 * left < self.configured.len() && self.rules.hold(Rule::Quorum)) || fresh_start {
+        let left: Vec<NodeId> = view.members.iter().filter(|member| !ended(member)).map(|(node, _)| *node).collect();
+        let reached: Vec<NodeId> = self.reached(view).into_iter().collect();
+        let trusted = self.peers.iter().filter(|(_, peer)| !peer.suspected).map(|(node, _)| *node);
+        let connected = self.quorum_of(trusted.chain([self.me]));
+        // As a change that starts from here would need it.
+        let former = self.former_roster(view);
+        let quorum_exists = |nodes: &[NodeId]| {
+            let rosters = [&former, &self.known.roster];
+            rosters.into_iter().all(|roster| Quorum::among(roster, nodes.iter().copied()).exists())
+        };
+        let fresh_start = self.suspended && self.patience_over && !quorum_exists(&reached) && connected == Quorum::Majority;
+        if (!quorum_exists(&left) && self.rules.hold(Rule::Quorum)) || fresh_start {
             let epoch = view.epoch;
             self.end(EndReason::ViewLost { epoch }, out);
             return true;
@@ -318,14 +354,14 @@ impl Views {
             return;
         }
         let reached = self.reached(view);
-        let reason = match self.quorum_of(reached.len()) {
+        let reason = match self.quorum_of(reached.iter().copied()) {
             Quorum::Majority => return,
             Quorum::Half if reached.len() == view.members.len() => return,
             Quorum::Half => {
                 let lost = view.members.iter().map(|(node, _)| *node).filter(|node| !reached.contains(node));
                 SuspendReason::WaitsForFence(lost.collect())
             }
-            Quorum::None => SuspendReason::NoQuorum { reached: reached.len(), configured: self.configured.len() },
+            Quorum::None => SuspendReason::NoQuorum { reached: reached.len(), configured: self.known.roster.voters().count() },
         };
         self.suspended = true;
         out.push(Output::Suspend(reason));
@@ -340,12 +376,8 @@ impl Views {
         view.members.iter().filter(reached).map(|(node, _)| *node).collect()
     }
 
-    fn quorum_of(&self, votes: usize) -> Quorum {
-        match (2 * votes).cmp(&self.configured.len()) {
-            std::cmp::Ordering::Greater => Quorum::Majority,
-            std::cmp::Ordering::Equal => Quorum::Half,
-            std::cmp::Ordering::Less => Quorum::None,
-        }
+    fn quorum_of(&self, nodes: impl IntoIterator<Item = NodeId>) -> Quorum {
+        Quorum::among(&self.known.roster, nodes)
     }
 
     fn state(&self) -> State {
@@ -355,11 +387,13 @@ impl Views {
             (None, None) => Pledge::Free,
         };
         State {
-            view: self.view.clone(),
+            view: self.view.clone().ok_or_else(|| self.known.clone()),
             went: self.went,
             suspended: self.suspended,
             disturbed: self.disturbed,
             pledge,
+            wish: self.wish,
+            out: self.out,
             links: self.peers.iter().filter(|(_, peer)| !peer.suspected).map(|(node, _)| *node).collect(),
         }
     }
@@ -382,12 +416,15 @@ impl Views {
             return format!("follows {to} into the next view");
         }
         match &self.view {
-            None if self.peers.values().any(|peer| peer.state.as_ref().is_some_and(|state| state.view.is_some())) => {
-                "the cluster runs: waits to be let in".into()
+            None if self.known_views().next().is_some() => "the cluster runs: waits to be let in".into(),
+            None if !self.known.roster.votes(self.me) => "admitted: waits for a node that serves, to be let in".into(),
+            None if self.disagrees().is_some() => {
+                let other = self.disagrees().expect("looked at above");
+                format!("{other} was told of other nodes than this one: make [cluster.nodes] the same in all configuration files")
             }
             None => {
-                let missing = self.configured.iter().filter(|node| **node != self.me && !self.peers.contains_key(node));
-                let missing: Vec<NodeId> = missing.copied().collect();
+                let voters = self.known.roster.voters();
+                let missing: Vec<NodeId> = voters.filter(|node| *node != self.me && !self.peers.contains_key(node)).collect();
                 match missing.is_empty() {
                     true => "waits for all nodes to see each other".into(),
                     false => format!("waits for a connection to {}", names(&missing)),
@@ -397,7 +434,8 @@ impl Views {
                 let reached = self.reached(view);
                 let lost: Vec<NodeId> =
                     view.members.iter().map(|(node, _)| *node).filter(|node| !reached.contains(node)).collect();
-                format!("suspended: reaches {} of {} nodes, not {}", reached.len(), self.configured.len(), names(&lost))
+                let all = self.known.roster.voters().count();
+                format!("suspended: reaches {} of {all} nodes, not {}", reached.len(), names(&lost))
             }
             Some(view) if !view.unrecovered.is_empty() && self.went => {
                 format!("recovers the redo of {}", names(&view.unrecovered))
@@ -417,6 +455,16 @@ enum Quorum {
 }
 
 impl Quorum {
+    /// What the votes of these nodes are worth in a roster.
+    fn among(roster: &Roster, nodes: impl IntoIterator<Item = NodeId>) -> Quorum {
+        let votes = nodes.into_iter().filter(|node| roster.votes(*node)).count();
+        match (2 * votes).cmp(&roster.voters().count()) {
+            std::cmp::Ordering::Greater => Quorum::Majority,
+            std::cmp::Ordering::Equal => Quorum::Half,
+            std::cmp::Ordering::Less => Quorum::None,
+        }
+    }
+
     fn exists(self) -> bool {
         self != Quorum::None
     }

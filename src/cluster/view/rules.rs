@@ -29,6 +29,10 @@ pub(super) enum Rule {
     Forsake,
     /// A node that can't reach a quorum stops serving.
     SuspendWithoutQuorum,
+    /// A node leaves for good only after the redo of its last life was released.
+    RemoveAfterRelease,
+    /// Who has left for good is let in no more.
+    RemovedStayOut,
 }
 
 /// Which of them is switched off.

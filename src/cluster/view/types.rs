@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::ids::{Epoch, Incarnation, NodeId, Scn};
+use crate::volume::{Roster, RosterChange};
 
 /// To be fenced: whatever life of the node there is. Used at a cold start for nodes that nobody has heard of.
 pub const EVERY_LIFE: Incarnation = Incarnation(u64::MAX);
@@ -19,6 +20,11 @@ pub struct View {
     pub unrecovered: Vec<NodeId>,
     /// No SCN at or below this may be drawn in the epoch.
     pub scn: Scn,
+    /// The cluster's nodes, over which quorums are counted. Every member is one of them.
+    pub roster: Roster,
+    /// The member that is one for the first time. It has no vote in what follows until the view has gone: the others may
+    /// still be in the view before, which does not know it.
+    pub new: Option<NodeId>,
 }
 
 impl View {
@@ -41,6 +47,15 @@ impl View {
     }
 }
 
+/// What a node takes for the cluster's roster before it has a view.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The epoch that it was written with; 0 for one of a configuration file.
+    pub epoch: Epoch,
+    /// The cluster's nodes.
+    pub roster: Roster,
+}
+
 /// Whom a node follows in the change of view that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pledge {
@@ -58,8 +73,8 @@ pub enum Pledge {
 /// What a node says of itself to everybody that it is connected to: on connecting, and whenever it changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    /// The newest view that it has left the former epoch for; none while it is starting.
-    pub view: Option<View>,
+    /// The newest view that it has left the former epoch for; while it is starting, what it takes for the roster.
+    pub view: Result<View, Known>,
     /// Whether it has been told to serve in it.
     pub went: bool,
     /// It can't reach a quorum, and answers no client.
@@ -70,6 +85,18 @@ pub struct State {
     pub pledge: Pledge,
     /// Whom it is connected to and does not suspect.
     pub links: BTreeSet<NodeId>,
+    /// What an operator has asked it for: whoever leads makes it so.
+    pub wish: Option<RosterChange>,
+    /// The member that an operator wants out of the next view: whoever leads leaves it out, which fences it.
+    pub out: Option<NodeId>,
+}
+
+impl State {
+    /// Its newest view.
+    #[must_use]
+    pub fn view(&self) -> Option<&View> {
+        self.view.as_ref().ok()
+    }
 }
 
 /// What nodes tell each other. Lost only with the connection, in order otherwise.
@@ -144,6 +171,14 @@ pub enum Input {
     Trusted(NodeId),
     /// This node has not served for the cold start patience: nobody that is missing is waited for any longer.
     FormWithoutMissing,
+    /// The roster on the volume, read anew while the node is starting.
+    RosterRead(Known),
+    /// [`Output::Recover`] has done nothing: the volume has this newer roster.
+    RosterOutdated(Known),
+    /// An operator wants this change, or (none) does not any more.
+    Wish(Option<RosterChange>),
+    /// An operator wants this member fenced and out of the next view, or (none) does not any more.
+    TakeOut(Option<NodeId>),
     /// [`Output::Recover`] is done and the epoch written.
     Recovered {
         /// The new epoch, durable.
@@ -213,6 +248,10 @@ pub enum EndReason {
         /// The view's epoch.
         epoch: Epoch,
     },
+    /// The node has left the cluster for good. Its supervisor must not start it again.
+    Removed,
+    /// The cluster has nodes, and this is none of them. Its supervisor must not start it again.
+    NotAdmitted,
 }
 
 impl fmt::Display for EndReason {
@@ -222,6 +261,20 @@ impl fmt::Display for EndReason {
                 write!(
                     f,
                     "{by} says that the cluster went on without this life of the node ({epoch}); it joins again in its next"
+                )
+            }
+            EndReason::Removed => {
+                write!(
+                    f,
+                    "this node was removed from the cluster and can't come back: delete its configuration; a new node takes a \
+                     number that was never used"
+                )
+            }
+            EndReason::NotAdmitted => {
+                write!(
+                    f,
+                    "this node is none of the cluster's: have it admitted first, on a machine of a running node: `rusty-db-cli \
+                     cluster join --node-id NODE --address ADDRESS:PORT`, then start it again"
                 )
             }
             EndReason::ViewLost { epoch } => {
@@ -236,16 +289,24 @@ impl fmt::Display for EndReason {
 pub enum Output {
     /// Tell a connected node; dropped where the connection is gone, of which an input tells.
     Send(NodeId, Message),
-    /// Replay all redo on the volume, begin an epoch there; nobody serves. Answer with [`Input::Recovered`].
-    Recover,
+    /// If the roster on the volume is still of this epoch: replay all redo on the volume, begin an epoch there with this
+    /// roster; nobody serves. Answer with [`Input::Recovered`], or [`Input::RosterOutdated`] when it is not.
+    Recover {
+        /// The epoch of the roster that decided who must take part or be fenced.
+        known: Epoch,
+        /// The roster of the new epoch.
+        roster: Roster,
+    },
     /// Make sure that this life never writes or answers again; for [`EVERY_LIFE`] whichever there is now. Answer with
     /// [`Input::Fenced`] or [`Input::FenceFailed`].
     Fence(NodeId, Incarnation),
-    /// Begin an epoch on the volume: the durable one plus one, or this one if it is higher. Answer with
+    /// Begin an epoch on the volume, with this roster: the durable one plus one, or this one if it is higher. Answer with
     /// [`Input::EpochBegun`].
     BeginEpoch {
         /// No lower than this.
         at_least: Epoch,
+        /// The roster of the new epoch.
+        roster: Roster,
     },
     /// Stop serving in the former epoch, in all shards, and answer other nodes in this one. Answer with
     /// [`Input::Frozen`]. A later one replaces it.
@@ -259,6 +320,9 @@ pub enum Output {
         /// Whose.
         nodes: Vec<NodeId>,
     },
+    /// These are the cluster's nodes from now on, as far as this one knows: connect to them. Who has left is to be refused
+    /// once the node has a view.
+    Roster(Roster),
     /// Answer no client, neither reads nor writes, until the next [`Output::Go`].
     Suspend(SuspendReason),
     /// This life is over; nothing comes after it.

@@ -3,11 +3,13 @@
 //!
 //! Plain functions. A body is at most [`BODY_MAX`] bytes; whatever arrives is decoded or refused, never trusted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::types::{Message, Pledge, State, View};
+use super::types::{Known, Message, Pledge, State, View};
 use crate::ids::{Epoch, Incarnation, NODES_MAX, NodeId, Scn};
 use crate::interconnect::{BODY_BYTES_MAX, Service};
+use crate::volume::{Roster, RosterChange, RosterNode, Standing};
 
 /// The kinds of the cluster service from here on are the membership's.
 const BASE: u8 = Service::Cluster.base() + 8;
@@ -28,14 +30,20 @@ const WENT: u8 = 1;
 const SUSPENDED: u8 = 2;
 const DISTURBED: u8 = 4;
 const HAS_VIEW: u8 = 8;
+const WISH_ADMIT: u8 = 16;
+const WISH_REMOVE: u8 = 32;
+const WISH_OUT: u8 = 64;
+const FLAGS: u8 = WENT | SUSPENDED | DISTURBED | HAS_VIEW | WISH_ADMIT | WISH_REMOVE | WISH_OUT;
+
+const FOUNDER: u8 = 0x80;
 
 const PLEDGE_FREE: u8 = 0;
 const PLEDGE_TO: u8 = 1;
 const PLEDGE_LEADS: u8 = 2;
 const PLEDGE_SETTLED: u8 = 3;
 
-/// Most bytes of a body: a state with a view of all the nodes that a cluster may have.
-const BODY_MAX: usize = 19 + 18 + NODES_MAX * 10;
+/// Most bytes of a body: a state with a wish and a view of all the nodes that a cluster may have.
+const BODY_MAX: usize = 19 + 20 + 20 + NODES_MAX * (10 + 20);
 
 const _: () = assert!(BODY_MAX <= BODY_BYTES_MAX);
 
@@ -106,7 +114,10 @@ fn put_state(body: &mut Vec<u8>, state: &State) {
         flag(state.went, WENT)
             | flag(state.suspended, SUSPENDED)
             | flag(state.disturbed, DISTURBED)
-            | flag(state.view.is_some(), HAS_VIEW),
+            | flag(state.view.is_ok(), HAS_VIEW)
+            | flag(matches!(state.wish, Some(RosterChange::Admit(..))), WISH_ADMIT)
+            | flag(matches!(state.wish, Some(RosterChange::Remove(_))), WISH_REMOVE)
+            | flag(state.out.is_some(), WISH_OUT),
     );
     let (pledge, to) = match state.pledge {
         Pledge::Free => (PLEDGE_FREE, 0),
@@ -117,14 +128,27 @@ fn put_state(body: &mut Vec<u8>, state: &State) {
     body.extend([pledge, to]);
     let links = state.links.iter().fold(0u128, |links, node| links | 1 << node.0);
     body.extend(links.to_le_bytes());
-    if let Some(view) = &state.view {
-        put_view(body, view);
+    match state.wish {
+        Some(RosterChange::Admit(node, address)) => {
+            body.push(node.0);
+            put_address(body, address);
+        }
+        Some(RosterChange::Remove(node)) => body.push(node.0),
+        None => {}
+    }
+    body.extend(state.out.map(|node| node.0));
+    match &state.view {
+        Ok(view) => put_view(body, view),
+        Err(known) => {
+            body.extend(known.epoch.0.to_le_bytes());
+            put_roster(body, &known.roster);
+        }
     }
 }
 
 fn take_state(rest: &mut &[u8]) -> Option<State> {
     let [flags, pledge, to] = take(rest)?;
-    if flags & !(WENT | SUSPENDED | DISTURBED | HAS_VIEW) != 0 {
+    if flags & !FLAGS != 0 {
         return None;
     }
     let links = u128::from_le_bytes(take(rest)?);
@@ -140,7 +164,17 @@ fn take_state(rest: &mut &[u8]) -> Option<State> {
             _ => return None,
         },
         links: (1..=NODES_MAX as u8).filter(|node| links >> node & 1 == 1).map(NodeId).collect::<BTreeSet<_>>(),
-        view: if flags & HAS_VIEW != 0 { Some(take_view(rest)?) } else { None },
+        wish: match flags & (WISH_ADMIT | WISH_REMOVE) {
+            0 => None,
+            WISH_ADMIT => Some(RosterChange::Admit(take_node(rest)?, take_address(rest)?)),
+            WISH_REMOVE => Some(RosterChange::Remove(take_node(rest)?)),
+            _ => return None,
+        },
+        out: if flags & WISH_OUT != 0 { Some(take_node(rest)?) } else { None },
+        view: match flags & HAS_VIEW {
+            0 => Err(Known { epoch: Epoch(take_u64(rest)?), roster: take_roster(rest)? }),
+            _ => Ok(take_view(rest)?),
+        },
     })
 }
 
@@ -150,6 +184,54 @@ fn put_view(body: &mut Vec<u8>, view: &View) {
     put_members(body, &view.members);
     body.push(view.unrecovered.len() as u8);
     body.extend(view.unrecovered.iter().map(|node| node.0));
+    body.push(view.new.map_or(0, |node| node.0));
+    put_roster(body, &view.roster);
+}
+
+fn put_address(body: &mut Vec<u8>, address: SocketAddr) {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    body.extend(ip.octets());
+    body.extend(address.port().to_le_bytes());
+}
+
+fn take_address(rest: &mut &[u8]) -> Option<SocketAddr> {
+    let ip = Ipv6Addr::from(take::<16>(rest)?);
+    let ip = ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4);
+    Some(SocketAddr::new(ip, u16::from_le_bytes(take(rest)?)))
+}
+
+fn put_roster(body: &mut Vec<u8>, roster: &Roster) {
+    body.push(roster.nodes().len() as u8);
+    for (node, there) in roster.nodes() {
+        let standing = match there.standing {
+            Standing::Joining => 1,
+            Standing::Member => 2,
+            Standing::Removed => 3,
+        };
+        body.extend([node.0, standing | if there.founder { FOUNDER } else { 0 }]);
+        put_address(body, there.address);
+    }
+}
+
+fn take_roster(rest: &mut &[u8]) -> Option<Roster> {
+    let [count] = take(rest)?;
+    let mut nodes = BTreeMap::new();
+    for _ in 0..count {
+        let node = take_node(rest)?;
+        let [standing] = take(rest)?;
+        let founder = standing & FOUNDER != 0;
+        let standing = match standing & !FOUNDER {
+            1 => Standing::Joining,
+            2 => Standing::Member,
+            3 => Standing::Removed,
+            _ => return None,
+        };
+        nodes.insert(node, RosterNode { address: take_address(rest)?, standing, founder });
+    }
+    (nodes.len() == usize::from(count)).then(|| Roster::of(nodes))
 }
 
 fn take_view(rest: &mut &[u8]) -> Option<View> {
@@ -160,7 +242,12 @@ fn take_view(rest: &mut &[u8]) -> Option<View> {
     for _ in 0..count {
         unrecovered.push(take_node(rest)?);
     }
-    let view = View { epoch, members, unrecovered, scn };
+    let [new] = take(rest)?;
+    let new = (new != 0).then_some(NodeId(new));
+    let view = View { epoch, members, unrecovered, scn, roster: take_roster(rest)?, new };
+    if new.is_some_and(|new| !view.has_node(new)) {
+        return None;
+    }
     let sorted = view.unrecovered.is_sorted_by(|a, b| a < b) && !view.members.is_empty();
     (sorted && !view.unrecovered.iter().any(|node| view.has_node(*node))).then_some(view)
 }
@@ -200,6 +287,7 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::roster::tests::rosters;
     use proptest::prelude::*;
 
     fn members() -> impl Strategy<Value = Vec<(NodeId, Incarnation)>> {
@@ -208,13 +296,13 @@ mod tests {
     }
 
     fn views() -> impl Strategy<Value = View> {
-        (members(), any::<u64>(), any::<u64>(), prop::collection::btree_set(1..=NODES_MAX as u8, 0..20)).prop_map(
-            |(members, epoch, scn, unrecovered)| {
-                let member = |node: &u8| members.iter().any(|(member, _)| member.0 == *node);
-                let unrecovered = unrecovered.into_iter().filter(|node| !member(node)).map(NodeId).collect();
-                View { epoch: Epoch(epoch), members, unrecovered, scn: Scn(scn) }
-            },
-        )
+        let unrecovered = prop::collection::btree_set(1..=NODES_MAX as u8, 0..20);
+        (members(), any::<u64>(), any::<u64>(), unrecovered, rosters()).prop_map(|(members, epoch, scn, unrecovered, roster)| {
+            let member = |node: &u8| members.iter().any(|(member, _)| member.0 == *node);
+            let unrecovered = unrecovered.into_iter().filter(|node| !member(node)).map(NodeId).collect();
+            let new = members.first().map(|(node, _)| *node).filter(|node| node.0 % 2 == 0);
+            View { epoch: Epoch(epoch), members, unrecovered, scn: Scn(scn), roster, new }
+        })
     }
 
     fn messages() -> impl Strategy<Value = Message> {
@@ -225,7 +313,18 @@ mod tests {
         ];
         let links = prop::collection::btree_set((1..=NODES_MAX as u8).prop_map(NodeId), 0..=NODES_MAX);
         let flags = any::<(bool, bool, bool)>();
-        let states = (prop::option::of(views()), flags, pledge, links).prop_map(|(view, flags, pledge, links)| State {
+        let known = (any::<u64>(), rosters()).prop_map(|(epoch, roster)| Known { epoch: Epoch(epoch), roster });
+        let view = prop_oneof![views().prop_map(Ok), known.prop_map(Err)];
+        let address = (any::<u32>(), any::<u16>()).prop_map(|(ip, port)| SocketAddr::from((ip.to_be_bytes(), port)));
+        let wish = prop_oneof![
+            Just(None),
+            (1..=NODES_MAX as u8, address).prop_map(|(node, address)| Some(RosterChange::Admit(NodeId(node), address))),
+            (1..=NODES_MAX as u8).prop_map(|node| Some(RosterChange::Remove(NodeId(node)))),
+        ];
+        let out = prop::option::of((1..=NODES_MAX as u8).prop_map(NodeId));
+        let states = (view, flags, pledge, links, wish, out).prop_map(|(view, flags, pledge, links, wish, out)| State {
+            wish,
+            out,
             view,
             went: flags.0,
             suspended: flags.1,

@@ -1,5 +1,7 @@
 //! The operator's client: asks nodes over HTTP how they are, shows it as a table or as JSON for scripts, and gives orders.
 
+mod nodes;
+
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -9,7 +11,7 @@ use clap::{Parser, Subcommand};
 use rustydb::config::NodeName;
 use rustydb_gateway::http::{Control, Recovery};
 
-use crate::http::{NodeRow, health, order};
+use crate::http::{Cluster, NodeRow, cluster, health, order};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,7 +20,16 @@ Examples:
   rusty-db-cli cluster status --json
   rusty-db-cli node drain node2 --timeout 300            sends its clients away, then it can be stopped
   rusty-db-cli node stop node2                           ends it cleanly; the others go on
-  rusty-db-cli node fence node3                          takes a node that hangs out of the cluster";
+  rusty-db-cli node fence node3                          takes a node that hangs out of the cluster
+
+  A fourth node, also while the others serve:
+  rusty-db-cli node init --node-id node4 --from 127.0.0.1:8080 --output node4.toml
+  rusty-db-cli cluster join --config node4.toml
+  rusty-db-server --config node4.toml
+
+  A node leaves for good:
+  rusty-db-cli node drain node4
+  rusty-db-cli cluster remove node4";
 
 /// Looks at a RustyDB cluster and operates it.
 #[derive(Debug, Parser)]
@@ -45,10 +56,18 @@ enum Command {
 enum ClusterCommand {
     /// Which nodes there are and how they do
     Status(Asked),
+    /// Admits a node to the cluster, or tells it the new address of one that is stopped. Run it on the machine of a node
+    /// that serves; then start the new node's server
+    Join(nodes::Join),
+    /// Removes a node for good: it can't come back, and its number is never used again. One that was drained is stopped
+    /// first. Run it on the machine of another node that serves
+    Remove(nodes::Remove),
 }
 
 #[derive(Debug, Subcommand)]
 enum NodeCommand {
+    /// Writes the configuration file of a new node
+    Init(nodes::Init),
     /// Ends a node cleanly: it writes its blocks and leaves. Run where its HTTP port can be reached from its own machine
     Stop(Named),
     /// Sends a node's clients away and has it write its blocks: idle sessions at once, transactions may end until the
@@ -82,14 +101,19 @@ fn node_name(text: &str) -> Result<String, String> {
 
 #[derive(Debug, clap::Args)]
 struct Asked {
-    /// HTTP address of a node; may be given several times
-    #[arg(long = "http", value_name = "ADDRESS", default_values = ["127.0.0.1:8080", "127.0.0.2:8080", "127.0.0.3:8080"])]
+    /// HTTP address of a node; may be given several times. Default: port 8080 of 127.0.0.1 to 127.0.0.3, and of further
+    /// ones up to 127.0.0.8 where somebody answers
+    #[arg(long = "http", value_name = "ADDRESS")]
     http: Vec<SocketAddr>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
+/// What `rusty-db-server dev` has by default.
+const DEV_HTTP_PORT: u16 = 8080;
+const DEV_NODES: u8 = 3;
+const DEV_NODES_MAX: u8 = 8;
 /// How long a node may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a node may take to write its blocks once its clients' time is over.
@@ -100,6 +124,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::ClusterStatus(asked) | Command::Cluster(ClusterCommand::Status(asked)) => status(&asked),
+        Command::Cluster(ClusterCommand::Join(join)) => nodes::join(&join),
+        Command::Cluster(ClusterCommand::Remove(remove)) => nodes::remove(&remove),
+        Command::Node(NodeCommand::Init(init)) => nodes::init(&init),
         Command::Node(NodeCommand::Stop(named)) => {
             let is_it = |row: &NodeRow| row.node == named.node;
             give_order(&named, is_it, "/api/v1/node/stop")
@@ -126,7 +153,19 @@ fn ask_all(asked: &Asked) -> Vec<NodeRow> {
         let node = answer.as_ref().map_or_else(|_| "?".into(), |health| health.node.clone());
         NodeRow { node, http: *address, health: answer }
     };
-    asked.http.iter().map(ask).collect()
+    if !asked.http.is_empty() {
+        return asked.http.iter().map(ask).collect();
+    }
+    let dev = |node: u8| SocketAddr::from(([127, 0, 0, node], DEV_HTTP_PORT));
+    let rows = (1..=DEV_NODES_MAX).map(|node| (node, ask(&dev(node))));
+    rows.filter(|(node, row)| *node <= DEV_NODES || row.health.is_ok()).map(|(_, row)| row).collect()
+}
+
+/// The cluster's nodes, as one of those that answer sees them, one that serves if there is any.
+fn ask_cluster(rows: &[NodeRow]) -> Option<Cluster> {
+    let mut answering: Vec<&NodeRow> = rows.iter().filter(|row| row.health.is_ok()).collect();
+    answering.sort_by_key(|row| row.health.as_ref().map_or(0, |health| health.epoch));
+    answering.iter().rev().find_map(|row| cluster(row.http, PATIENCE).ok())
 }
 
 fn status(asked: &Asked) -> ExitCode {
@@ -135,6 +174,9 @@ fn status(asked: &Asked) -> ExitCode {
         println!("{}", serde_json::to_string_pretty(&rows).expect("rows are plain data"));
     } else {
         print_table(&rows);
+        if let Some(cluster) = ask_cluster(&rows) {
+            nodes::print_others(&cluster, &rows);
+        }
     }
     let healthy = rows.iter().all(|row| row.health.as_ref().is_ok_and(|health| health.status == "healthy"));
     if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE }

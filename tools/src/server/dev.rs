@@ -160,6 +160,11 @@ fn supervise(options: &DevOptions, nodes: &mut [Node]) -> Result<(), Failure> {
     while STOPS.load(Ordering::Relaxed) == 0 {
         for node in nodes.iter_mut() {
             if let Some(status) = ended(node)? {
+                if status.code() == Some(i32::from(Failure::REMOVED)) {
+                    println!("node{} is not started again: {}", node.number, last_line(&node.log));
+                    node.child = None;
+                    continue;
+                }
                 if status.success() {
                     println!(
                         "node{} was stopped; start it again with: rusty-db-server --config {}",
@@ -234,6 +239,11 @@ fn wait_until_healthy(nodes: &mut [Node]) -> Result<bool, Failure> {
         let mut waiting = Vec::new();
         for node in nodes.iter_mut() {
             if let Some(status) = ended(node)? {
+                if status.code() == Some(i32::from(Failure::REMOVED)) {
+                    println!("node{} takes no part: {}", node.number, last_line(&node.log));
+                    node.child = None;
+                    continue;
+                }
                 spinner.finish_and_clear();
                 return Err(Failure::new(format!(
                     "node{} did not start ({status}): {}\nThe whole log is in {}",
@@ -241,6 +251,9 @@ fn wait_until_healthy(nodes: &mut [Node]) -> Result<bool, Failure> {
                     last_line(&node.log),
                     node.log.display()
                 )));
+            }
+            if node.child.is_none() {
+                continue;
             }
             match http::health(node.http, Duration::from_millis(500)) {
                 Ok(health) if health.status == "healthy" => {}
@@ -267,14 +280,15 @@ fn wait_until_healthy(nodes: &mut [Node]) -> Result<bool, Failure> {
 }
 
 fn announce(options: &DevOptions, nodes: &[Node], took: Duration) {
+    let serving = nodes.iter().filter(|node| node.child.is_some()).count();
     println!(
         "\nRustyDB is up: {} node{} on one volume, started in {:.1} s\n",
-        nodes.len(),
-        if nodes.len() == 1 { "" } else { "s" },
+        serving,
+        if serving == 1 { "" } else { "s" },
         took.as_secs_f64()
     );
     for node in nodes {
-        let pid = node.child.as_ref().map_or(0, Child::id);
+        let Some(pid) = node.child.as_ref().map(Child::id) else { continue };
         println!(
             "  node{}  psql -h 127.0.0.{} -p {} -U postgres postgres   http://{}/api/v1/health   pid {pid}",
             node.number, node.number, options.pg_port, node.http

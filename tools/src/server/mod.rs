@@ -23,6 +23,9 @@ impl Failure {
     /// Exit status of a node without which the cluster goes on: its supervisor starts it again, and it joins.
     pub const LIFE_OVER: u8 = 75;
 
+    /// Exit status of a node that is none of the cluster's, or no more: no supervisor is to start it again.
+    pub const REMOVED: u8 = 77;
+
     /// Something at run time: status 1.
     pub fn new(message: impl ToString) -> Failure {
         Failure { message: message.to_string(), status: 1 }

@@ -2,14 +2,17 @@
 
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustydb::cluster::{ControlStatus, Node, Operator, Phase, Status};
 use rustydb::config::{Config, NodeName};
+use rustydb::ids::NodeId;
+use rustydb::volume::{RosterChange, RosterNode, Standing};
 use rustydb_gateway::http::{self, Admin, Answer, Health};
 use rustydb_gateway::sql::{Database, Limits};
 use rustydb_gateway::wire;
@@ -39,11 +42,12 @@ pub(super) fn run(path: &Path) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(Failure::new)?;
-    let outcome = runtime.block_on(serve(&config, &node));
+    let outcome = runtime.block_on(serve(path, &config, &node));
     // Sessions end first, so that nothing changes while the engine writes its blocks.
     runtime.shutdown_timeout(Duration::from_secs(2));
     match (outcome, node.status().get().phase) {
         (_, Phase::Over(why)) => Err(Failure::with_status(format!("this life of the node is over: {why}"), Failure::LIFE_OVER)),
+        (_, Phase::Removed(why)) => Err(Failure::with_status(why, Failure::REMOVED)),
         (_, Phase::Failed(message)) => Err(Failure::new(message)),
         (Err(failure), _) => Err(failure),
         (Ok(()), _) => match node.stop() {
@@ -87,15 +91,21 @@ fn claim(config: &Config) -> Result<File, Failure> {
     Ok(file)
 }
 
-async fn serve(config: &Config, node: &Node) -> Result<(), Failure> {
+async fn serve(path: &Path, config: &Config, node: &Node) -> Result<(), Failure> {
     let mut interrupted = signal(SignalKind::interrupt()).map_err(Failure::new)?;
     let mut terminated = signal(SignalKind::terminate()).map_err(Failure::new)?;
     let serving = Arc::new(AtomicBool::new(false));
     let clients = Clients::new(node.operator());
     let health = health_source(config, node.status().clone(), serving.clone(), clients.clone());
     let asked_to_stop = Arc::new(Notify::new());
-    let admin = Arc::new(NodeAdmin { operator: node.operator(), stop: asked_to_stop.clone(), clients: clients.clone() });
-    let page = tokio::spawn(http::serve(config.server.http_address, health, admin));
+    let cluster = cluster_source(config, node.status().clone());
+    let admin = Arc::new(NodeAdmin {
+        operator: node.operator(),
+        stop: asked_to_stop.clone(),
+        clients: clients.clone(),
+        config: path.to_owned(),
+    });
+    let page = tokio::spawn(http::serve(config.server.http_address, health, cluster, admin));
     tokio::select! {
         phase = wait(node.status(), |phase| *phase == Phase::Open || phase.is_over()) => if phase.is_over() { return Ok(()) },
         _ = interrupted.recv() => return Ok(()),
@@ -140,6 +150,15 @@ struct NodeAdmin {
     operator: Operator,
     stop: Arc<Notify>,
     clients: Arc<Clients>,
+    config: PathBuf,
+}
+
+fn change(operator: &Operator, node: &str, change: impl FnOnce(NodeId) -> RosterChange + Send + 'static, force: bool) -> Answer {
+    let (operator, named) = (operator.clone(), NodeName::Name(node.to_owned()).node());
+    Box::pin(async move {
+        let node = named.map_err(|error| error.to_string())?;
+        operator.change_roster(change(node), force).await
+    })
 }
 
 impl Admin for NodeAdmin {
@@ -167,6 +186,19 @@ impl Admin for NodeAdmin {
             operator.fence(node).await?;
             Ok(format!("{node} is being fenced: see cluster-status"))
         })
+    }
+
+    fn admit(&self, node: &str, address: SocketAddr) -> Answer {
+        change(&self.operator, node, move |node| RosterChange::Admit(node, address), false)
+    }
+
+    fn remove(&self, node: &str, force: bool) -> Answer {
+        change(&self.operator, node, RosterChange::Remove, force)
+    }
+
+    fn config(&self) -> Answer {
+        let text = std::fs::read_to_string(&self.config).map_err(|error| format!("{}: {error}", self.config.display()));
+        Box::pin(std::future::ready(text))
     }
 }
 
@@ -208,16 +240,55 @@ fn control_of(status: ControlStatus) -> http::Control {
     }
 }
 
+fn cluster_source(config: &Config, status: Status) -> http::ClusterSource {
+    let (me, cluster, shards) = (config.node_id(), config.cluster.cluster_name.clone(), config.engine.shards);
+    Arc::new(move || {
+        let now = status.get();
+        let node = |(node, there): (&NodeId, &RosterNode)| {
+            let serves = now.members.contains(node);
+            let recovering = now.recovery.as_ref().is_some_and(|recovery| recovery.lost.contains(node));
+            let role = now.control.as_ref().map_or("", |control| match () {
+                () if control.leader == Some(*node) => "leader",
+                () if control.voters.contains(node) => "voter",
+                () => "",
+            });
+            let detail = match there.standing {
+                Standing::Joining => "admitted: start its server, and it joins",
+                Standing::Removed => "its number is never used again",
+                Standing::Member if serves || now.members.is_empty() => "",
+                Standing::Member if recovering => "lost: what it leaves is being recovered",
+                Standing::Member => "away: start its server, or remove it when it is gone for good",
+            };
+            http::ClusterNode {
+                node: node.to_string(),
+                address: there.address,
+                state: there.standing.word().to_owned(),
+                serves,
+                role: role.to_owned(),
+                detail: detail.to_owned(),
+            }
+        };
+        http::Cluster {
+            cluster: cluster.clone(),
+            node: me.to_string(),
+            epoch: now.epoch.0,
+            leader: now.control.as_ref().and_then(|control| control.leader).map(|leader| leader.to_string()),
+            shards,
+            nodes: now.roster.nodes().iter().map(node).collect(),
+            detail: now.detail.clone(),
+        }
+    })
+}
+
 fn health_source(config: &Config, status: Status, serving: Arc<AtomicBool>, clients: Arc<Clients>) -> http::HealthSource {
     let started = Instant::now();
     let name = |number: u8| format!("node{number}");
-    let configured = config.nodes().map(|nodes| nodes.keys().map(|node| name(node.0)).collect()).unwrap_or_default();
     let still = Health {
         status: String::new(),
         node: name(config.node_id().0),
         cluster: config.cluster.cluster_name.clone(),
         epoch: 0,
-        configured,
+        configured: Vec::new(),
         members: Vec::new(),
         recovery: None,
         control: None,
@@ -242,6 +313,7 @@ fn health_source(config: &Config, status: Status, serving: Arc<AtomicBool>, clie
         Health {
             status: word.to_owned(),
             epoch: now.epoch.0,
+            configured: now.roster.voters().map(|node| name(node.0)).collect(),
             members: now.members.iter().map(|node| name(node.0)).collect(),
             recovery: now.recovery.map(|recovery| http::Recovery {
                 lost: recovery.lost.iter().map(|node| name(node.0)).collect(),

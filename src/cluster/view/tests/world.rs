@@ -6,9 +6,13 @@ mod lease;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::super::rules::{Rule, Rules};
-use super::super::{EVERY_LIFE, Input, Message, Output, View, Views};
+use super::super::{EVERY_LIFE, Input, Known, Message, Output, View, Views};
 use crate::ids::{Epoch, Incarnation, NodeId, Scn};
+use crate::volume::{Roster, RosterChange, Standing};
 use lease::Lease;
+
+/// Numbers of nodes that the cluster does not begin with.
+const SPARE: u8 = 2;
 
 /// Most messages that may be under way on one connection: more than any protocol of this size needs.
 const UNDER_WAY_MAX: usize = 500;
@@ -34,12 +38,17 @@ struct Connection {
 #[derive(Clone, Debug)]
 enum Work {
     /// Replay all, then begin an epoch.
-    Recover,
+    Recover {
+        known: Epoch,
+        roster: Roster,
+    },
     ReadEpoch {
         at_least: Epoch,
+        roster: Roster,
     },
     WriteEpoch {
         epoch: Epoch,
+        roster: Roster,
         recovered: bool,
     },
     Fence(NodeId, Incarnation),
@@ -60,6 +69,8 @@ struct Node {
     work: Vec<Work>,
     suspects: BTreeSet<NodeId>,
     lease: Lease,
+    /// Whom it connects to or lets in.
+    peers: BTreeSet<NodeId>,
 }
 
 /// How wild it is.
@@ -79,6 +90,7 @@ pub(super) struct World {
     connections: BTreeMap<(NodeId, NodeId), Connection>,
     blocked: BTreeSet<(NodeId, NodeId)>,
     disk_epoch: Epoch,
+    disk_roster: Roster,
     /// The latest life of each node that is fenced.
     fenced: BTreeMap<NodeId, Incarnation>,
     /// Whose redo holds what is nowhere else, by life.
@@ -94,12 +106,25 @@ pub(super) struct World {
     pub(super) joins: usize,
     pub(super) releases: usize,
     pub(super) coordinators_lost: usize,
+    /// Views with another roster than the one before.
+    pub(super) roster_changes: usize,
     /// Until every node is up again: these stay dead.
     stay_dead: BTreeSet<NodeId>,
     calm: bool,
 }
 
+fn address(node: u8) -> std::net::SocketAddr {
+    ([10, 0, 0, node], 7433).into()
+}
+
 impl World {
+    /// How many nodes may stay dead for good, so that the others have a majority whatever is still under way.
+    pub(super) fn may_stay_dead(&self) -> Vec<NodeId> {
+        let voters: Vec<NodeId> = self.disk_roster.voters().collect();
+        let count = voters.len().saturating_sub(2) / 2;
+        voters.into_iter().take(count).collect()
+    }
+
     pub(super) fn new(count: u8, seed: u64, off: Option<Rule>, weather: Weather) -> World {
         let mut world = World {
             state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
@@ -108,6 +133,7 @@ impl World {
             connections: BTreeMap::new(),
             blocked: BTreeSet::new(),
             disk_epoch: Epoch(3),
+            disk_roster: Roster::founding((1..=count).map(|node| (NodeId(node), address(node)))),
             fenced: BTreeMap::new(),
             redo: BTreeMap::new(),
             recovered: BTreeSet::new(),
@@ -120,10 +146,11 @@ impl World {
             joins: 0,
             releases: 0,
             coordinators_lost: 0,
+            roster_changes: 0,
             stay_dead: BTreeSet::new(),
             calm: false,
         };
-        for number in 1..=count {
+        for number in 1..=count + SPARE {
             let node = Node {
                 life: Incarnation(0),
                 views: None,
@@ -132,6 +159,7 @@ impl World {
                 work: Vec::new(),
                 suspects: BTreeSet::new(),
                 lease: Lease::default(),
+                peers: BTreeSet::new(),
             };
             world.nodes.insert(NodeId(number), node);
         }
@@ -184,12 +212,13 @@ impl World {
             let begin = |world: &mut World, work| world.nodes.get_mut(&node).expect("it exists").work.push(work);
             match output {
                 Output::Send(to, message) => self.send(node, to, message),
-                Output::Recover => begin(self, Work::Recover),
+                Output::Recover { known, roster } => begin(self, Work::Recover { known, roster }),
                 Output::Fence(target, life) => {
                     self.fence_asked(node, target);
                     begin(self, Work::Fence(target, life));
                 }
-                Output::BeginEpoch { at_least } => begin(self, Work::ReadEpoch { at_least }),
+                Output::BeginEpoch { at_least, roster } => begin(self, Work::ReadEpoch { at_least, roster }),
+                Output::Roster(roster) => self.connects_to(node, &roster),
                 Output::Freeze(view) => {
                     self.lease_of_new_view(node);
                     begin(self, Work::Freeze(view.epoch));
@@ -198,6 +227,22 @@ impl World {
                 Output::ReleaseRedo { epoch, nodes } => begin(self, Work::ReleaseRedo(epoch, nodes)),
                 Output::Suspend(_) => self.nodes.get_mut(&node).expect("it exists").serving = None,
                 Output::End(_) => return self.crash(node),
+            }
+        }
+    }
+
+    /// A node has heard of a roster. Whoever has left is refused by those that have a view.
+    fn connects_to(&mut self, node: NodeId, roster: &Roster) {
+        let it = self.nodes.get_mut(&node).expect("it exists");
+        it.peers.extend(roster.present().map(|(peer, _)| peer));
+        if it.views.as_ref().is_some_and(|views| views.view().is_some()) {
+            let left: Vec<NodeId> = it.peers.iter().copied().filter(|peer| !roster.has(*peer)).collect();
+            it.peers.retain(|peer| roster.has(*peer));
+            for peer in left {
+                let pair = (node.min(peer), node.max(peer));
+                if self.connections.get(&pair).is_some_and(|connection| connection.alive) {
+                    self.break_connection(pair);
+                }
             }
         }
     }
@@ -245,6 +290,13 @@ impl World {
         self.changes += 1;
         let before = self.gone.last_key_value().map(|(_, view)| view.clone());
         if let Some(before) = before.filter(|before| before.epoch < view.epoch) {
+            self.roster_changes += usize::from(before.roster != view.roster);
+            for (node, there) in before.roster.nodes() {
+                let now = view.roster.standing(*node);
+                if there.standing >= Standing::Member && now.is_none_or(|now| now < there.standing) {
+                    self.violated(format!("{view:?} has forgotten that {node} was {:?}", there.standing));
+                }
+            }
             self.joins += view.members.iter().filter(|(node, _)| !before.has_node(*node)).count();
             for &(node, life) in &before.members {
                 let unfenced = self.fenced.get(&node).is_none_or(|fenced| *fenced < life);
@@ -269,8 +321,16 @@ impl World {
                 self.violated(format!("{view:?} has forgotten that the redo of {node} {life} is not recovered"));
             }
         }
-        if 2 * view.members.len() < self.nodes.len() {
-            self.violated(format!("{view:?} has no quorum of {} nodes", self.nodes.len()));
+        for node in self.redo.keys().copied().collect::<Vec<_>>() {
+            if !view.roster.has(node) {
+                self.violated(format!("{view:?} is without {node}, whose redo is not recovered"));
+            }
+        }
+        if view.members.iter().any(|(node, _)| !view.roster.votes(*node)) {
+            self.violated(format!("{view:?} has a member that is none of the cluster's nodes"));
+        }
+        if 2 * view.members.len() < view.roster.voters().count() {
+            self.violated(format!("{view:?} has no quorum"));
         }
         self.gone.insert(view.epoch, view.clone());
     }
@@ -290,8 +350,8 @@ impl World {
         for work in std::mem::take(&mut self.nodes.get_mut(&node).expect("it exists").work) {
             if self.one_in(2) {
                 match work {
-                    Work::WriteEpoch { epoch, recovered: false } if !self.is_fenced(node) => {
-                        self.disk_epoch = self.disk_epoch.max(epoch);
+                    Work::WriteEpoch { epoch, roster, recovered: false } if !self.is_fenced(node) && epoch > self.disk_epoch => {
+                        (self.disk_epoch, self.disk_roster) = (epoch, roster);
                     }
                     Work::Fence(target, life) if !self.is_fenced(node) => self.fence(target, life),
                     _ => {}
@@ -339,15 +399,24 @@ impl World {
     fn restart(&mut self, node: NodeId) {
         self.say(|| format!("{node} starts"));
         let rules = self.rules;
-        let configured: Vec<NodeId> = self.nodes.keys().copied().collect();
+        let known = self.on_disk();
         let starting = self.nodes.get_mut(&node).expect("it exists");
         starting.life = Incarnation(starting.life.0 + 1);
-        let mut views = Views::new(node, starting.life, configured);
+        let mut views = Views::new(node, starting.life, known);
         views.rules = rules;
         let mut out = Vec::new();
         views.start(&mut out);
         starting.views = Some(views);
+        starting.peers = BTreeSet::new();
         self.perform(node, out);
+    }
+
+    fn on_disk(&self) -> Known {
+        Known { epoch: self.disk_epoch, roster: self.disk_roster.clone() }
+    }
+
+    fn let_each_other_in(&self, a: NodeId, b: NodeId) -> bool {
+        self.nodes[&a].peers.contains(&b) && self.nodes[&b].peers.contains(&a)
     }
 
     fn active(&self, node: NodeId) -> bool {
@@ -364,7 +433,13 @@ impl World {
             }
             for &b in &nodes[i + 1..] {
                 match self.connections.get(&(a, b)) {
-                    None if self.active(a) && self.active(b) && !self.blocked.contains(&(a, b)) => choices.push((a, b, 9)),
+                    None if self.active(a)
+                        && self.active(b)
+                        && !self.blocked.contains(&(a, b))
+                        && self.let_each_other_in(a, b) =>
+                    {
+                        choices.push((a, b, 9));
+                    }
                     None => {}
                     Some(connection) => {
                         for (side, node) in [a, b].into_iter().enumerate() {
@@ -425,20 +500,24 @@ impl World {
             return self.crash(node);
         }
         match work {
-            Work::Recover => {
+            Work::Recover { known, .. } if known != self.disk_epoch => {
+                let known = self.on_disk();
+                self.input(node, Input::RosterOutdated(known));
+            }
+            Work::Recover { roster, .. } => {
                 let serving = self.nodes.iter().find(|(other, it)| it.serving.is_some() && !self.is_fenced(**other));
                 if let Some(other) = serving.map(|(other, _)| *other) {
                     self.violated(format!("{node} replays all redo while {other} serves"));
                 }
                 let epoch = Epoch(self.disk_epoch.0 + 1);
-                self.nodes.get_mut(&node).expect("it exists").work.push(Work::WriteEpoch { epoch, recovered: true });
+                self.nodes.get_mut(&node).expect("it exists").work.push(Work::WriteEpoch { epoch, roster, recovered: true });
             }
-            Work::ReadEpoch { at_least } => {
+            Work::ReadEpoch { at_least, roster } => {
                 let epoch = at_least.max(Epoch(self.disk_epoch.0 + 1));
-                self.nodes.get_mut(&node).expect("it exists").work.push(Work::WriteEpoch { epoch, recovered: false });
+                self.nodes.get_mut(&node).expect("it exists").work.push(Work::WriteEpoch { epoch, roster, recovered: false });
             }
-            Work::WriteEpoch { epoch, recovered } => {
-                self.disk_epoch = epoch;
+            Work::WriteEpoch { epoch, roster, recovered } => {
+                (self.disk_epoch, self.disk_roster) = (epoch, roster);
                 if recovered {
                     self.redo.clear();
                     self.input(node, Input::Recovered { epoch, scn });
@@ -489,7 +568,7 @@ impl World {
         let nodes: Vec<NodeId> = self.nodes.keys().copied().collect();
         let (node, other) = (nodes[self.random(nodes.len())], nodes[self.random(nodes.len())]);
         let pair = (node.min(other), node.max(other));
-        match self.random(12) {
+        match self.random(13) {
             0 if self.nodes[&node].views.is_some() => self.crash(node),
             1..=4 => self.revive(node),
             5 | 6 if self.connections.get(&pair).is_some_and(|connection| connection.alive) => {
@@ -522,16 +601,50 @@ impl World {
                 }
             }
             11 if self.active(node) && self.nodes[&node].serving.is_none() && self.random(4) == 0 => {
+                // As it is done: with a fresh look at the volume, and with none.
+                if self.random(2) == 0 {
+                    self.read_roster(node);
+                }
                 self.input(node, Input::FormWithoutMissing);
             }
+            12 if self.random(4) == 0 => self.read_roster(node),
+            12 => self.wish(node, other),
             _ if self.is_fenced(node) && self.active(node) => self.crash(node),
             _ => {}
         }
     }
 
+    fn read_roster(&mut self, node: NodeId) {
+        if self.active(node) {
+            let known = self.on_disk();
+            self.input(node, Input::RosterRead(known));
+        }
+    }
+
+    /// An operator wants something of a node, or does not any more.
+    fn wish(&mut self, asked: NodeId, about: NodeId) {
+        let founders = NodeId(self.nodes.len() as u8 - SPARE);
+        if self.random(5) == 0 && self.active(asked) {
+            return self.input(asked, Input::TakeOut(Some(about)));
+        }
+        let change = match self.random(4) {
+            0 => None,
+            1 if about > founders => Some(RosterChange::Admit(about, address(about.0))),
+            1 => Some(RosterChange::Admit(about, address(100 + about.0))),
+            2 => Some(RosterChange::Admit(founders.max(NodeId(founders.0 + 1)), address(founders.0 + 1))),
+            _ => Some(RosterChange::Remove(about)),
+        };
+        if self.active(asked) && self.nodes[&asked].serving.is_some() {
+            self.input(asked, Input::Wish(change));
+        }
+    }
+
     fn revive(&mut self, node: NodeId) {
         if self.nodes[&node].views.is_none() {
-            self.restart(node);
+            // Once in a while a node is started that is none of the cluster's.
+            if self.disk_roster.has(node) || self.random(4) == 0 {
+                self.restart(node);
+            }
         } else {
             self.nodes.get_mut(&node).expect("it exists").paused = false;
         }
@@ -580,6 +693,12 @@ impl World {
         self.say(|| format!("the weather calms down, {stay_dead:?} stay dead"));
         self.calm = true;
         self.blocked.clear();
+        for node in self.nodes.keys().copied().collect::<Vec<_>>() {
+            if self.active(node) {
+                self.input(node, Input::Wish(None));
+                self.input(node, Input::TakeOut(None));
+            }
+        }
         self.stay_dead = stay_dead;
         for node in self.nodes.keys().copied().collect::<Vec<_>>() {
             if self.stay_dead.contains(&node) {
@@ -598,7 +717,7 @@ impl World {
     pub(super) fn come_to_rest(&mut self, steps: usize) -> bool {
         for _ in 0..steps {
             for node in self.nodes.keys().copied().collect::<Vec<_>>() {
-                if self.nodes[&node].views.is_none() && !self.stay_dead.contains(&node) {
+                if self.nodes[&node].views.is_none() && !self.stay_dead.contains(&node) && self.disk_roster.has(node) {
                     self.restart(node);
                 }
             }
@@ -630,6 +749,7 @@ impl World {
         let waiting: Vec<NodeId> =
             self.nodes.iter().filter(|(_, it)| it.views.is_some() && it.serving.is_none()).map(|(node, _)| *node).collect();
         for node in &waiting {
+            self.read_roster(*node);
             self.input(*node, Input::FormWithoutMissing);
         }
         !waiting.is_empty()
@@ -639,6 +759,12 @@ impl World {
     pub(super) fn all_is_well(&self) -> Result<(), String> {
         let (_, view) = self.gone.last_key_value().ok_or("no view ever went")?;
         let live: Vec<_> = self.nodes.iter().filter(|(_, it)| it.views.is_some()).map(|(node, it)| (*node, it.life)).collect();
+        if view.roster != self.disk_roster {
+            return Err(format!("{view:?} has another roster than the volume: {:?}", self.disk_roster));
+        }
+        if let Some((idle, _)) = view.roster.present().find(|(node, _)| !view.has_node(*node) && !self.stay_dead.contains(node)) {
+            return Err(format!("{idle} is none of {view:?}"));
+        }
         if view.members != live {
             return Err(format!("{view:?} is not of all live nodes {live:?}"));
         }
