@@ -2,15 +2,16 @@
 //!
 //! Fencing by the device stops a node's writes, not its reads: a node that stood still (SIGSTOP, a paused machine) and
 //! wakes has a cache full of what was true. So every member asks the others again and again whether they still count it in,
-//! and answers reads for [`ReadLease::PARTS_USED`] of the lease's time from when it *asked*. Whoever fences a node by other
+//! and answers reads for seven eighths of the lease's time from when it *asked*. Whoever fences a node by other
 //! means than ending its process waits for the whole time, from when it first asked for the fence.
 //!
 //! Why that is enough: a member that follows a change (or leads one) *forsakes* those whom the change leaves out, and grants
 //! them nothing more in this view, also when the change is given up. Fencing begins when half of the roster's voters or
-//! more have followed (of the roster before, while the view that brought a new one has not gone); a lease needs more than half, or all of a view's members where that is less. So of those whose
-//! grants hold a lease one is among those who followed, or was when its life ended: it granted before the fence was
-//! asked for, and what was asked before that has run out after the wait. A later life of it grants nothing: it is not in
-//! the view. It relies on clocks that run equally fast within an eighth, not on what they show.
+//! more have followed (of the roster before, while the view that brought a new one has not gone); a lease needs more than
+//! half, or all of a view's members where that is less. So of those whose grants hold a lease one is among those who
+//! followed, or was when its life ended: it granted before the fence was asked for, and what was asked before that has run
+//! out after the wait. A later life of it grants nothing: it is not in the view. It relies on clocks that run equally fast
+//! within an eighth, not on what they show.
 //!
 //! Here is what needs no clock. The clock's part is in `cluster/read_lease.rs`.
 
