@@ -1,0 +1,284 @@
+//! Memory and the limits of the process: what a node takes, and what it is given.
+
+use super::bytes;
+use crate::check::{Check, Finding};
+use crate::facts::Limit;
+use crate::host::Host;
+use crate::needs::{BESIDE_CACHE_BYTES, FILES_BESIDE_CLIENTS};
+
+pub(super) const CHECKS: &[Check] = &[
+    Check {
+        id: "RDB-MEM-001",
+        what: "locked memory (RLIMIT_MEMLOCK)",
+        why: "The block cache is registered with io_uring, and with the network card where blocks travel by RDMA. Both pin it, \
+              which counts against RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK. Where it does not fit, reads and writes \
+              go by unregistered memory, and RDMA is not to be had. The limit is this process's: run the preflight as the \
+              node is run (systemd-run -p LimitMEMLOCK=..., or from its unit).",
+        run: locked,
+    },
+    Check {
+        id: "RDB-MEM-002",
+        what: "memory for the cache",
+        why: "The block cache is taken as it fills; a host without that much memory swaps, or kills the node hours after its \
+              start. Counted: the cache and 1 GiB beside it, against MemAvailable (huge pages that are reserved are not \
+              in it).",
+        run: available,
+    },
+    Check {
+        id: "RDB-MEM-003",
+        what: "memory of the control group",
+        why: "A control group's limit (a container's, a unit's MemoryMax) kills the node when its cache has filled, however much \
+              the host has.",
+        run: control_group,
+    },
+    Check {
+        id: "RDB-MEM-004",
+        what: "transparent huge pages",
+        why: "The cache asks for huge pages (madvise): 512 times fewer entries in the TLB. \"never\" refuses; with \"always\" other \
+              programs on the host get them unasked, and the kernel's compaction with them. From \
+              /sys/kernel/mm/transparent_hugepage/enabled.",
+        run: transparent,
+    },
+    Check {
+        id: "RDB-MEM-005",
+        what: "reserved huge pages, 2 MiB",
+        why: "Pages of nr_hugepages are there for sure, also when memory is in pieces. Reserved pages that nobody uses are lost to \
+              everybody else.",
+        run: |host| reserved(host, 2048),
+    },
+    Check {
+        id: "RDB-MEM-006",
+        what: "reserved huge pages, 1 GiB",
+        why: "For caches of hundreds of GiB; they are reserved when the kernel starts (hugepagesz=1G hugepages=N).",
+        run: |host| reserved(host, 1_048_576),
+    },
+    Check {
+        id: "RDB-MEM-007",
+        what: "swapping",
+        why: "A cache that is swapped out reads from the disk twice, and a node whose pages come back slowly looks dead to the \
+              others. With vm.swappiness at 10 or less the kernel swaps when it has to.",
+        run: swap,
+    },
+    Check {
+        id: "RDB-MEM-008",
+        what: "overcommit",
+        why: "With vm.overcommit_memory = 2 the kernel refuses memory beyond CommitLimit, whether or not it will be used; the cache \
+              is mapped at once.",
+        run: overcommit,
+    },
+    Check {
+        id: "RDB-MEM-009",
+        what: "zone_reclaim_mode",
+        why: "With vm.zone_reclaim_mode other than 0 the kernel rather frees caches of one memory node than takes memory of \
+              another: stalls on machines with several.",
+        run: zone_reclaim,
+    },
+    Check {
+        id: "RDB-MEM-010",
+        what: "open files (RLIMIT_NOFILE)",
+        why: "Each client is a socket, each peer one for each shard; the volume, rings and logs come on top.",
+        run: open_files,
+    },
+    Check {
+        id: "RDB-MEM-011",
+        what: "sizes of files and address space",
+        why: "RLIMIT_FSIZE below the volume's size ends a write beyond it with EFBIG; RLIMIT_AS below the cache's size refuses its \
+              mapping. Both are usually unlimited.",
+        run: sizes,
+    },
+    Check {
+        id: "RDB-MEM-012",
+        what: "threads (RLIMIT_NPROC, pids.max)",
+        why: "A node has a thread for each shard, and the kernel's workers for io_uring count as well.",
+        run: threads,
+    },
+    Check {
+        id: "RDB-MEM-013",
+        what: "core dumps",
+        why: "A node that finds its own state damaged ends itself. A core dump tells why; one of a large cache takes its size on \
+              the disk, so it wants a place (kernel.core_pattern).",
+        run: core_dumps,
+    },
+];
+
+const IPC_LOCK: u32 = 14;
+
+fn locked(host: &Host) -> Vec<Finding> {
+    let need = host.needs.cache_bytes + (16 << 20);
+    if host.has_capability(IPC_LOCK) {
+        return Finding::ok("without limit: this process has CAP_IPC_LOCK").into();
+    }
+    match host.facts.limits.locked_memory.soft {
+        None => Finding::ok("unlimited").into(),
+        Some(limit) if limit >= need => Finding::ok(bytes(limit)).into(),
+        Some(limit) => Finding::fatal_if(host.needs.rdma, bytes(limit))
+            .wants(format!("{} for {}", bytes(need), host.needs.cache_words()))
+            .remedy(
+                "LimitMEMLOCK=infinity in the [Service] section of the systemd unit; or in /etc/security/limits.d/rustydb.conf: \
+                 rustydb - memlock unlimited",
+            )
+            .into(),
+    }
+}
+
+fn available(host: &Host) -> Vec<Finding> {
+    let need = host.needs.cache_bytes + BESIDE_CACHE_BYTES;
+    let (Some(total), Some(available)) = (host.memory_bytes("MemTotal"), host.memory_bytes("MemAvailable")) else {
+        return Finding::skipped("/proc/meminfo can't be read").into();
+    };
+    let words = format!("{} of {} available", bytes(available), bytes(total));
+    if available >= need {
+        return Finding::ok(words).into();
+    }
+    let wants = format!("{} ({} and {} beside it)", bytes(need), host.needs.cache_words(), bytes(BESIDE_CACHE_BYTES));
+    let remedy = "a smaller rac.cache_fusion.global_cache_size, fewer reserved huge pages (RDB-MEM-005), or more memory";
+    Finding::fatal_if(total < need, words).wants(wants).remedy(remedy).into()
+}
+
+fn control_group(host: &Host) -> Vec<Finding> {
+    let need = host.needs.cache_bytes + BESIDE_CACHE_BYTES;
+    let Some(group) = host.control_group("memory") else {
+        return Finding::skipped("this process is in no control group").into();
+    };
+    let limit = ["memory.max", "memory.limit_in_bytes"].into_iter().find_map(|name| host.number(&format!("{group}/{name}")));
+    // Version 1 writes a number near 2^63 for "none".
+    match limit.filter(|limit| *limit < 1 << 62) {
+        None => Finding::ok("no limit").into(),
+        Some(limit) if limit >= need => Finding::ok(format!("at most {}", bytes(limit))).into(),
+        Some(limit) => Finding::fatal(format!("at most {}", bytes(limit)))
+            .wants(bytes(need))
+            .remedy(format!("MemoryMax=infinity in the systemd unit, the container's --memory, or {group}/memory.max"))
+            .into(),
+    }
+}
+
+fn transparent(host: &Host) -> Vec<Finding> {
+    let Some(list) = host.read("/sys/kernel/mm/transparent_hugepage/enabled") else {
+        return Finding::skipped("this kernel has none").into();
+    };
+    let remedy = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled; at boot: transparent_hugepage=madvise";
+    match super::chosen(&list) {
+        "madvise" => Finding::ok("madvise").into(),
+        "never" => Finding::warning("never").wants("madvise").remedy(remedy).into(),
+        other => Finding::info(other).wants("madvise").remedy(remedy).into(),
+    }
+}
+
+fn reserved(host: &Host, kib: u64) -> Vec<Finding> {
+    let folder = format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB");
+    let count = |name: &str| host.number(&format!("{folder}/{name}"));
+    let (Some(all), Some(free)) = (count("nr_hugepages"), count("free_hugepages")) else {
+        return Finding::skipped("the kernel has no pages of this size").into();
+    };
+    let size = kib << 10;
+    match all {
+        0 => Finding::ok("none: the cache asks for transparent ones").into(),
+        _ if free > 0 && free == all => Finding::info(format!("{all} ({}), all free", bytes(all * size)))
+            .wants("none that nobody uses")
+            .remedy(if kib == 2048 { "sysctl -w vm.nr_hugepages=0" } else { "take hugepages= from the kernel's command line" })
+            .into(),
+        _ => Finding::ok(format!("{all} ({}), {free} free", bytes(all * size))).into(),
+    }
+}
+
+fn swap(host: &Host) -> Vec<Finding> {
+    let (total, free) = (host.memory_bytes("SwapTotal").unwrap_or(0), host.memory_bytes("SwapFree").unwrap_or(0));
+    let Some(swappiness) = host.sysctl_number("vm.swappiness") else {
+        return Finding::skipped("vm.swappiness can't be read").into();
+    };
+    if total == 0 {
+        return Finding::ok("no swap").into();
+    }
+    let words = format!("vm.swappiness = {swappiness}; {} of {} swap in use", bytes(total - free), bytes(total));
+    match swappiness {
+        0..=10 => Finding::ok(words).into(),
+        _ => Finding::warning(words)
+            .wants("vm.swappiness of 10 or less, or no swap")
+            .remedy("sysctl -w vm.swappiness=1; and in /etc/sysctl.d/90-rustydb.conf: vm.swappiness = 1")
+            .into(),
+    }
+}
+
+fn overcommit(host: &Host) -> Vec<Finding> {
+    let mode = host.sysctl("vm.overcommit_memory").unwrap_or_default();
+    if mode != "2" {
+        return Finding::ok(format!("vm.overcommit_memory = {mode}")).into();
+    }
+    let left = host.memory_bytes("CommitLimit").unwrap_or(0).saturating_sub(host.memory_bytes("Committed_AS").unwrap_or(0));
+    let need = host.needs.cache_bytes + BESIDE_CACHE_BYTES;
+    let words = format!("vm.overcommit_memory = 2 and {} left to be committed", bytes(left));
+    if left >= need {
+        return Finding::ok(words).into();
+    }
+    Finding::fatal(words).wants(bytes(need)).remedy("sysctl -w vm.overcommit_memory=0").into()
+}
+
+fn zone_reclaim(host: &Host) -> Vec<Finding> {
+    match host.sysctl_number("vm.zone_reclaim_mode") {
+        None => Finding::skipped("the kernel has none (one memory node)").into(),
+        Some(0) => Finding::ok("0").into(),
+        Some(mode) => Finding::warning(mode.to_string()).wants("0").remedy("sysctl -w vm.zone_reclaim_mode=0").into(),
+    }
+}
+
+fn open_files(host: &Host) -> Vec<Finding> {
+    let peers = host.needs.nodes.len() as u64 * host.needs.shards;
+    let need = host.needs.connections + peers + FILES_BESIDE_CLIENTS;
+    let Limit { soft, hard } = host.facts.limits.open_files;
+    let Some(limit) = soft else { return Finding::ok("unlimited").into() };
+    if limit >= need {
+        return Finding::ok(limit.to_string()).into();
+    }
+    let hint = hard.map_or_else(String::new, |hard| format!(" (hard limit {hard})"));
+    Finding::fatal_if(limit < FILES_BESIDE_CLIENTS, format!("{limit}{hint}"))
+        .wants(format!("{need}: max_connections = {}, {peers} of peers, {FILES_BESIDE_CLIENTS} beside", host.needs.connections))
+        .remedy(
+            "LimitNOFILE=65536 in the [Service] section of the systemd unit; or in /etc/security/limits.d/rustydb.conf: rustydb - \
+             nofile 65536",
+        )
+        .into()
+}
+
+fn sizes(host: &Host) -> Vec<Finding> {
+    let limits = &host.facts.limits;
+    let volume = host.facts.volume.as_ref().map_or(0, |volume| volume.bytes);
+    let need = host.needs.cache_bytes + BESIDE_CACHE_BYTES;
+    if let Some(limit) = limits.file_size.soft.filter(|limit| *limit < volume.max(1 << 40)) {
+        let words = format!("files of at most {}", bytes(limit));
+        let finding = Finding::fatal_if(limit < volume, words).wants("unlimited");
+        return finding.remedy("LimitFSIZE=infinity in the systemd unit, or ulimit -f unlimited before the start").into();
+    }
+    match limits.address_space.soft {
+        Some(limit) if limit < 2 * need => Finding::fatal(format!("an address space of at most {}", bytes(limit)))
+            .wants("unlimited")
+            .remedy("LimitAS=infinity in the systemd unit, or ulimit -v unlimited before the start")
+            .into(),
+        Some(limit) => Finding::ok(format!("an address space of {}", bytes(limit))).into(),
+        None => Finding::ok("unlimited").into(),
+    }
+}
+
+fn threads(host: &Host) -> Vec<Finding> {
+    let need = 64 * host.needs.shards + 512;
+    let group = host.control_group("pids").and_then(|group| host.number(&format!("{group}/pids.max")));
+    let limit = [host.facts.limits.threads.soft, group].into_iter().flatten().min();
+    match limit {
+        None => Finding::ok("unlimited").into(),
+        Some(limit) if limit >= need => Finding::ok(limit.to_string()).into(),
+        Some(limit) => Finding::warning(limit.to_string())
+            .wants(need.to_string())
+            .remedy("LimitNPROC=infinity and TasksMax=infinity in the systemd unit")
+            .into(),
+    }
+}
+
+fn core_dumps(host: &Host) -> Vec<Finding> {
+    let pattern = host.sysctl("kernel.core_pattern").unwrap_or_default();
+    match host.facts.limits.core.soft {
+        Some(0) if !pattern.starts_with('|') => Finding::info("off (RLIMIT_CORE = 0)")
+            .wants("on, to a place with room for the cache")
+            .remedy("LimitCORE=infinity in the systemd unit, and apt-get install systemd-coredump")
+            .into(),
+        _ => Finding::ok(format!("kernel.core_pattern = {pattern}")).into(),
+    }
+}
