@@ -21,6 +21,7 @@ use rustydb::wal::batch::{BATCH_HEADER, framed};
 use rustydb::wal::{Log, RecordKind};
 
 use crate::Outcome;
+use crate::load::{Load, Schedule, drive};
 use crate::place::Place;
 use crate::report::{Report, Samples, Target};
 
@@ -28,6 +29,8 @@ use crate::report::{Report, Samples, Target};
 const AREA_BYTES: u64 = 64 << 20;
 /// Bytes behind it that the bare writes go to, one after the other and round again, as a log does.
 const BARE_BYTES: u64 = 16 << 20;
+/// Commits of a schedule between two checkpoints.
+const COMMITS_A_CHECKPOINT: u64 = 5_000;
 /// How many commit at once.
 const COMMITTERS: [usize; 3] = [1, 16, 64];
 /// A lone commit costs at most so many durable writes of the same bytes.
@@ -48,6 +51,8 @@ pub struct Options {
     pub overprovisioned: bool,
     /// How durable writes are made; `None`: as a probe finds faster.
     pub durable: Option<DurableMethod>,
+    /// After the rounds: commits as this load asks, for so long.
+    pub load: Option<(Load, Duration)>,
 }
 
 /// Takes the figures.
@@ -188,16 +193,20 @@ async fn measure(reactor: &Reactor, options: &Options, path: &Path) -> Outcome<R
     }
 
     let mut report = Report::new("log");
+    report.setting("driver", reactor.driver_name());
+    report.setting("durable writes", format!("{method:?}"));
+    report.setting("overprovisioned", options.overprovisioned);
+    report.setting("rounds", options.rounds);
     report.condition(format!(
         "{} bytes of redo a commit, {on_disk} bytes on disk; {} driver, durable writes by {method:?}; file in {}",
         options.bytes,
         reactor.driver_name(),
         options.folder.display()
     ));
-    report.row(system_call.row("pwritev2(RWF_DSYNC), one at a time"));
-    report.row(durable_write.row("Reactor::write_durable, one at a time"));
+    report.series(system_call.series("pwritev2(RWF_DSYNC), one at a time"));
+    report.series(durable_write.series("Reactor::write_durable, one at a time"));
     for (samples, committers) in commits.iter().zip(COMMITTERS) {
-        report.row(samples.row(format!("commit, {committers} at once")));
+        report.series(samples.series(format!("commit, {committers} at once")));
     }
     let lone = commits[0].median_ns();
     report.figure("lone commit / pwritev2, medians", lone / system_call.median_ns(), "times", Some(COMMIT_TARGET));
@@ -205,6 +214,22 @@ async fn measure(reactor: &Reactor, options: &Options, path: &Path) -> Outcome<R
     for (samples, committers) in commits.iter().zip(COMMITTERS) {
         let name = format!("commits a second of {committers} at once / pwritev2 calls a second");
         report.figure(name, samples.per_second() / system_call.per_second(), "times", None);
+    }
+    if let Some((load, time)) = options.load {
+        let schedule = Rc::new(Schedule::lasting(load, time));
+        let (committer, payload, wall) = (log.clone(), payload.clone(), reactor.clone());
+        let commit = move |_, number: u64| {
+            let (log, payload, reactor) = (committer.clone(), payload.clone(), wall.clone());
+            async move {
+                // The area is not to fill up.
+                if number.is_multiple_of(COMMITS_A_CHECKPOINT) {
+                    log.checkpoint(log.durable_lsn(), Scn::from_unix_ms(reactor.wall_ms())).await?;
+                }
+                commit(&log, &payload).await
+            }
+        };
+        let samples = drive(reactor, &schedule, commit).await?;
+        report.series(schedule.series("commit, by a schedule", &samples));
     }
     let flush_us = log.stats().flush_latency_us;
     report.condition(format!("the log's own count: {} writes", flush_us.count()));

@@ -44,7 +44,8 @@ async fn calls(remote: Remote, count: u32) -> Outcome<Samples> {
 /// When the shards can't be started.
 pub fn run(options: Options) -> Outcome<Report> {
     let mut report = Report::new("mail");
-    report.condition("two shards; each call is answered before the next is made");
+    report.setting("pinned", options.pin);
+    report.condition("two shards; closed loop, one at a time: each call is answered before the next is made");
     for overprovisioned in [false, true] {
         let reactor_options = ReactorOptions { overprovisioned, ..ReactorOptions::default() };
         let idle = if overprovisioned { "sleeps at once" } else { "looks for work before it sleeps" };
@@ -54,9 +55,9 @@ pub fn run(options: Options) -> Outcome<Report> {
         };
         let (first, second) = (shard(0)?, shard(1)?);
         let from_thread = block_on(calls(first.remote().clone(), options.calls))?;
-        report.row(from_thread.row(format!("from a thread to a shard that {idle}")));
+        report.series(from_thread.series(format!("from a thread to a shard that {idle}")));
         let other = second.remote().clone();
-        report.row(first.run(move |_| calls(other, options.calls))?.row(format!("from shard to shard, each {idle}")));
+        report.series(first.run(move |_| calls(other, options.calls))?.series(format!("from shard to shard, each {idle}")));
     }
     Ok(report)
 }

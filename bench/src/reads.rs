@@ -17,7 +17,7 @@ use crate::report::{Report, Samples, Target};
 /// Reads between two looks at the clock, and between two chances for others: some 100 µs.
 const BATCH: u64 = 128;
 /// Bytes that a row of the table may take in the cache at most, its undo included.
-const CACHED_ROW_BYTES_MAX: u64 = 640;
+pub(crate) const CACHED_ROW_BYTES_MAX: u64 = 640;
 /// Reads a second and core that are wanted.
 const READS_TARGET: Target = Target::AtLeast(1_000_000.0);
 
@@ -46,10 +46,15 @@ enum Order {
 }
 
 /// Numbers without an order (xorshift64*, Vigna 2014), without a modulo's cost.
-struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn new(number: u64) -> Dice {
+        // Never 0, and far from its neighbours'.
+        Dice((number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -67,7 +72,7 @@ struct Found {
 }
 
 async fn read(parts: Rc<Parts>, partition: PartitionId, rows: u64, order: Order, time: Duration) -> Outcome<Found> {
-    let (mut dice, mut next) = (Dice(0x9E37_79B9_7F4A_7C15), 0);
+    let (mut dice, mut next) = (Dice::new(0), 0);
     let mut found = Found { samples: Samples::new(), cpu: Duration::ZERO, reads: 0, not_at_once: 0 };
     let end = Instant::now() + time;
     let mut bytes = 0usize;
@@ -116,6 +121,8 @@ pub fn run(options: &Options) -> Outcome<Report> {
     let load_time = began.elapsed();
 
     let mut report = Report::new("reads");
+    report.setting("pinned", options.pin);
+    report.setting("overprovisioned", options.overprovisioned);
     report.condition(format!(
         "{rows} rows of {} bytes, loaded in {:.1} s; {} MiB of cache; one shard",
         VALUE_BYTES + 8,
@@ -130,7 +137,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
         let found = node.run(move |parts| read(parts, partition, rows, order, time))?;
         let per_core = found.reads as f64 / found.cpu.as_secs_f64();
         let wall = found.reads as f64 / found.samples.busy().as_secs_f64();
-        report.row(found.samples.row_of(format!("in the shard, {name}"), found.reads, wall));
+        report.series(found.samples.series_of(format!("in the shard, {name}"), found.reads, wall));
         report.figure(format!("in the shard, {name}, by core time"), per_core, "reads/s a core", Some(READS_TARGET));
         report.figure(format!("in the shard, {name}, by the wall"), wall, "reads/s", None);
         if found.not_at_once > 0 {
@@ -138,7 +145,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
         }
     }
 
-    let (mut session, mut dice, mut samples) = (node.store().session(), Dice(7), Samples::new());
+    let (mut session, mut dice, mut samples) = (node.store().session(), Dice::new(7), Samples::new());
     for number in 0..options.session_reads {
         let began = Instant::now();
         let row = block_on(session.get(partition, &key(dice.below(rows))))?;
@@ -147,6 +154,6 @@ pub fn run(options: &Options) -> Outcome<Report> {
         }
         assert_eq!(row.map(|row| row.len()), Some(VALUE_BYTES), "every row was there, whole");
     }
-    report.row(samples.row("Session::get from another thread, one at a time"));
+    report.series(samples.series("Session::get from another thread, one at a time"));
     Ok(report)
 }

@@ -1,23 +1,36 @@
-//! `rusty-db-bench`: the engine's latency harness. See `docs/performance.md` for figures taken with it.
+//! `rusty-db-bench`: the engine's latency harness. See `docs/benchmarks.md` for how to use it and what its reports mean,
+//! `docs/performance.md` for figures taken with it.
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use rustydb::reactor::DurableMethod;
-use rustydb_bench::report::Report;
-use rustydb_bench::{Outcome, log, mail, reads, transfer};
+use rustydb_bench::compare::Comparison;
+use rustydb_bench::load::Load;
+use rustydb_bench::report::{Document, Report};
+use rustydb_bench::transfer::{Path as BlockPath, TakenAs};
+use rustydb_bench::{Outcome, html, lock, log, mail, nodes, raw, reads, sql, store, transfer};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const EXAMPLES: &str = "Examples:
-  rusty-db-bench log --dir /mnt/volume        commits beside durable writes, on that disk
-  rusty-db-bench transfer                     blocks between two nodes beside bare TCP
-  rusty-db-bench reads --rows 100000 --pin    cached point reads on the last core
-  rusty-db-bench all --json > figures.json    everything, for a program
+const EXAMPLES: &str = "\
+Examples:
+  rusty-db-bench log --dir /mnt/volume                   commits beside durable writes, on that disk
+  rusty-db-bench log --rate 2000 --html log.html         2,000 commits due a second, with plots
+  rusty-db-bench transfer --path two-way --mode x        blocks between two nodes beside bare TCP, messages counted
+  rusty-db-bench raw                                     the interconnect beside raw TCP and sockperf
+  rusty-db-bench store --operation get,put --concurrency 8 --seconds 10
+  rusty-db-bench sql --server 127.0.0.1:5432 --server 127.0.0.2:5432 --protocol prepared --rate 5000
+  rusty-db-bench reads --rows 100000 --pin               cached point reads on the last core
+  rusty-db-bench all --json before.json                  everything, kept for a comparison
+  rusty-db-bench compare before.json after.json --html ratio.html
 
+With --rate operations are due at fixed times and latency counts from when they were due (open loop): a stall shows in
+all that it kept waiting. Without, each client asks again when it was answered (closed loop), which flatters the tail.
 Each benchmark makes a file of its own in --dir and removes it at the end. Build with --release.";
 
 /// Measures the engine beside what the machine can do: percentiles of every operation, and the ratios that matter.
@@ -26,71 +39,264 @@ Each benchmark makes a file of its own in --dir and removes it at the end. Build
 struct Arguments {
     #[command(subcommand)]
     what: What,
-    /// Print JSON instead of tables.
-    #[arg(long, global = true)]
-    json: bool,
-    /// Folder for the volumes: on the disk in question.
+    /// Write the report as JSON, to a file or, with "-", instead of the tables
+    #[arg(long, global = true, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    json: Option<PathBuf>,
+    /// Write the report as a page with plots
+    #[arg(long, global = true, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Folder for the volumes: on the disk in question
     #[arg(long, global = true, default_value = ".", value_name = "FOLDER")]
     dir: PathBuf,
-    /// Let idle shards sleep at once, as nodes that share their cores do.
+    /// Let idle shards sleep at once, as nodes that share their cores do
     #[arg(long, global = true)]
     overprovisioned: bool,
-    /// Pin shards to cores (reads: the last core; transfer and mail: the first two).
+    /// Pin shards to cores (reads, store: the last core; the others: the first ones)
     #[arg(long, global = true)]
     pin: bool,
 }
 
+/// How operations are asked for.
+#[derive(Args, Clone, Copy)]
+struct Asked {
+    /// Open loop: so many operations due a second
+    #[arg(long, value_name = "A SECOND", value_parser = rate)]
+    rate: Option<f64>,
+    /// Operations under way at once: all of a closed loop, at most so many of an open one (256)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    concurrency: Option<u32>,
+    /// How long each operation is measured, after a tenth of it as warm-up
+    #[arg(long, default_value_t = 5.0, value_parser = seconds)]
+    seconds: f64,
+}
+
+impl Asked {
+    fn load(self) -> Load {
+        Load::of(self.rate, self.concurrency)
+    }
+
+    fn time(self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
+}
+
+fn bounded(text: &str, most: f64) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value <= most => Ok(value),
+        _ => Err(format!("a number above 0, at most {most}")),
+    }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    bounded(text, 100_000_000.0)
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    bounded(text, 86_400.0)
+}
+
 #[derive(Subcommand)]
 enum What {
-    /// Commits at 1, 16 and 64 at once against the device's limit for synchronous writes.
+    /// Commits at 1, 16 and 64 at once against the device's limit for synchronous writes
     Log {
-        /// Bytes of redo that each commit writes.
+        /// Bytes of redo that each commit writes
         #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=60_000))]
         bytes: u32,
-        /// Rounds in which all ways have their turns.
+        /// Rounds in which all ways have their turns
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         rounds: u32,
-        /// Operations of each kind and committer in a round.
+        /// Operations of each kind and committer in a round
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100))]
         operations: u32,
-        /// How durable writes are made; as a probe finds faster when not given.
+        /// How durable writes are made; as a probe finds faster when not given
         #[arg(long, value_enum)]
         durable: Option<Durable>,
+        #[command(flatten)]
+        asked: Asked,
     },
-    /// Blocks that go between two nodes against a bare TCP round trip of 8 KiB.
+    /// Blocks that go between nodes against a bare TCP round trip of 8 KiB; messages are counted
     Transfer {
-        /// Rounds in which all ways have their turns.
+        /// Rounds in which all ways have their turns
         #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         rounds: u32,
+        /// How blocks travel between the nodes
+        #[arg(long, value_enum, default_value_t = Transport::Tcp)]
+        transport: Transport,
+        /// Whether one of the two nodes is the block's master, or a third
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Way::TwoWay, Way::ThreeWay])]
+        path: Vec<Way>,
+        /// Shared or Exclusive
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Mode::X, Mode::S])]
+        mode: Vec<Mode>,
+        /// Transfers under way at once, for the rate; 0 leaves it out
+        #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000))]
+        concurrency: u32,
+        /// Transfers due a second of an open loop after that
+        #[arg(long, value_name = "A SECOND", value_parser = rate)]
+        rate: Option<f64>,
+        /// Seconds for which both nodes want the same two blocks; 0 leaves it out
+        #[arg(long, default_value_t = 1.0)]
+        contended: f64,
     },
-    /// Point reads of cached rows, in the shard and through a session.
-    Reads {
-        /// Rows of the table, of some 100 bytes each.
-        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
-        rows: u64,
-        /// Seconds for each order of keys.
-        #[arg(long, default_value_t = 3.0)]
-        seconds: f64,
-        /// Reads through a session.
-        #[arg(long, default_value_t = 50_000)]
-        session_reads: u32,
+    /// Locks between two nodes, by where their master is and who has them
+    Lock {
+        /// Rounds in which all ways have their turns
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        rounds: u32,
     },
-    /// Calls into a shard from another thread, and from another shard.
+    /// Calls into a shard from another thread, and from another shard
     Mail {
-        /// Calls of each kind.
+        /// Calls of each kind
         #[arg(long, default_value_t = 50_000)]
         calls: u32,
     },
-    /// All of them, as they are by default.
+    /// The interconnect by itself beside raw TCP and sockperf, with 8 KiB
+    Raw {
+        /// Rounds in which all ways have their turns
+        #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        rounds: u32,
+        /// Requests under way at once, for the rate
+        #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        concurrency: u32,
+        /// Requests due a second of the open loop
+        #[arg(long, default_value_t = raw::RATE_HALF, value_name = "A SECOND", value_parser = rate)]
+        rate: f64,
+        /// How long rate and open loop are measured
+        #[arg(long, default_value_t = 5.0, value_parser = seconds)]
+        seconds: f64,
+        /// Leave sockperf out
+        #[arg(long)]
+        no_sockperf: bool,
+    },
+    /// Rows through the store's sessions: get, put, scan, commit and a mixture
+    Store {
+        /// Rows of the table, of some 100 bytes each
+        #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+        rows: u64,
+        /// What is done, one after the other
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Op::Get, Op::Put, Op::Scan, Op::Commit, Op::Mixed])]
+        operation: Vec<Op>,
+        /// Puts among a hundred operations of the mixture
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=100))]
+        write_percent: u32,
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// SQL against a server that runs, over PostgreSQL's protocol
+    Sql {
+        /// A server; several times: clients are spread over them
+        #[arg(long, default_value = "127.0.0.1:5432", value_name = "ADDRESS")]
+        server: Vec<SocketAddr>,
+        /// Who connects; without a password
+        #[arg(long, default_value = "postgres")]
+        user: String,
+        /// Where to
+        #[arg(long, default_value = "postgres")]
+        database: String,
+        /// Statements as text, or prepared once
+        #[arg(long, value_enum, default_value_t = Protocol::Prepared)]
+        protocol: Protocol,
+        /// Rows of the table that is made for it and dropped at the end
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+        rows: u64,
+        /// What is done, one after the other
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Op::Get, Op::Put, Op::Scan, Op::Commit, Op::Mixed])]
+        operation: Vec<Op>,
+        /// Run this statement instead, as it is; no table is made
+        #[arg(long, value_name = "SQL")]
+        statement: Option<String>,
+        /// Updates among a hundred operations of the mixture
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=100))]
+        write_percent: u32,
+        #[command(flatten)]
+        asked: Asked,
+    },
+    /// Point reads of cached rows in the shard itself, by the core's time
+    Reads {
+        /// Rows of the table, of some 100 bytes each
+        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+        rows: u64,
+        /// Seconds for each order of keys
+        #[arg(long, default_value_t = 3.0, value_parser = seconds)]
+        seconds: f64,
+        /// Reads through a session
+        #[arg(long, default_value_t = 50_000)]
+        session_reads: u32,
+    },
+    /// All but sql, as they are by default
     All,
+    /// Two reports beside each other: B / A for every percentile
+    Compare {
+        /// JSON of the first run
+        #[arg(value_name = "A.json")]
+        a: PathBuf,
+        /// JSON of the second
+        #[arg(value_name = "B.json")]
+        b: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Durable {
-    /// One RWF_DSYNC write.
+    /// One RWF_DSYNC write
     Dsync,
-    /// A write, then fdatasync.
+    /// A write, then fdatasync
     WriteThenSync,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Transport {
+    /// TCP
+    Tcp,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Way {
+    /// One of the two nodes is the master
+    TwoWay,
+    /// A third node is
+    ThreeWay,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Mode {
+    /// Shared
+    S,
+    /// Exclusive
+    X,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Protocol {
+    /// Each statement as text
+    Simple,
+    /// Prepared once
+    Prepared,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Op {
+    /// A row by its key
+    Get,
+    /// A row replaced
+    Put,
+    /// A hundred rows
+    Scan,
+    /// A transaction of a read and two writes
+    Commit,
+    /// Reads and some writes
+    Mixed,
+}
+
+fn operations(chosen: &[Op]) -> Vec<store::Operation> {
+    let one = |op: &Op| match op {
+        Op::Get => store::Operation::Get,
+        Op::Put => store::Operation::Put,
+        Op::Scan => store::Operation::Scan,
+        Op::Commit => store::Operation::Commit,
+        Op::Mixed => store::Operation::Mixed,
+    };
+    chosen.iter().map(one).collect()
 }
 
 impl From<Durable> for DurableMethod {
@@ -103,51 +309,130 @@ impl From<Durable> for DurableMethod {
 }
 
 impl What {
+    /// What `all` runs, as the command line has it without options.
     fn all() -> Vec<What> {
-        vec![
-            What::Log { bytes: 400, rounds: 20, operations: 50, durable: None },
-            What::Transfer { rounds: 40 },
-            What::Reads { rows: 1_000_000, seconds: 3.0, session_reads: 50_000 },
-            What::Mail { calls: 50_000 },
-        ]
+        let one = |name: &str| Arguments::parse_from(["rusty-db-bench", name]).what;
+        ["log", "raw", "transfer", "lock", "mail", "store", "reads"].map(one).into()
     }
 
     fn run(&self, arguments: &Arguments) -> Outcome<Vec<Report>> {
         let (folder, overprovisioned, pin) = (arguments.dir.clone(), arguments.overprovisioned, arguments.pin);
-        let report = match *self {
-            What::Log { bytes, rounds, operations, durable } => {
-                let durable = durable.map(DurableMethod::from);
-                log::run(&log::Options { folder, bytes: bytes as usize, rounds, operations, overprovisioned, durable })
+        let nodes = nodes::Options { folder: folder.clone(), overprovisioned, pin };
+        let report = match self {
+            What::Log { bytes, rounds, operations, durable, asked } => {
+                let load = (asked.rate.is_some() || asked.concurrency.is_some()).then(|| (asked.load(), asked.time()));
+                let (bytes, rounds, operations, durable) =
+                    (*bytes as usize, *rounds, *operations, durable.map(DurableMethod::from));
+                log::run(&log::Options { folder, bytes, rounds, operations, overprovisioned, durable, load })
             }
-            What::Transfer { rounds } => transfer::run(&transfer::Options { folder, rounds, overprovisioned, pin }),
+            What::Transfer { rounds, transport: Transport::Tcp, path, mode, concurrency, rate, contended } => {
+                let paths = path.iter().map(|way| match way {
+                    Way::TwoWay => BlockPath::TwoWay,
+                    Way::ThreeWay => BlockPath::ThreeWay,
+                });
+                let modes = mode.iter().map(|mode| match mode {
+                    Mode::S => TakenAs::Shared,
+                    Mode::X => TakenAs::Exclusive,
+                });
+                transfer::run(&transfer::Options {
+                    nodes,
+                    paths: paths.collect(),
+                    modes: modes.collect(),
+                    rounds: *rounds,
+                    concurrency: *concurrency,
+                    rate: rate.unwrap_or(0.0),
+                    contended: Duration::try_from_secs_f64(*contended)?,
+                })
+            }
+            What::Lock { rounds } => lock::run(&lock::Options { nodes, rounds: *rounds }),
+            What::Mail { calls } => mail::run(mail::Options { calls: *calls, pin }),
+            What::Raw { rounds, concurrency, rate, seconds, no_sockperf } => {
+                let (rounds, concurrency, rate) = (*rounds, *concurrency, *rate);
+                let time = Duration::from_secs_f64(*seconds);
+                raw::run(&raw::Options { nodes, rounds, concurrency, rate, time, sockperf: !no_sockperf })
+            }
+            What::Store { rows, operation, write_percent, asked } => store::run(&store::Options {
+                folder,
+                rows: *rows,
+                operations: operations(operation),
+                write_percent: *write_percent,
+                load: asked.load(),
+                time: asked.time(),
+                pin,
+                overprovisioned,
+            }),
+            What::Sql { server, user, database, protocol, rows, operation, statement, write_percent, asked } => {
+                sql::run(&sql::Options {
+                    addresses: server.clone(),
+                    user: user.clone(),
+                    database: database.clone(),
+                    protocol: match protocol {
+                        Protocol::Simple => sql::Protocol::Simple,
+                        Protocol::Prepared => sql::Protocol::Prepared,
+                    },
+                    rows: *rows,
+                    operations: operations(operation),
+                    statement: statement.clone(),
+                    write_percent: *write_percent,
+                    load: asked.load(),
+                    time: asked.time(),
+                })
+            }
             What::Reads { rows, seconds, session_reads } => {
-                let time = Duration::try_from_secs_f64(seconds)?;
+                let (rows, session_reads, time) = (*rows, *session_reads, Duration::from_secs_f64(*seconds));
                 reads::run(&reads::Options { folder, rows, time, session_reads, pin, overprovisioned })
             }
-            What::Mail { calls } => mail::run(mail::Options { calls, pin }),
             What::All => {
                 let all: Outcome<Vec<_>> = What::all().iter().map(|what| what.run(arguments)).collect();
                 return all.map(|reports| reports.into_iter().flatten().collect());
             }
+            What::Compare { .. } => unreachable!("it runs nothing"),
         };
         report.map(|report| vec![report])
     }
 }
 
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+fn write(path: &Path, text: &str) -> Outcome<()> {
+    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))?;
+    eprintln!("rusty-db-bench: wrote {}", path.display());
+    Ok(())
+}
+
+fn compare(arguments: &Arguments, a: &Path, b: &Path) -> Outcome<()> {
+    let (a, b) = (Document::read(a)?, Document::read(b)?);
+    let comparison = Comparison::new(&a, &b);
+    print!("{comparison}");
+    arguments.html.as_deref().map_or(Ok(()), |path| write(path, &html::comparison(&comparison)))
+}
+
+fn measure(arguments: &Arguments) -> Outcome<()> {
     if cfg!(debug_assertions) {
         eprintln!("rusty-db-bench: this is a debug build, its figures say little; build with --release");
     }
-    match arguments.what.run(&arguments) {
-        Ok(reports) if arguments.json => {
-            println!("{}", serde_json::to_string_pretty(&reports).expect("reports are numbers and texts"));
-            ExitCode::SUCCESS
+    // The first second of all time series begins here.
+    let _ = rustydb_bench::samples::since_beginning();
+    let mut document = Document::new(std::env::args().skip(1).collect(), &arguments.dir);
+    document.reports = arguments.what.run(arguments)?;
+    let json = || serde_json::to_string_pretty(&document).expect("reports are numbers and texts");
+    match arguments.json.as_deref() {
+        Some(path) if path.as_os_str() == "-" => println!("{}", json()),
+        Some(path) => {
+            println!("{document}");
+            write(path, &json())?;
         }
-        Ok(reports) => {
-            reports.iter().for_each(|report| println!("{report}"));
-            ExitCode::SUCCESS
-        }
+        None => println!("{document}"),
+    }
+    arguments.html.as_deref().map_or(Ok(()), |path| write(path, &html::document(&document)))
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match &arguments.what {
+        What::Compare { a, b } => compare(&arguments, a, b),
+        _ => measure(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("rusty-db-bench: {error}");
             ExitCode::FAILURE

@@ -25,6 +25,12 @@ pub struct Options {
     pub writes: bool,
 }
 
+/// What there is at a path that is, or could be, a volume's.
+#[must_use]
+pub fn volume_facts(path: &Path) -> crate::facts::VolumeFacts {
+    volume::look(path)
+}
+
 /// Gathers everything.
 #[must_use]
 pub fn gather(needs: &Needs, options: Options) -> Facts {

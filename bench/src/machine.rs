@@ -1,0 +1,113 @@
+//! The machine, as far as it matters for a figure: said in every report, because no figure means anything without.
+
+use std::path::Path;
+
+use rustydb_preflight::facts::Facts;
+use rustydb_preflight::host::Host;
+use rustydb_preflight::needs::Needs;
+use rustydb_preflight::probe;
+use serde::{Deserialize, Serialize};
+
+/// See the module. What the host does not tell is "unknown" or "none".
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// `uname -r`
+    pub kernel: String,
+    /// Its model.
+    pub processor: String,
+    /// Processors that this process may run on.
+    pub cores: usize,
+    /// Of the first core.
+    pub governor: String,
+    /// What the clock is read from.
+    pub clock_source: String,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Transparent huge pages.
+    pub huge_pages: String,
+    /// A hypervisor runs it.
+    pub virtual_machine: bool,
+    /// Over 1, 5 and 15 minutes, when the benchmark began: what ran beside it.
+    pub load_average: String,
+    /// The file system and the device under `--dir`, with its write cache and scheduler.
+    pub device: String,
+    /// Interfaces with a link, with driver, speed and MTU.
+    pub network: Vec<String>,
+    /// What the program was built from.
+    pub commit: String,
+    /// `release` or `debug`.
+    pub build: String,
+}
+
+impl Machine {
+    /// This one, now; `folder` is where the benchmark's files are.
+    #[must_use]
+    pub fn here(folder: &Path) -> Machine {
+        let volume = probe::volume_facts(&folder.join("rusty-db-bench.volume"));
+        let file_system = volume.file_system.clone();
+        let host = Host::new(Path::new("/"), Facts { volume: Some(volume), ..Facts::default() }, Needs::default());
+        let read = |path: &str| host.read(path).filter(|text| !text.is_empty()).unwrap_or_else(|| "unknown".into());
+        let processors = read("/proc/cpuinfo");
+        let line = |key: &str| {
+            let line = processors.lines().find(|line| line.starts_with(key))?;
+            line.split_once(':').map(|(_, value)| value.trim().to_owned())
+        };
+        let devices = host.volume_devices().into_iter().map(|device| {
+            let queue = |name: &str| host.read(&format!("{}/{name}", device.queue)).unwrap_or_else(|| "unknown".into());
+            format!(
+                "{}, write cache {}, FUA {}, scheduler {}",
+                device.name,
+                queue("write_cache"),
+                queue("fua"),
+                queue("scheduler")
+            )
+        });
+        let devices: Vec<String> = devices.collect();
+        let load_average = read("/proc/loadavg").split(' ').take(3).collect::<Vec<_>>().join(" ");
+        Machine {
+            kernel: read("/proc/sys/kernel/osrelease"),
+            processor: line("model name").unwrap_or_else(|| "unknown".into()),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            governor: read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            clock_source: read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+            memory_bytes: host.memory_bytes("MemTotal").unwrap_or(0),
+            huge_pages: read("/sys/kernel/mm/transparent_hugepage/enabled"),
+            virtual_machine: line("flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
+            load_average,
+            device: if devices.is_empty() { file_system } else { format!("{file_system} on {}", devices.join("; ")) },
+            network: network(&host),
+            commit: env!("RUSTYDB_COMMIT").into(),
+            build: if cfg!(debug_assertions) { "debug" } else { "release" }.into(),
+        }
+    }
+
+    /// What tables of a report say, line by line.
+    #[must_use]
+    pub fn lines(&self) -> Vec<(&'static str, String)> {
+        let Machine { kernel, processor, cores, governor, clock_source, memory_bytes, huge_pages, .. } = self;
+        let guest = if self.virtual_machine { ", a virtual machine" } else { "" };
+        vec![
+            ("processor", format!("{processor}, {cores} cores{guest}; governor {governor}")),
+            ("memory", format!("{:.1} GiB; huge pages {huge_pages}", *memory_bytes as f64 / f64::from(1 << 30))),
+            ("kernel", format!("Linux {kernel}; clock {clock_source}")),
+            ("disk", self.device.clone()),
+            ("network", self.network.join("; ")),
+            ("load average", format!("{} at the start", self.load_average)),
+            ("built from", format!("{}, {}", self.commit, self.build)),
+        ]
+    }
+}
+
+fn network(host: &Host) -> Vec<String> {
+    let describe = |name: &String| {
+        let folder = format!("/sys/class/net/{name}");
+        let up = host.read(&format!("{folder}/carrier")).as_deref() == Some("1");
+        let mtu = host.number(&format!("{folder}/mtu")).filter(|_| up)?;
+        let uevent = host.read(&format!("{folder}/device/uevent")).unwrap_or_default();
+        let driver = uevent.lines().find_map(|line| line.strip_prefix("DRIVER=")).unwrap_or("virtual").to_owned();
+        let speed = host.read(&format!("{folder}/speed")).and_then(|text| text.parse::<i64>().ok()).filter(|speed| *speed > 0);
+        let speed = speed.map_or_else(String::new, |speed| format!(", {speed} Mbit/s"));
+        Some(format!("{name}: {driver}, MTU {mtu}{speed}"))
+    };
+    host.list("/sys/class/net").iter().filter_map(describe).collect()
+}

@@ -1,0 +1,201 @@
+//! Two or three nodes with a shard each, in threads of this process, on one volume, connected over loopback: their own
+//! interconnect, Cache Fusion, locks, cache and log, as in as many processes, but for the address space.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustydb::cache::{Cache, CacheConfig, CacheParts};
+use rustydb::clock::ScnClock;
+use rustydb::fusion::gcs::message::Kind;
+use rustydb::fusion::gcs::{Gcs, GcsConfig, GcsParts};
+use rustydb::fusion::ges::{Ges, Transactions};
+use rustydb::fusion::grd::{AffinityConfig, MastershipMap, VIRTUAL_NODES};
+use rustydb::ids::{BLOCK_SIZE, BlockId, BlockNo, Epoch, Incarnation, NodeId, PartitionId, Scn, ShardId, TxnId};
+use rustydb::interconnect::{Interconnect, Service, Settings};
+use rustydb::reactor::thread::run_local;
+use rustydb::reactor::{OpenOptions, Reactor, ReactorOptions};
+use rustydb::volume::RedoArea;
+use rustydb::wal::Log;
+
+use crate::Outcome;
+use crate::bare::Bare;
+use crate::place::Place;
+use crate::shard::Shard;
+
+/// The nodes, of which the first two or all take part.
+pub const NODES: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
+/// Bytes of a node's redo area: large enough that no checkpoint disturbs the measurement.
+const REDO_BYTES: u64 = 64 << 20;
+/// The first block that is not the log's.
+const BLOCKS_FIRST: u64 = NODES.len() as u64 * REDO_BYTES / BLOCK_SIZE as u64;
+/// How many there are.
+const BLOCKS: u64 = 4096;
+const FRAMES: usize = 4096;
+const PARTITION: PartitionId = PartitionId(70);
+/// Deadlocks are not measured.
+const DEADLOCK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How the nodes are made.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the volume is made.
+    pub folder: PathBuf,
+    /// Sleep at once when there is nothing to do, instead of looking for work first.
+    pub overprovisioned: bool,
+    /// Pin the nodes' shards to the first cores.
+    pub pin: bool,
+}
+
+impl Options {
+    /// For a report.
+    #[must_use]
+    pub fn idle_words(&self) -> &'static str {
+        if self.overprovisioned { "sleep at once" } else { "look for work before they sleep" }
+    }
+}
+
+/// What work in a node's shard finds there.
+pub struct Parts {
+    /// The shard's reactor.
+    pub reactor: Reactor,
+    /// The block cache.
+    pub cache: Cache,
+    /// The log.
+    pub log: Log,
+    /// Cache Fusion.
+    pub gcs: Gcs,
+    /// Locks.
+    pub ges: Ges,
+    /// Requests without any of that.
+    pub bare: Rc<Bare>,
+    _interconnect: Interconnect,
+}
+
+/// The nodes.
+pub struct Nodes {
+    /// In the order of [`NODES`].
+    pub nodes: Vec<Shard<Parts>>,
+    map: MastershipMap,
+    _place: Place,
+}
+
+/// Nobody has transactions here.
+struct NoTransactions;
+
+impl Transactions for NoTransactions {
+    fn is_active(&self, _txn: TxnId) -> bool {
+        false
+    }
+
+    fn began(&self, _txn: TxnId) -> Scn {
+        Scn(0)
+    }
+}
+
+fn mastership(count: usize) -> Outcome<MastershipMap> {
+    Ok(MastershipMap::new(Epoch(1), &NODES[..count], VIRTUAL_NODES, BTreeMap::new())?)
+}
+
+/// Ports that were free a moment ago, on 127.0.0.1 and so on.
+fn free_addresses(count: usize) -> Outcome<Vec<SocketAddr>> {
+    let hold = |node: &NodeId| TcpListener::bind(SocketAddr::from(([127, 0, 0, node.0], 0)));
+    let held = NODES[..count].iter().map(hold).collect::<Result<Vec<_>, _>>()?;
+    Ok(held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
+}
+
+impl Nodes {
+    /// Starts `count` of them on a new volume.
+    ///
+    /// # Errors
+    /// When there is no room, no thread or no port.
+    pub fn start(count: usize, options: &Options) -> Outcome<Nodes> {
+        let place = Place::new(&options.folder);
+        let reactor_options = ReactorOptions { overprovisioned: options.overprovisioned, ..ReactorOptions::default() };
+        let path = place.path().to_owned();
+        run_local(reactor_options, |reactor| async move {
+            let file = reactor.open(&path, OpenOptions::CREATE).await?;
+            reactor.write_zeros(file, 0, (BLOCKS_FIRST + BLOCKS) * BLOCK_SIZE as u64).await?;
+            reactor.sync(file).await
+        })??;
+        let addresses = free_addresses(count)?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let start = |index: usize| {
+            let (path, addresses) = (place.path().to_owned(), addresses.clone());
+            let make = move |reactor: Reactor| async move { Ok((open(&reactor, index, &path, &addresses).await?, ())) };
+            Shard::start(options.pin.then_some(index % cores), &format!("node{}", index + 1), reactor_options, make)
+        };
+        let starting = (0..count).map(start).collect::<Outcome<Vec<_>>>()?;
+        let nodes = starting.into_iter().map(|starting| Ok(starting.wait()?.0)).collect::<Outcome<Vec<_>>>()?;
+        Ok(Nodes { nodes, map: mastership(count)?, _place: place })
+    }
+
+    /// `count` blocks that `master` masters, beginning with the `skip`-th.
+    #[must_use]
+    pub fn mastered_by(&self, master: NodeId, skip: usize, count: usize) -> Vec<BlockId> {
+        let blocks = (0..BLOCKS).map(|n| BlockId::new(PARTITION, BlockNo(BLOCKS_FIRST + n)));
+        let found: Vec<_> = blocks.filter(|block| self.map.master(*block) == master).skip(skip).take(count).collect();
+        assert_eq!(found.len(), count, "{master} masters too few blocks for the benchmark");
+        found
+    }
+
+    /// Messages about blocks that all nodes have sent to each other, by kind.
+    ///
+    /// # Errors
+    /// When a shard is gone.
+    pub fn messages(&self) -> Outcome<[u64; Kind::ALL.len()]> {
+        let mut sum = [0; Kind::ALL.len()];
+        for node in &self.nodes {
+            let sent = node.run(|parts| async move { Ok(parts.gcs.stats().sent) })?;
+            sum.iter_mut().zip(sent).for_each(|(sum, sent)| *sum += sent);
+        }
+        Ok(sum)
+    }
+}
+
+async fn open(reactor: &Reactor, index: usize, path: &Path, addresses: &[SocketAddr]) -> Outcome<Parts> {
+    let (node, shard) = (NODES[index], ShardId(0));
+    let file = reactor.open(path, OpenOptions::WRITE).await?;
+    let mut settings = Settings::new(1, node, Incarnation(1), shard, 1, addresses[index]);
+    let peers = NODES.iter().copied().zip(addresses.iter().copied());
+    settings.peers = peers.filter(|(peer, _)| *peer != node).collect();
+    let clock = ScnClock::new();
+    let interconnect = Interconnect::new(reactor, &clock, settings);
+    let gcs = Gcs::new(GcsParts {
+        reactor: reactor.clone(),
+        interconnect: interconnect.clone(),
+        map: Rc::new(mastership(addresses.len())?),
+        // Buckets stay where the paths that are measured want them.
+        config: GcsConfig {
+            block_transfer_timeout_ms: 60_000,
+            affinity: AffinityConfig { auto_remaster: false, ..AffinityConfig::default() },
+            ..GcsConfig::default()
+        },
+    });
+    let area = RedoArea { node, shard, offset: index as u64 * REDO_BYTES, bytes: REDO_BYTES, stamp: 1 };
+    let log = Log::open(reactor, file, area, Incarnation(1)).await?;
+    let cache = Cache::new(CacheParts {
+        reactor: reactor.clone(),
+        file,
+        log: log.clone(),
+        clock,
+        coherence: Rc::new(gcs.clone()),
+        config: CacheConfig {
+            frames: FRAMES,
+            dirty_percent_max: 90,
+            checkpoint_interval_ms: 3_600_000,
+            ..CacheConfig::default()
+        },
+    })?;
+    gcs.attach(&cache);
+    interconnect.register(Service::Gcs, Rc::new(gcs.clone()));
+    let ges = Ges::new(&interconnect, Rc::new(NoTransactions), DEADLOCK_TIMEOUT);
+    let bare = Bare::new(&interconnect);
+    interconnect.register(Service::Txn, bare.clone());
+    interconnect.set_epoch(Epoch(1));
+    interconnect.start().await?;
+    interconnect.all_up().await;
+    Ok(Parts { reactor: reactor.clone(), cache, log, gcs, ges, bare, _interconnect: interconnect })
+}
