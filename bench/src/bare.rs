@@ -21,8 +21,8 @@ const ECHO: u8 = Service::Txn.base() + 1;
 /// The answer to either, with a block.
 const ANSWER: u8 = Service::Txn.base() + 2;
 
-/// Frames kept for blocks to be received into; more are made when more are under way.
-const FRAMES_KEPT: usize = 4096;
+/// Frames that blocks are received into, in turn: more memory than a processor's nearer caches hold, as in a node.
+const FRAMES: usize = 4096;
 
 /// How large the request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,18 @@ pub struct Bare {
     block: Rc<IoBuf>,
     next: Cell<u64>,
     open: RefCell<BTreeMap<u64, OneshotSender<()>>>,
-    frames: RefCell<Vec<IoBuf>>,
+    frames: Vec<Rc<IoBuf>>,
+    next_frame: Cell<usize>,
+}
+
+/// The memory of `buffer` as a buffer of its own.
+///
+/// # Safety
+/// As [`IoBuf::from_raw`]: nobody uses the memory otherwise meanwhile, but for reading where it is only read.
+unsafe fn lend(buffer: &Rc<IoBuf>) -> IoBuf {
+    let start = NonNull::new(buffer.as_ptr().cast_mut()).expect("memory is never at address 0");
+    // SAFETY: the memory lives as long as `buffer`, a clone of which goes along; the rest is the caller's promise.
+    unsafe { IoBuf::from_raw(start, buffer.len(), buffer.clone()) }
 }
 
 impl Bare {
@@ -52,14 +63,14 @@ impl Bare {
             block: Rc::new(IoBuf::aligned(BLOCK_SIZE)),
             next: Cell::new(0),
             open: RefCell::default(),
-            frames: RefCell::default(),
+            frames: (0..FRAMES).map(|_| Rc::new(IoBuf::aligned(BLOCK_SIZE))).collect(),
+            next_frame: Cell::new(0),
         })
     }
 
     fn block(&self) -> Body {
-        let start = NonNull::new(self.block.as_ptr().cast_mut()).expect("memory is never at address 0");
-        // SAFETY: the block's memory lives as long as `block`, a clone of which goes along, and is only ever read.
-        Body::Block(unsafe { IoBuf::from_raw(start, BLOCK_SIZE, self.block.clone()) })
+        // SAFETY: the block is only ever read.
+        Body::Block(unsafe { lend(&self.block) })
     }
 
     /// Asks a node for a block and waits until it is there.
@@ -82,12 +93,7 @@ impl Bare {
 }
 
 impl Handler for Bare {
-    fn on_message(&self, from: NodeId, header: &Header, body: Body) {
-        if let Body::Block(frame) = body
-            && self.frames.borrow().len() < FRAMES_KEPT
-        {
-            self.frames.borrow_mut().push(frame);
-        }
+    fn on_message(&self, from: NodeId, header: &Header, _body: Body) {
         match header.kind {
             ASK | ECHO => {
                 let answer = Message { kind: ANSWER, request: header.request, ..Message::default() };
@@ -104,7 +110,11 @@ impl Handler for Bare {
     }
 
     fn frame_for(&self, _header: &Header) -> Option<IoBuf> {
-        self.frames.borrow_mut().pop()
+        let next = self.next_frame.get();
+        self.next_frame.set((next + 1) % FRAMES);
+        // SAFETY: a block that has come is dropped at once (`on_message`), and a peer's connection receives one at a time: no
+        // frame is lent twice before some thousand others are.
+        Some(unsafe { lend(&self.frames[next]) })
     }
 
     fn on_peer_down(&self, _node: NodeId) {

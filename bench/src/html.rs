@@ -26,8 +26,10 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; margi
 th, td { padding: 5px 10px; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 220px; }
 .key { display: inline-block; width: 14px; height: 4px; border-radius: 2px; margin-right: 8px; vertical-align: middle; }
+.key.dashed { -webkit-mask: repeating-linear-gradient(90deg, #000 0 4px, #0000 4px 6px);
+  mask: repeating-linear-gradient(90deg, #000 0 4px, #0000 4px 6px); }
 .good { color: var(--good); } .bad { color: var(--bad); }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 18px; margin: 14px 0; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(560px, 100%), 1fr)); gap: 18px; margin: 14px 0; }
 figure { margin: 0; padding: 10px 12px 4px; background: var(--panel); border-radius: 8px; } figcaption { font-weight: 600; }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft); font-size: 11px; font-family: inherit; }
 svg .axis { fill: var(--ink); font-size: 12px; } .grid { stroke: var(--rule); stroke-width: 1; }
@@ -44,6 +46,9 @@ fn colour_styles() -> String {
     };
     (0..COLOURS).map(one).collect()
 }
+
+/// Histograms of more series are lines only: areas over areas show nothing.
+const FILLED_MAX: usize = 4;
 
 fn page(title: &str, body: &str) -> String {
     format!(
@@ -85,7 +90,8 @@ fn describe(document: &Document) -> String {
 }
 
 fn key(colour: usize) -> String {
-    format!("<span class=\"key c{}\"></span>", colour % COLOURS)
+    let dashed = if colour >= COLOURS { " dashed" } else { "" };
+    format!("<span class=\"key c{}{dashed}\"></span>", colour % COLOURS)
 }
 
 fn table(series: &[Series]) -> String {
@@ -119,6 +125,7 @@ fn percentile_plot(title: &str, series: &[(&str, &Series)]) -> Plot {
         name: (*name).to_owned(),
         colour,
         steps: false,
+        filled: false,
         points: series.percentiles.clone(),
     };
     let x = Axis { label: "percentile", scale: Scale::Nines };
@@ -126,6 +133,7 @@ fn percentile_plot(title: &str, series: &[(&str, &Series)]) -> Plot {
 }
 
 fn histogram_plot(title: &str, series: &[(&str, &Series)]) -> Plot {
+    let filled = series.len() <= FILLED_MAX;
     let line = |(colour, (name, series)): (usize, &(&str, &Series))| {
         let total = series.histogram.iter().map(|(_, count)| count).sum::<u64>().max(1) as f64;
         let step = 10f64.powf(1.0 / 20.0);
@@ -140,7 +148,7 @@ fn histogram_plot(title: &str, series: &[(&str, &Series)]) -> Plot {
             end = from * step;
         }
         points.push((end, 0.0));
-        Line { name: (*name).to_owned(), colour, steps: true, points }
+        Line { name: (*name).to_owned(), colour, steps: true, filled, points }
     };
     let y = Axis { label: "% of operations", scale: Scale::Linear };
     Plot { title: title.into(), x: LATENCY, y, lines: series.iter().enumerate().map(line).collect() }
@@ -153,6 +161,7 @@ fn time_plots(series: &[(&str, &Series)]) -> [Plot; 2] {
             name: (*name).to_owned(),
             colour,
             steps: false,
+            filled: false,
             points: series.seconds.iter().map(|second| ((second.second - first) as f64, value(second))).collect(),
         };
         series.iter().enumerate().map(line).collect::<Vec<_>>()

@@ -121,22 +121,20 @@ impl Schedule {
     /// The next operation, for a worker that is free at `now`; `None` when it is over. An open loop's may lie in the future:
     /// then wait until then, or in the past: then hurry.
     pub fn next(&self, now: Duration) -> Option<Due> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let at = match self.load {
-            Load::Closed { .. } => now,
-            Load::Open { rate, .. } => Duration::from_nanos((number as f64 * 1e9 / rate) as u64),
-        };
-        let over = match self.limit {
-            Limit::Count(count) => number >= count,
-            Limit::Time(time) if at >= self.warm_up + time => true,
-            // So far behind that it would take as long again: what is due now will not be begun.
-            Limit::Time(time) if now >= self.warm_up + 2 * time => {
-                self.never_begun.fetch_add(1, Ordering::Relaxed);
-                return self.next(now);
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let at = match self.load {
+                Load::Closed { .. } => now,
+                Load::Open { rate, .. } => Duration::from_nanos((number as f64 * 1e9 / rate) as u64),
+            };
+            match self.limit {
+                Limit::Count(count) if number >= count => return None,
+                Limit::Time(time) if at >= self.warm_up + time => return None,
+                // So far behind that it would take as long again: what is due now will not be begun.
+                Limit::Time(time) if now >= self.warm_up + 2 * time => _ = self.never_begun.fetch_add(1, Ordering::Relaxed),
+                Limit::Count(_) | Limit::Time(_) => return Some(Due { number, at, counts: at >= self.warm_up }),
             }
-            Limit::Time(_) => false,
-        };
-        (!over).then_some(Due { number, at, counts: at >= self.warm_up })
+        }
     }
 
     /// The series that came of it.
@@ -147,7 +145,7 @@ impl Schedule {
     }
 }
 
-/// Below this a worker does not sleep: a sleep would be longer.
+/// Below this a worker's thread does not sleep: a sleep would be longer.
 const WORTH_SLEEPING: Duration = Duration::from_micros(100);
 
 /// Lets the calling thread's sleeps end when they are due, and not 50 µs later.
@@ -176,13 +174,10 @@ where
             let (samples, failure) = (samples.clone(), failure.clone());
             reactor.clone().spawn(Class::Normal, "worker", async move {
                 while let Some(due) = schedule.next(began.elapsed()) {
-                    loop {
-                        let left = due.at.saturating_sub(began.elapsed());
-                        match left {
-                            Duration::ZERO => break,
-                            left if left > WORTH_SLEEPING => reactor.sleep(left - WORTH_SLEEPING / 2).await,
-                            _ => reactor.yield_now().await,
-                        }
+                    // The reactor's timers are exact; how late it wakes up counts like all else.
+                    let left = due.at.saturating_sub(began.elapsed());
+                    if !left.is_zero() {
+                        reactor.sleep(left).await;
                     }
                     if failure.borrow().is_some() {
                         return;

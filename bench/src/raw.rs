@@ -244,7 +244,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
         Some(LATENCY_TARGET),
     );
     if peer.is_empty() {
-        report.condition("sockperf was not run: apt-get install sockperf");
+        report.condition("sockperf was not run (apt-get install sockperf)");
     } else {
         peer.sort_by(|a, b| a.p50_us.total_cmp(&b.p50_us));
         let Sockperf { p50_us, p99_us, round_trips } = peer[peer.len() / 2];

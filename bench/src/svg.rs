@@ -30,8 +30,10 @@ pub struct Line {
     pub name: String,
     /// Which of the page's colours.
     pub colour: usize,
-    /// Drawn as steps to the next point, and filled.
+    /// Drawn as steps to the next point.
     pub steps: bool,
+    /// The area below it as well.
+    pub filled: bool,
     /// In the order of their x.
     pub points: Vec<(f64, f64)>,
 }
@@ -52,10 +54,10 @@ pub struct Plot {
 /// Colours of the page; more lines are drawn dashed in the same.
 pub const COLOURS: usize = 8;
 
-const WIDTH: f64 = 620.0;
-const HEIGHT: f64 = 300.0;
+const WIDTH: f64 = 640.0;
+const HEIGHT: f64 = 290.0;
 const LEFT: f64 = 66.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 28.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 44.0;
 
@@ -129,7 +131,10 @@ impl Scale {
                     nines => format!("99.{} %", "9".repeat(nines as usize - 2)),
                 };
                 let mut marks: Vec<_> = (0..=to as u32).map(|nines| (f64::from(nines), words(nines))).collect();
-                marks.push((self.place(0.5), "50 %".into()));
+                // Beside 0 and 90 % there is room for it only where there are few.
+                if to <= 4.0 {
+                    marks.push((self.place(0.5), "50 %".into()));
+                }
                 Marks { from: 0.0, to, marks }
             }
         }
@@ -174,10 +179,12 @@ impl Plot {
         );
         for (place, words) in &x.marks {
             let at = across(*place);
+            // Long words at the right end would leave the picture.
+            let (words_at, anchor) = if at > right - 10.0 { (WIDTH - 2.0, "end") } else { (at, "middle") };
             let _ = writeln!(
                 out,
-                "<line class=\"grid\" x1=\"{at:.1}\" y1=\"{TOP}\" x2=\"{at:.1}\" y2=\"{bottom}\"/><text x=\"{at:.1}\" y=\"{}\" \
-                 text-anchor=\"middle\">{words}</text>",
+                "<line class=\"grid\" x1=\"{at:.1}\" y1=\"{TOP}\" x2=\"{at:.1}\" y2=\"{bottom}\"/><text x=\"{words_at:.1}\" y=\"{}\" \
+                 text-anchor=\"{anchor}\">{words}</text>",
                 bottom + 15.0
             );
         }
@@ -218,7 +225,7 @@ impl Plot {
                     let _ = write!(path, "L{:.1} {:.1}", pair[1].0, pair[1].1);
                 }
             }
-            if line.steps {
+            if line.filled {
                 let last = points[points.len() - 1].0;
                 let _ = writeln!(out, "<path class=\"fill c{colour}\" d=\"{path}L{last:.1} {bottom}H{:.1}Z\"/>", first.0);
             }
