@@ -21,8 +21,10 @@ use rustydb::reactor::{Class, Reactor};
 use crate::samples::{Samples, Series};
 use crate::{Failure, Outcome};
 
-/// Workers of an open loop, when nobody says how many: so many operations may be under way at once.
+/// Workers of an open loop, when nobody says how many: so many operations may be under way at once, as tasks of a shard.
 pub const OPEN_LOOP_WORKERS: u32 = 256;
+/// The same where each worker is a thread.
+pub const OPEN_LOOP_THREADS: u32 = 64;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,11 +44,11 @@ pub enum Load {
 }
 
 impl Load {
-    /// From the options of the command line.
+    /// From the options of the command line; `workers` of an open loop when they don't say.
     #[must_use]
-    pub fn of(rate: Option<f64>, concurrency: Option<u32>) -> Load {
+    pub fn of(rate: Option<f64>, concurrency: Option<u32>, workers: u32) -> Load {
         match rate {
-            Some(rate) => Load::Open { rate, concurrency: concurrency.unwrap_or(OPEN_LOOP_WORKERS) },
+            Some(rate) => Load::Open { rate, concurrency: concurrency.unwrap_or(workers) },
             None => Load::Closed { concurrency: concurrency.unwrap_or(1) },
         }
     }

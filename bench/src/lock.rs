@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn locks_of_every_way_are_taken() {
-        let nodes = NodesOptions { folder: std::env::temp_dir(), overprovisioned: true, pin: false };
+        let nodes = crate::nodes::quick();
         let report = run(&Options { nodes, rounds: 1 }).expect("two ports and some room in the temporary folder");
         assert!(report.series.iter().all(|series| series.operations == LOCKS as u64), "{report}");
         assert_eq!(report.series.len(), 6);

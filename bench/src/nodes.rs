@@ -27,10 +27,8 @@ use crate::shard::Shard;
 
 /// The nodes, of which the first two or all take part.
 pub const NODES: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
-/// Bytes of a node's redo area: large enough that no checkpoint disturbs the measurement.
-const REDO_BYTES: u64 = 64 << 20;
-/// The first block that is not the log's.
-const BLOCKS_FIRST: u64 = NODES.len() as u64 * REDO_BYTES / BLOCK_SIZE as u64;
+/// Bytes of a node's redo area for a measurement: large enough that no checkpoint disturbs it.
+pub const REDO_BYTES: u64 = 64 << 20;
 /// How many there are.
 const BLOCKS: u64 = 4096;
 const FRAMES: usize = 4096;
@@ -47,9 +45,16 @@ pub struct Options {
     pub overprovisioned: bool,
     /// Pin the nodes' shards to the first cores.
     pub pin: bool,
+    /// Bytes of each node's redo area, written with zeros before it begins: [`REDO_BYTES`], or less for a quick look.
+    pub redo_bytes: u64,
 }
 
 impl Options {
+    /// The first block that is not the log's.
+    fn blocks_first(&self) -> u64 {
+        NODES.len() as u64 * self.redo_bytes / BLOCK_SIZE as u64
+    }
+
     /// For a report.
     #[must_use]
     pub fn idle_words(&self) -> &'static str {
@@ -79,6 +84,7 @@ pub struct Nodes {
     /// In the order of [`NODES`].
     pub nodes: Vec<Shard<Parts>>,
     map: MastershipMap,
+    blocks_first: u64,
     _place: Place,
 }
 
@@ -106,6 +112,11 @@ fn free_addresses(count: usize) -> Outcome<Vec<SocketAddr>> {
     Ok(held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
 }
 
+#[cfg(test)]
+pub(crate) fn quick() -> Options {
+    Options { folder: std::env::temp_dir(), overprovisioned: true, pin: false, redo_bytes: 8 << 20 }
+}
+
 impl Nodes {
     /// Starts `count` of them on a new volume.
     ///
@@ -114,28 +125,29 @@ impl Nodes {
     pub fn start(count: usize, options: &Options) -> Outcome<Nodes> {
         let place = Place::new(&options.folder);
         let reactor_options = ReactorOptions { overprovisioned: options.overprovisioned, ..ReactorOptions::default() };
-        let path = place.path().to_owned();
+        let (path, blocks_first, redo_bytes) = (place.path().to_owned(), options.blocks_first(), options.redo_bytes);
         run_local(reactor_options, |reactor| async move {
             let file = reactor.open(&path, OpenOptions::CREATE).await?;
-            reactor.write_zeros(file, 0, (BLOCKS_FIRST + BLOCKS) * BLOCK_SIZE as u64).await?;
+            reactor.write_zeros(file, 0, (blocks_first + BLOCKS) * BLOCK_SIZE as u64).await?;
             reactor.sync(file).await
         })??;
         let addresses = free_addresses(count)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let start = |index: usize| {
             let (path, addresses) = (place.path().to_owned(), addresses.clone());
-            let make = move |reactor: Reactor| async move { Ok((open(&reactor, index, &path, &addresses).await?, ())) };
+            let make =
+                move |reactor: Reactor| async move { Ok((open(&reactor, index, &path, &addresses, redo_bytes).await?, ())) };
             Shard::start(options.pin.then_some(index % cores), &format!("node{}", index + 1), reactor_options, make)
         };
         let starting = (0..count).map(start).collect::<Outcome<Vec<_>>>()?;
         let nodes = starting.into_iter().map(|starting| Ok(starting.wait()?.0)).collect::<Outcome<Vec<_>>>()?;
-        Ok(Nodes { nodes, map: mastership(count)?, _place: place })
+        Ok(Nodes { nodes, map: mastership(count)?, blocks_first, _place: place })
     }
 
     /// `count` blocks that `master` masters, beginning with the `skip`-th.
     #[must_use]
     pub fn mastered_by(&self, master: NodeId, skip: usize, count: usize) -> Vec<BlockId> {
-        let blocks = (0..BLOCKS).map(|n| BlockId::new(PARTITION, BlockNo(BLOCKS_FIRST + n)));
+        let blocks = (0..BLOCKS).map(|n| BlockId::new(PARTITION, BlockNo(self.blocks_first + n)));
         let found: Vec<_> = blocks.filter(|block| self.map.master(*block) == master).skip(skip).take(count).collect();
         assert_eq!(found.len(), count, "{master} masters too few blocks for the benchmark");
         found
@@ -155,7 +167,7 @@ impl Nodes {
     }
 }
 
-async fn open(reactor: &Reactor, index: usize, path: &Path, addresses: &[SocketAddr]) -> Outcome<Parts> {
+async fn open(reactor: &Reactor, index: usize, path: &Path, addresses: &[SocketAddr], redo_bytes: u64) -> Outcome<Parts> {
     let (node, shard) = (NODES[index], ShardId(0));
     let file = reactor.open(path, OpenOptions::WRITE).await?;
     let mut settings = Settings::new(1, node, Incarnation(1), shard, 1, addresses[index]);
@@ -174,7 +186,7 @@ async fn open(reactor: &Reactor, index: usize, path: &Path, addresses: &[SocketA
             ..GcsConfig::default()
         },
     });
-    let area = RedoArea { node, shard, offset: index as u64 * REDO_BYTES, bytes: REDO_BYTES, stamp: 1 };
+    let area = RedoArea { node, shard, offset: index as u64 * redo_bytes, bytes: redo_bytes, stamp: 1 };
     let log = Log::open(reactor, file, area, Incarnation(1)).await?;
     let cache = Cache::new(CacheParts {
         reactor: reactor.clone(),

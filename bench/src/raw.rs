@@ -12,7 +12,7 @@ use rustydb::interconnect::HEADER_BYTES;
 
 use crate::Outcome;
 use crate::bare::Shape;
-use crate::load::{Load, Schedule, drive};
+use crate::load::{Load, OPEN_LOOP_WORKERS, Schedule, drive};
 use crate::nodes::{NODES, Nodes, Options as NodesOptions, Parts};
 use crate::report::{Report, Samples, Target};
 
@@ -284,7 +284,7 @@ fn many(nodes: &Nodes, options: &Options, report: &mut Report) -> Outcome<()> {
     let name = format!("interconnect, blocks asked for, {} at once", options.concurrency);
     report.series(crate::Series { load: Some(closed.to_string()), ..samples.series(name) });
     report.figure("blocks by the interconnect, two nodes of one shard", samples.per_second(), "a second", Some(RATE_TARGET));
-    let open = Load::of(Some(options.rate), None);
+    let open = Load::Open { rate: options.rate, concurrency: OPEN_LOOP_WORKERS };
     let (samples, never_begun) = nodes.nodes[0].run(move |parts| ask_many(parts, open, time))?;
     let name = format!("interconnect, blocks asked for, {:.0} due a second", options.rate);
     report.series(crate::Series { load: Some(open.to_string()), never_begun, ..samples.series(name) });

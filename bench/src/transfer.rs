@@ -20,7 +20,7 @@ use rustydb::volume::block::BlockKind;
 use rustydb::volume::change::Change;
 
 use crate::Outcome;
-use crate::load::{Limit, Load, Schedule, drive};
+use crate::load::{Limit, Load, OPEN_LOOP_WORKERS, Schedule, drive};
 use crate::nodes::{NODES, Nodes, Options as NodesOptions, Parts};
 use crate::raw::{PingPong, Size};
 use crate::report::{Report, Samples, Target};
@@ -329,7 +329,7 @@ fn many_at_once(nodes: &Nodes, options: &Options, blocks: &[BlockId], report: &m
     let concurrency = options.concurrency;
     let mut loads = vec![Load::Closed { concurrency }];
     if options.rate > 0.0 {
-        loads.push(Load::of(Some(options.rate), Some(crate::load::OPEN_LOOP_WORKERS)));
+        loads.push(Load::Open { rate: options.rate, concurrency: OPEN_LOOP_WORKERS });
     }
     for load in loads {
         let mut samples = Samples::new();
@@ -387,7 +387,7 @@ mod tests {
     #[test]
     fn a_transfer_of_a_clean_block_costs_three_messages_two_way_and_four_three_way() {
         let report = run(&Options {
-            nodes: NodesOptions { folder: std::env::temp_dir(), overprovisioned: true, pin: false },
+            nodes: crate::nodes::quick(),
             paths: vec![Path::TwoWay, Path::ThreeWay],
             modes: vec![TakenAs::Exclusive, TakenAs::Shared],
             rounds: 1,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rustydb::reactor::DurableMethod;
 use rustydb_bench::compare::Comparison;
-use rustydb_bench::load::Load;
+use rustydb_bench::load::{Load, OPEN_LOOP_THREADS, OPEN_LOOP_WORKERS};
 use rustydb_bench::report::{Document, Report};
 use rustydb_bench::transfer::{Path as BlockPath, TakenAs};
 use rustydb_bench::{Outcome, html, lock, log, mail, nodes, raw, reads, sql, store, transfer};
@@ -62,7 +62,7 @@ struct Asked {
     /// Open loop: so many operations due a second
     #[arg(long, value_name = "A SECOND", value_parser = rate)]
     rate: Option<f64>,
-    /// Operations under way at once: all of a closed loop, at most so many of an open one (256)
+    /// Operations under way at once: clients of a closed loop (1), bound of an open one (log 256, store and sql 64)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     concurrency: Option<u32>,
     /// How long each operation is measured, after a tenth of it as warm-up
@@ -71,8 +71,8 @@ struct Asked {
 }
 
 impl Asked {
-    fn load(self) -> Load {
-        Load::of(self.rate, self.concurrency)
+    fn load(self, workers: u32) -> Load {
+        Load::of(self.rate, self.concurrency, workers)
     }
 
     fn time(self) -> Duration {
@@ -317,10 +317,11 @@ impl What {
 
     fn run(&self, arguments: &Arguments) -> Outcome<Vec<Report>> {
         let (folder, overprovisioned, pin) = (arguments.dir.clone(), arguments.overprovisioned, arguments.pin);
-        let nodes = nodes::Options { folder: folder.clone(), overprovisioned, pin };
+        let nodes = nodes::Options { folder: folder.clone(), overprovisioned, pin, redo_bytes: nodes::REDO_BYTES };
         let report = match self {
             What::Log { bytes, rounds, operations, durable, asked } => {
-                let load = (asked.rate.is_some() || asked.concurrency.is_some()).then(|| (asked.load(), asked.time()));
+                let load =
+                    (asked.rate.is_some() || asked.concurrency.is_some()).then(|| (asked.load(OPEN_LOOP_WORKERS), asked.time()));
                 let (bytes, rounds, operations, durable) =
                     (*bytes as usize, *rounds, *operations, durable.map(DurableMethod::from));
                 log::run(&log::Options { folder, bytes, rounds, operations, overprovisioned, durable, load })
@@ -356,7 +357,7 @@ impl What {
                 rows: *rows,
                 operations: operations(operation),
                 write_percent: *write_percent,
-                load: asked.load(),
+                load: asked.load(OPEN_LOOP_THREADS),
                 time: asked.time(),
                 pin,
                 overprovisioned,
@@ -374,7 +375,7 @@ impl What {
                     operations: operations(operation),
                     statement: statement.clone(),
                     write_percent: *write_percent,
-                    load: asked.load(),
+                    load: asked.load(OPEN_LOOP_THREADS),
                     time: asked.time(),
                 })
             }
