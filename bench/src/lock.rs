@@ -60,7 +60,7 @@ async fn lock_all(parts: Rc<Parts>, node: NodeId, names: Vec<Resource>) -> Outco
 /// When there is no room, no thread or no port.
 pub fn run(options: &Options) -> Outcome<Report> {
     let nodes = Nodes::start(2, &options.nodes)?;
-    let mut bare = PingPong::start()?;
+    let mut bare = PingPong::start(options.nodes.addresses_of(2)?[1])?;
     let mut bare_samples = Samples::new();
     let ways = [
         "new name, its master is this node",
@@ -96,7 +96,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
     report.setting("idle shards", options.nodes.idle_words());
     report.setting("pinned", options.nodes.pin);
     report.setting("rounds", options.rounds);
-    report.condition("two nodes in two threads over 127.0.0.1 and 127.0.0.2; Exclusive; closed loop, one at a time");
+    report.condition(format!("{}; Exclusive; closed loop, one at a time", options.nodes.places(2)?));
     report.condition(Size::Lock.words());
     report.series(bare_samples.series("bare TCP round trip"));
     for (way, samples) in ways.into_iter().zip(&samples) {

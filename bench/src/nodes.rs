@@ -2,7 +2,7 @@
 //! interconnect, Cache Fusion, locks, cache and log, as in as many processes, but for the address space.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -45,6 +45,8 @@ pub struct Options {
     pub overprovisioned: bool,
     /// Pin the nodes' shards to the first cores.
     pub pin: bool,
+    /// Addresses of this host that the nodes listen on, in their order; 127.0.0.1 and so on where there are none.
+    pub addresses: Vec<IpAddr>,
     /// Bytes of each node's redo area, written with zeros before it begins: [`REDO_BYTES`], or less for a quick look.
     pub redo_bytes: u64,
 }
@@ -53,6 +55,29 @@ impl Options {
     /// The first block that is not the log's.
     fn blocks_first(&self) -> u64 {
         NODES.len() as u64 * self.redo_bytes / BLOCK_SIZE as u64
+    }
+
+    /// Where the first `count` nodes listen.
+    ///
+    /// # Errors
+    /// When too few are named.
+    pub fn addresses_of(&self, count: usize) -> Outcome<Vec<IpAddr>> {
+        if self.addresses.is_empty() {
+            return Ok(NODES[..count].iter().map(|node| Ipv4Addr::new(127, 0, 0, node.0).into()).collect());
+        }
+        let given = self.addresses.len();
+        let addresses =
+            self.addresses.get(..count).ok_or_else(|| format!("{count} nodes want as many addresses, and there are {given}"))?;
+        Ok(addresses.to_vec())
+    }
+
+    /// Where the first `count` nodes are, for a report.
+    ///
+    /// # Errors
+    /// When too few addresses are named.
+    pub fn places(&self, count: usize) -> Outcome<String> {
+        let addresses: Vec<String> = self.addresses_of(count)?.iter().map(ToString::to_string).collect();
+        Ok(format!("{count} nodes in as many threads of one process on {}", addresses.join(", ")))
     }
 
     /// For a report.
@@ -105,16 +130,16 @@ fn mastership(count: usize) -> Outcome<MastershipMap> {
     Ok(MastershipMap::new(Epoch(1), &NODES[..count], VIRTUAL_NODES, BTreeMap::new())?)
 }
 
-/// Ports that were free a moment ago, on 127.0.0.1 and so on.
-fn free_addresses(count: usize) -> Outcome<Vec<SocketAddr>> {
-    let hold = |node: &NodeId| TcpListener::bind(SocketAddr::from(([127, 0, 0, node.0], 0)));
-    let held = NODES[..count].iter().map(hold).collect::<Result<Vec<_>, _>>()?;
+/// Ports that were free a moment ago.
+fn free_addresses(addresses: &[IpAddr]) -> Outcome<Vec<SocketAddr>> {
+    let hold = |address: &IpAddr| TcpListener::bind((*address, 0)).map_err(|error| format!("{address}: {error}"));
+    let held = addresses.iter().map(hold).collect::<Result<Vec<_>, _>>()?;
     Ok(held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
 }
 
 #[cfg(test)]
 pub(crate) fn quick() -> Options {
-    Options { folder: std::env::temp_dir(), overprovisioned: true, pin: false, redo_bytes: 8 << 20 }
+    Options { folder: std::env::temp_dir(), overprovisioned: true, pin: false, addresses: Vec::new(), redo_bytes: 8 << 20 }
 }
 
 impl Nodes {
@@ -131,7 +156,7 @@ impl Nodes {
             reactor.write_zeros(file, 0, (blocks_first + BLOCKS) * BLOCK_SIZE as u64).await?;
             reactor.sync(file).await
         })??;
-        let addresses = free_addresses(count)?;
+        let addresses = free_addresses(&options.addresses_of(count)?)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let start = |index: usize| {
             let (path, addresses) = (place.path().to_owned(), addresses.clone());

@@ -2,7 +2,7 @@
 //! interconnect without anything on top; then how many blocks the interconnect moves, and its latency at a fixed rate.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -81,12 +81,12 @@ pub struct PingPong {
 }
 
 impl PingPong {
-    /// Connects.
+    /// Connects to `address`, which is one of this host's.
     ///
     /// # Errors
     /// When there is no port or no thread.
-    pub fn start() -> Outcome<PingPong> {
-        let listener = TcpListener::bind("127.0.0.2:0")?;
+    pub fn start(address: IpAddr) -> Outcome<PingPong> {
+        let listener = TcpListener::bind((address, 0))?;
         let connect = |size: Size| -> Outcome<(Size, TcpStream)> {
             let stream = TcpStream::connect(listener.local_addr()?)?;
             stream.set_nodelay(true)?;
@@ -159,10 +159,10 @@ fn number_after(text: &str, words: &str) -> Option<f64> {
 }
 
 /// Runs its ping-pong of 8 KiB with `--full-rtt`: without it, it halves its round trips.
-fn sockperf(seconds: u64) -> Outcome<Option<Sockperf>> {
-    let address: SocketAddr = TcpListener::bind("127.0.0.2:0")?.local_addr()?;
-    let port = address.port().to_string();
-    let common = ["--tcp", "-i", "127.0.0.2", "-p", &port];
+fn sockperf(address: IpAddr, seconds: u64) -> Outcome<Option<Sockperf>> {
+    let port = TcpListener::bind((address, 0))?.local_addr()?.port().to_string();
+    let address = address.to_string();
+    let common = ["--tcp", "-i", &address, "-p", &port];
     let spawned = Command::new("sockperf").arg("server").args(common).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let mut server = match spawned {
         Ok(server) => server,
@@ -194,7 +194,8 @@ fn sockperf(seconds: u64) -> Outcome<Option<Sockperf>> {
 /// When there is no room, no thread or no port.
 pub fn run(options: &Options) -> Outcome<Report> {
     let nodes = Nodes::start(2, &options.nodes)?;
-    let mut bare = PingPong::start()?;
+    let peer_address = options.nodes.addresses_of(2)?[1];
+    let mut bare = PingPong::start(peer_address)?;
     let sizes = [(Size::Request, Shape::Request), (Size::Echo, Shape::Echo)];
     let mut raw = [Samples::new(), Samples::new()];
     let mut ours = [Samples::new(), Samples::new()];
@@ -212,7 +213,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
         block.add(&bare.round_trips(Size::Block, TURN)?);
         // At the beginning, in the middle and at the end.
         if options.sockperf && [1, options.rounds.div_ceil(2), options.rounds].contains(&round) && round > 0 {
-            peer.extend(sockperf(1)?);
+            peer.extend(sockperf(peer_address, 1)?);
         }
     }
 
@@ -221,9 +222,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
     report.setting("idle shards", options.nodes.idle_words());
     report.setting("pinned", options.nodes.pin);
     report.setting("rounds", options.rounds);
-    report.condition(format!(
-        "closed loop, one at a time, in turns of {TURN}; two threads of one process over 127.0.0.1 and 127.0.0.2"
-    ));
+    report.condition(format!("{}; closed loop, one at a time, in turns of {TURN}", options.nodes.places(2)?));
     for (index, (size, _)) in sizes.into_iter().enumerate() {
         let (there, back) = size.bytes();
         report.series(raw[index].series(format!("raw TCP, {there} bytes there, {back} back")));

@@ -270,7 +270,7 @@ fn sets(nodes: &Nodes, options: &Options) -> Vec<Set> {
 pub fn run(options: &Options) -> Outcome<Report> {
     let count = if options.paths.contains(&Path::ThreeWay) { 3 } else { 2 };
     let nodes = Nodes::start(count, &options.nodes)?;
-    let mut bare = PingPong::start()?;
+    let mut bare = PingPong::start(options.nodes.addresses_of(2)?[1])?;
     let mut bare_samples = Samples::new();
     let mut sets = sets(&nodes, options);
     let blocks_used = sets.iter().map(|set| set.blocks.len()).sum::<usize>();
@@ -298,7 +298,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
     report.setting("idle shards", options.nodes.idle_words());
     report.setting("pinned", options.nodes.pin);
     report.setting("rounds", options.rounds);
-    report.condition(format!("{count} nodes in as many threads over 127.0.0.1 to 127.0.0.{count}; closed loop, one at a time"));
+    report.condition(format!("{}; closed loop, one at a time", options.nodes.places(count)?));
     report.condition(Size::Request.words());
     report.series(bare_samples.series("bare TCP round trip"));
     for set in &sets {

@@ -1,7 +1,7 @@
 //! `rusty-db-bench`: the engine's latency harness. See `docs/benchmarks.md` for how to use it and what its reports mean,
 //! `docs/performance.md` for figures taken with it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -51,6 +51,9 @@ struct Arguments {
     /// Let idle shards sleep at once, as nodes that share their cores do
     #[arg(long, global = true)]
     overprovisioned: bool,
+    /// transfer, raw, lock: addresses of this host that the nodes listen on, separated by commas; default 127.0.0.1 and on
+    #[arg(long, global = true, value_name = "ADDRESSES", value_delimiter = ',')]
+    address: Vec<IpAddr>,
     /// Pin shards to cores (reads, store: the last core; the others: the first ones)
     #[arg(long, global = true)]
     pin: bool,
@@ -317,7 +320,8 @@ impl What {
 
     fn run(&self, arguments: &Arguments) -> Outcome<Vec<Report>> {
         let (folder, overprovisioned, pin) = (arguments.dir.clone(), arguments.overprovisioned, arguments.pin);
-        let nodes = nodes::Options { folder: folder.clone(), overprovisioned, pin, redo_bytes: nodes::REDO_BYTES };
+        let (addresses, redo_bytes) = (arguments.address.clone(), nodes::REDO_BYTES);
+        let nodes = nodes::Options { folder: folder.clone(), overprovisioned, pin, addresses, redo_bytes };
         let report = match self {
             What::Log { bytes, rounds, operations, durable, asked } => {
                 let load =

@@ -40,7 +40,7 @@ pub struct Needs {
     pub poll_only: bool,
     /// Clients at once.
     pub connections: u64,
-    /// Whether blocks may travel by something else than TCP.
+    /// Whether a node without RDMA is of no use.
     pub rdma: bool,
     /// How dead nodes are fenced.
     pub ha: HaConfig,
@@ -66,6 +66,11 @@ impl Default for Needs {
             ha: HaConfig::default(),
         }
     }
+}
+
+/// Whether the protocol is RDMA and nothing else, as operators write it in the file.
+fn wants_rdma(protocol: Protocol) -> bool {
+    format!("{protocol:?}").eq_ignore_ascii_case("rdma")
 }
 
 impl Needs {
@@ -113,7 +118,7 @@ impl Needs {
             uring_only: config.engine.io_driver == IoDriver::Uring,
             poll_only: config.engine.io_driver == IoDriver::Poll,
             connections: config.server.max_connections,
-            rdma: config.rac.interconnect.protocol != Protocol::Tcp,
+            rdma: wants_rdma(config.rac.interconnect.protocol),
             ha: config.ha.clone(),
         }
     }
