@@ -8,10 +8,10 @@ use rustydb::btree::space::{BlockAllocator, SpaceManager};
 use rustydb::cache::{Cache, CacheConfig, CacheParts, LocalCoherence};
 use rustydb::clock::ScnClock;
 use rustydb::ids::{BLOCK_SIZE, Incarnation, NodeId, PartitionId, ShardId};
-use rustydb::reactor::{Reactor, ReactorOptions};
+use rustydb::reactor::{DurableMethod, Reactor, ReactorOptions};
 use rustydb::store::{LocalLocks, NodeStore, Placement, ShardEngine, Store, WriteOp};
 use rustydb::txn::{LocalWaits, NoPeers, NodeShared, TxnParts, Txns};
-use rustydb::volume::{FormatOptions, Volume};
+use rustydb::volume::{FormatOptions, Volume, block_offset};
 use rustydb::wal::Log;
 
 use crate::Outcome;
@@ -56,6 +56,7 @@ pub struct Parts {
 pub struct BenchNode {
     shard: Shard<Parts>,
     store: Store,
+    durable: DurableMethod,
     _place: Place,
 }
 
@@ -70,8 +71,14 @@ impl BenchNode {
         let core = options.pin.then(|| std::thread::available_parallelism().map_or(0, |cores| cores.get() - 1));
         let reactor_options = ReactorOptions { overprovisioned: options.overprovisioned, ..ReactorOptions::default() };
         let make = move |reactor: Reactor| async move { open(&reactor, &path, &inside).await };
-        let (shard, store) = Shard::start(core, "shard0", reactor_options, make)?.wait()?;
-        Ok(BenchNode { shard, store, _place: place })
+        let (shard, (store, durable)) = Shard::start(core, "shard0", reactor_options, make)?.wait()?;
+        Ok(BenchNode { shard, store, durable, _place: place })
+    }
+
+    /// How its durable writes are made: as a probe found faster, which nodes make too.
+    #[must_use]
+    pub fn durable_method(&self) -> DurableMethod {
+        self.durable
     }
 
     /// The store, for sessions from any thread.
@@ -118,7 +125,7 @@ pub fn key(row: u64) -> [u8; 8] {
     row.to_be_bytes()
 }
 
-async fn open(reactor: &Reactor, path: &Path, options: &Options) -> Outcome<(Parts, Store)> {
+async fn open(reactor: &Reactor, path: &Path, options: &Options) -> Outcome<(Parts, (Store, DurableMethod))> {
     let format = FormatOptions {
         nodes_max: 1,
         volume_bytes: options.volume_bytes,
@@ -128,6 +135,7 @@ async fn open(reactor: &Reactor, path: &Path, options: &Options) -> Outcome<(Par
     let volume = Volume::format(reactor, path, &format, &mut |_| {}).await?;
     let geometry = *volume.geometry();
     let (node, shard) = (NodeId(1), ShardId(0));
+    let durable = reactor.probe_durable_write(volume.file(), block_offset(geometry.vote_block(node))).await?;
     let log = Log::open(reactor, volume.file(), geometry.redo_area(node, shard), Incarnation(1)).await?;
     let clock = ScnClock::new();
     let cache = Cache::new(CacheParts {
@@ -156,5 +164,5 @@ async fn open(reactor: &Reactor, path: &Path, options: &Options) -> Outcome<(Par
     let engine = ShardEngine::new(&txns, shard, service, Rc::new(LocalLocks::new()));
     let store = NodeStore::new(node, vec![reactor.remote()], shared);
     store.create_system_partitions().await?;
-    Ok((Parts { reactor: reactor.clone(), cache, log, engine, _volume: volume }, store.store()))
+    Ok((Parts { reactor: reactor.clone(), cache, log, engine, _volume: volume }, (store.store(), durable)))
 }

@@ -132,6 +132,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
     let mut report = Report::new("store");
     report.setting("rows", options.rows);
     report.setting("cache", format!("{} MiB", cache_bytes >> 20));
+    report.setting("durable writes", format!("{:?}", node.durable_method()));
     report.setting("pinned", options.pin);
     report.setting("overprovisioned", options.overprovisioned);
     report.condition(format!(
