@@ -444,3 +444,19 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_all_is_all_but_sql() {
+        Arguments::command().debug_assert();
+        assert_eq!(What::all().len(), 7);
+        let parsed = Arguments::parse_from(["rusty-db-bench", "transfer", "--path", "two-way", "--json", "--rate", "5000"]);
+        assert_eq!(parsed.json.as_deref(), Some(Path::new("-")), "--json without a file is standard output");
+        assert!(Arguments::try_parse_from(["rusty-db-bench", "store", "--rate", "0"]).is_err());
+    }
+}

@@ -348,6 +348,12 @@ fn a_host_that_tells_nothing_is_no_reason_to_panic() {
     }
 }
 
+#[test]
+fn the_command_line_is_sound() {
+    use clap::CommandFactory;
+    crate::args::Arguments::command().debug_assert();
+}
+
 /// Ids are stable, unique and in the table of docs/preflight.md with what they look at.
 #[test]
 fn the_page_lists_every_check() {
