@@ -42,6 +42,8 @@ pub struct Needs {
     pub connections: u64,
     /// Whether a node without RDMA is of no use.
     pub rdma: bool,
+    /// Whether RDMA is not used although there may be some.
+    pub tcp_only: bool,
     /// How dead nodes are fenced.
     pub ha: HaConfig,
 }
@@ -63,6 +65,7 @@ impl Default for Needs {
             poll_only: false,
             connections: server.max_connections,
             rdma: false,
+            tcp_only: false,
             ha: HaConfig::default(),
         }
     }
@@ -119,6 +122,7 @@ impl Needs {
             poll_only: config.engine.io_driver == IoDriver::Poll,
             connections: config.server.max_connections,
             rdma: wants_rdma(config.rac.interconnect.protocol),
+            tcp_only: config.rac.interconnect.protocol == Protocol::Tcp,
             ha: config.ha.clone(),
         }
     }

@@ -309,6 +309,19 @@ fn a_refusal_of_io_uring_names_who_refuses() {
 }
 
 #[test]
+fn little_locked_memory_matters_where_there_is_rdma() {
+    let facts = || {
+        let locked_memory = Limit { soft: Some(8 << 20), hard: None };
+        Facts { limits: Limits { locked_memory, ..Limits::default() }, ..Facts::default() }
+    };
+    let (with, without) = (Tree::new(&[("sys/class/infiniband/mlx5_0/fw_ver", "1")]), Tree::new(&[]));
+    assert_eq!(severity(&without.host(facts(), Needs::default()), "RDB-MEM-001"), Severity::Ok);
+    assert_eq!(severity(&with.host(facts(), Needs::default()), "RDB-MEM-001"), Severity::Warning);
+    assert_eq!(severity(&with.host(facts(), Needs { tcp_only: true, ..Needs::default() }), "RDB-MEM-001"), Severity::Ok);
+    assert_eq!(severity(&with.host(facts(), Needs { rdma: true, ..Needs::default() }), "RDB-MEM-001"), Severity::Fatal);
+}
+
+#[test]
 fn software_rdma_is_named_as_such() {
     let tree = Tree::new(&[
         ("sys/class/infiniband/rxe0/parent", "eth0"),

@@ -38,8 +38,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "RDB-IO-005",
         what: "registered files and buffers",
-        why: "Files and the block cache's memory are registered with the ring, which spares looking them up and pinning pages for \
-              each operation. The memory counts against RLIMIT_MEMLOCK (RDB-MEM-001). Tried with 2 MiB.",
+        why: "Files and sockets are registered with the ring, which spares looking them up for each operation; so is the block \
+              cache's memory where it is pinned anyway (RDB-MEM-001), which spares pinning its pages. Tried with 2 MiB.",
         run: registered,
     },
     Check {

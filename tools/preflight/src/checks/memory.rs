@@ -10,10 +10,9 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "RDB-MEM-001",
         what: "locked memory (RLIMIT_MEMLOCK)",
-        why: "The block cache is registered with io_uring, and with the network card where blocks travel by RDMA. Both pin it, \
-              which counts against RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK. Where it does not fit, reads and writes \
-              go by unregistered memory, and RDMA is not to be had. The limit is this process's: run the preflight as the \
-              node is run (systemd-run -p LimitMEMLOCK=..., or from its unit).",
+        why: "Where blocks travel by RDMA, the block cache is registered with the network card and with io_uring. That pins it, which \
+              counts against RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK. Where it does not fit, blocks go by TCP. The \
+              limit is this process's: run the preflight as the node is run (systemd-run -p LimitMEMLOCK=..., or from its unit).",
         run: locked,
     },
     Check {
@@ -111,6 +110,9 @@ fn locked(host: &Host) -> Vec<Finding> {
     match host.facts.limits.locked_memory.soft {
         None => Finding::ok("unlimited").into(),
         Some(limit) if limit >= need => Finding::ok(bytes(limit)).into(),
+        Some(limit) if !host.needs.rdma && (host.needs.tcp_only || host.list("/sys/class/infiniband").is_empty()) => {
+            Finding::ok(format!("{}; without RDMA nothing is pinned", bytes(limit))).into()
+        }
         Some(limit) => Finding::fatal_if(host.needs.rdma, bytes(limit))
             .wants(format!("{} for {}", bytes(need), host.needs.cache_words()))
             .remedy(
