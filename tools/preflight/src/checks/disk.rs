@@ -287,7 +287,7 @@ fn sectors(host: &Host) -> Vec<Finding> {
 fn rotating(host: &Host) -> Vec<Finding> {
     each_device(host, |device| match host.read(&format!("{}/rotational", device.queue)).as_deref() {
         Some("0") => Finding::ok("solid state"),
-        Some(_) if device.name.starts_with("vd") || device.name.starts_with("xvd") => {
+        Some(_) if ["vd", "xvd", "loop"].iter().any(|prefix| device.name.starts_with(prefix)) => {
             Finding::info("it says that it rotates, as virtual disks do whatever lies below")
         }
         Some(_) => Finding::warning("rotating").wants("solid state").remedy("a solid-state disk for the volume"),

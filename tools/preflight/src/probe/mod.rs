@@ -150,12 +150,21 @@ fn fencing_methods(needs: &Needs, volume: &Path) -> Vec<(&'static str, Result<St
     let methods = fencing::methods(&needs.ha, volume, 0);
     let probe = |mut method: Box<dyn fencing::Method>| {
         let found = method.probe().map(|ability| ability.detail).map_err(|error| match error {
-            FencingError::Unable { reason, .. } => reason,
+            FencingError::Unable { reason, .. } => plainly(reason),
             error => error.to_string(),
         });
         (fencing::name(method.method()), found)
     };
     methods.into_iter().map(probe).collect()
+}
+
+/// What the kernel's numbers mean when it was asked for reservations.
+fn plainly(reason: String) -> String {
+    let unknown = [libc::EINVAL, libc::EOPNOTSUPP, libc::ENOTTY].iter().any(|number| {
+        // The whole text, not a part of a longer sentence.
+        reason == io::Error::from_raw_os_error(*number).to_string()
+    });
+    if unknown { format!("the device knows no reservations ({reason})") } else { reason }
 }
 
 /// Registers a key that is no node's and removes it. A path that has a key already keeps it.
@@ -168,7 +177,7 @@ fn register(volume: &Path, format: &VolumeFormat) -> Result<(), String> {
         fencing::DeviceError::Conflict => {
             "this host's path to the device has a key already: a node runs here, or ran; nothing was changed".to_owned()
         }
-        fencing::DeviceError::Unsupported(reason) => reason,
+        fencing::DeviceError::Unsupported(reason) => plainly(reason),
         fencing::DeviceError::System(error) => error.to_string(),
     };
     device.open().map_err(words)?;

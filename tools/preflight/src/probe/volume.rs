@@ -66,13 +66,14 @@ pub(super) fn look(path: &Path) -> VolumeFacts {
     }
     facts.access = access(path).err().map(|error| error.to_string());
     let direct = File::options().read(true).custom_flags(libc::O_DIRECT).open(path);
-    let file = match direct {
-        Ok(file) => Ok(file),
-        Err(error) => {
-            facts.direct = Some(error.to_string());
-            File::open(path)
-        }
-    };
+    let file = direct.or_else(|error| {
+        let file = File::open(path)?;
+        facts.direct = Some(error.to_string());
+        Ok::<_, io::Error>(file)
+    });
+    if let Err(error) = &file {
+        facts.access.get_or_insert_with(|| error.to_string());
+    }
     if let Ok(file) = file {
         facts.bytes = length(&file).unwrap_or(metadata.len());
         facts.format = format(&file);
