@@ -8,6 +8,7 @@ pub mod ids;
 mod rules;
 pub mod config;
 pub mod clock;
+pub mod histogram;
 pub mod reactor;
 pub mod volume;
 pub mod wal;

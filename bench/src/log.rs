@@ -231,8 +231,8 @@ async fn measure(reactor: &Reactor, options: &Options, path: &Path) -> Outcome<R
         let samples = drive(reactor, &schedule, commit).await?;
         report.series(schedule.series("commit, by a schedule", &samples));
     }
-    let flush_us = log.stats().flush_latency_us;
-    report.condition(format!("the log's own count: {} writes", flush_us.count()));
+    let flushes = log.stats().flush_latency;
+    report.condition(format!("the log's own count: {} writes", flushes.count()));
     drop(log);
     reactor.sleep(Duration::from_millis(1)).await;
     reactor.close(file);

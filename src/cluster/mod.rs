@@ -15,6 +15,7 @@ mod pulse;
 mod read_lease;
 pub mod recovery;
 mod shard;
+mod statistics;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -22,4 +23,5 @@ pub mod view;
 
 pub use control::ControlStatus;
 pub use node::{HostedNode, Node, Operator};
-pub use status::{Phase, RecoveryStatus, RecoveryTimes, Snapshot, Status};
+pub use statistics::{Publisher, ServiceStatistics, ShardStatistics, StatisticsSource};
+pub use status::{Identity, Phase, RecoveryStatus, RecoveryTimes, Snapshot, Status};

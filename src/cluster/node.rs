@@ -18,7 +18,7 @@ use super::fencing::{Fences, Life, ThreadFences, life_lock};
 use super::late::LateHandler;
 use super::lead::{Lead, LeadParts};
 use super::shard::ShardLife;
-use super::status::{Phase, Status};
+use super::status::{Identity, Phase, Status};
 use super::view::{EndReason, Known, ViewsAgent};
 use crate::clock::ScnClock;
 use crate::config::{Config, ConfigError, IoDriver};
@@ -36,7 +36,7 @@ use crate::volume::{ControlBlock, Expected, NodeState, Roster, RosterChange, Sta
 pub struct Node {
     status: Status,
     store: Store,
-    first: Remote,
+    shards: Vec<Remote>,
     stop: CrossSender<()>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -125,7 +125,7 @@ const STARTING: &str = "the node is still starting: ask again, or another";
 const ENDING: &str = "the node is ending: ask another";
 
 #[derive(Clone)]
-struct Identity {
+struct Birth {
     cluster_id: u128,
     incarnation: Incarnation,
     /// The cluster's nodes, as the volume or the configuration file has them.
@@ -134,7 +134,7 @@ struct Identity {
 
 /// A shard's ends of what it and the first shard tell each other at the start and at the end.
 struct Follows {
-    identity: CrossReceiver<Identity>,
+    identity: CrossReceiver<Birth>,
     connected: CrossSender<()>,
     /// Resolves, one way or the other, when the first shard's life is over.
     ends: CrossReceiver<()>,
@@ -142,7 +142,7 @@ struct Follows {
 
 /// The first shard's ends.
 struct Follower {
-    identity: CrossSender<Identity>,
+    identity: CrossSender<Birth>,
     connected: CrossReceiver<()>,
     ends: CrossSender<()>,
 }
@@ -351,9 +351,8 @@ impl Node {
             threads.push(thread);
         }
         remotes.reverse();
-        let first = remotes[0].clone();
-        let store = introduce(&context, remotes);
-        Ok(Node { status: context.status.clone(), store, first, stop, threads })
+        let store = introduce(&context, remotes.clone());
+        Ok(Node { status: context.status.clone(), store, shards: remotes, stop, threads })
     }
 
     /// How it is.
@@ -371,7 +370,12 @@ impl Node {
     /// What operators may ask of the node.
     #[must_use]
     pub fn operator(&self) -> Operator {
-        Operator(self.first.clone())
+        Operator(self.shards[0].clone())
+    }
+
+    /// The shards' reactors, in order.
+    pub(super) fn shards(&self) -> Vec<Remote> {
+        self.shards.clone()
     }
 
     /// Asks the node to stop and waits until it has: every block that it owns is on disk, and its slot says so.
@@ -456,7 +460,7 @@ pub(super) struct Doors {
     pub(super) raft: Rc<ControlDoor>,
 }
 
-fn connect(reactor: &Reactor, context: &NodeContext, shard: ShardId, identity: &Identity) -> Doors {
+fn connect(reactor: &Reactor, context: &NodeContext, shard: ShardId, identity: &Birth) -> Doors {
     let at = |address: &SocketAddr| SocketAddr::new(address.ip(), address.port() + u16::from(shard.0));
     let peers = identity.roster.present().filter(|(node, _)| *node != context.node);
     let settings = Settings {
@@ -546,7 +550,8 @@ async fn lead(
     slot.incarnation = Incarnation(slot.incarnation.0 + 1);
     slot.state = NodeState::Running;
     let roster = known.roster.clone();
-    let identity = Identity { cluster_id: volume.geometry().cluster_id, incarnation: slot.incarnation, roster };
+    let identity = Birth { cluster_id: volume.geometry().cluster_id, incarnation: slot.incarnation, roster };
+    context.status.identity(Identity { cluster_id: identity.cluster_id, incarnation: identity.incarnation });
     let fences = match fences {
         Some(fences) => fences,
         None => ThreadFences::start(&context.config.ha, &context.volume, identity.cluster_id)?,

@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::control::{Control, ControlParts};
 use super::failure;
 use super::node::{Doors, End, NodeContext};
+use super::statistics::ServiceStatistics;
 use super::view::View;
 use crate::btree::SpaceError;
 use crate::btree::space::{BlockAllocator, SpaceManager, SpaceReply, SpaceRequest, SpaceService};
@@ -22,6 +23,7 @@ use crate::fusion::gcs::{Gcs, GcsConfig, GcsParts, Inspection, RecoveryProgress}
 use crate::fusion::ges::Ges;
 use crate::fusion::grd::{AffinityConfig, MastershipMap};
 use crate::ids::{BLOCK_SIZE, Incarnation, NodeId, ShardId};
+use crate::interconnect;
 use crate::raft;
 use crate::reactor::{Class, Instant, Reactor, Remote};
 use crate::store::{ShardEngine, ask_other_shards, search_in_other_shards};
@@ -228,6 +230,23 @@ impl ShardLife {
     /// How its part of Cache Fusion is, from the first view on.
     pub(super) fn inspect(&self) -> Option<Inspection> {
         self.services.borrow().as_ref().map(|services| services.gcs.inspect())
+    }
+
+    /// What its connections have counted.
+    pub(super) fn interconnect_statistics(&self) -> interconnect::Stats {
+        self.doors.interconnect.stats()
+    }
+
+    /// What the services have counted, from the first view on.
+    pub(super) fn service_statistics(&self) -> Option<ServiceStatistics> {
+        let services = self.services.borrow();
+        services.as_ref().map(|services| ServiceStatistics {
+            cache: services.cache.stats(),
+            log: services.cache.log().stats(),
+            gcs: services.gcs.stats(),
+            ges: services.ges.stats(),
+            lock_wait_latency: services.ges.wait_latency(),
+        })
     }
 
     /// Whether it is the one that leads.

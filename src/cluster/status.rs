@@ -3,11 +3,12 @@
 //! Shared between the node's threads and whoever asks; a lock that is held only to copy a few words. Never on a hot path.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::control::ControlStatus;
 use crate::fusion::gcs::{RecoveryPhase, RecoveryProgress};
-use crate::ids::{Epoch, NodeId};
+use crate::ids::{Epoch, Incarnation, NodeId};
 use crate::volume::Roster;
 
 /// The stages of a node's life.
@@ -55,9 +56,20 @@ impl Phase {
     }
 }
 
+/// Which life of which cluster it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The volume's.
+    pub cluster_id: u128,
+    /// This life of the node.
+    pub incarnation: Incarnation,
+}
+
 /// A node's state at a moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
+    /// From the moment on at which the node has opened the volume.
+    pub identity: Option<Identity>,
     /// Where in its life it is.
     pub phase: Phase,
     /// What it waits for, or how far it is.
@@ -142,11 +154,14 @@ pub struct Status(Arc<Shared>);
 struct Shared {
     state: Mutex<Snapshot>,
     changed: Condvar,
+    /// Tasks that wait for another phase, on whichever runtimes; each registers anew when it looks again.
+    waiting: Mutex<Vec<Waker>>,
 }
 
 impl Default for Status {
     fn default() -> Status {
         let state = Snapshot {
+            identity: None,
             phase: Phase::Starting,
             detail: "opens the volume".into(),
             epoch: Epoch(0),
@@ -156,7 +171,7 @@ impl Default for Status {
             last_recovery: None,
             control: None,
         };
-        Status(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }))
+        Status(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), waiting: Mutex::default() }))
     }
 }
 
@@ -180,11 +195,18 @@ impl Status {
         }
         drop(state);
         self.0.changed.notify_all();
+        let waiting = std::mem::take(&mut *self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        waiting.into_iter().for_each(Waker::wake);
     }
 
     /// Says what the node waits for, in the same phase.
     pub fn detail(&self, detail: impl Into<String>) {
         self.lock().detail = detail.into();
+    }
+
+    /// Notes which life it is.
+    pub fn identity(&self, identity: Identity) {
+        self.lock().identity = Some(identity);
     }
 
     /// Notes the view.
@@ -213,6 +235,22 @@ impl Status {
     /// Notes how the control group stands.
     pub fn control(&self, control: ControlStatus) {
         self.lock().control = Some(control);
+    }
+
+    /// Resolves when `until` holds for the phase, with the state then. Of no runtime; costs nothing while it waits.
+    pub async fn when(&self, until: impl Fn(&Phase) -> bool) -> Snapshot {
+        std::future::poll_fn(|context| {
+            let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = self.get();
+            if until(&now.phase) {
+                return Poll::Ready(now);
+            }
+            if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+                waiting.push(context.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
     }
 
     /// Waits until `until` holds or the time is over; the state then.

@@ -213,6 +213,11 @@ pub struct ServerConfig {
     /// Seconds that clients in a transaction have to end it when the node stops; idle ones are sent away at once. 0 to 3,600;
     /// default 5.
     pub drain_timeout: u64,
+    /// Folder of the file in which the node publishes its live statistics, best one in memory; its name is made of the
+    /// cluster's, the volume's and the node's. Empty: no file. Default "/dev/shm".
+    pub statistics_folder: PathBuf,
+    /// Milliseconds between two publications of the statistics. 10 to 60,000; default 250.
+    pub statistics_interval: u64,
 }
 
 /// `[engine]`
@@ -305,6 +310,8 @@ impl Default for ServerConfig {
             http_address: SocketAddr::from(([127, 0, 0, 1], 8080)),
             max_connections: 1_000,
             drain_timeout: 5,
+            statistics_folder: PathBuf::from("/dev/shm"),
+            statistics_interval: 250,
         }
     }
 }
@@ -482,6 +489,7 @@ impl Config {
         self.ha.check(&within)?;
         within("server.max_connections", self.server.max_connections, 1, 100_000)?;
         within("server.drain_timeout", self.server.drain_timeout, 0, 3_600)?;
+        within("server.statistics_interval", self.server.statistics_interval, 10, 60_000)?;
         within("engine.shards", self.engine.shards, 1, SHARDS_MAX as u64)?;
         within("engine.undo_retention", self.engine.undo_retention, 0, 604_800)?;
         within("engine.deadlock_timeout", self.engine.deadlock_timeout, 10, 60_000)?;

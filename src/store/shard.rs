@@ -659,6 +659,16 @@ impl ShardEngine {
         }
     }
 
+    /// The counters and latencies of this shard's transactions.
+    pub(crate) fn statistics(&self) -> StoreStatistics {
+        let counters = self.txns.counters();
+        StoreStatistics {
+            counters: self.stats(),
+            commit_latency: counters.commit_latency.borrow().clone(),
+            row_wait_latency: counters.row_wait_latency.borrow().clone(),
+        }
+    }
+
     /// Starts a task for a client.
     pub(super) fn spawn(&self, future: impl Future<Output = ()> + 'static) {
         self.reactor().spawn(Class::Normal, "client", future);

@@ -5,6 +5,7 @@
 use std::any::Any;
 use std::ops::Bound;
 
+use crate::histogram::Histogram;
 use crate::ids::{PartitionId, Scn};
 
 use super::StoreError;
@@ -380,6 +381,17 @@ impl StoreStats {
         self.lock_trips += other.lock_trips;
         self.locks_at_gate += other.locks_at_gate;
     }
+}
+
+/// What one shard's store has counted, latencies with it.
+#[derive(Clone, Debug)]
+pub struct StoreStatistics {
+    /// Plain counters.
+    pub counters: StoreStats,
+    /// From the decision to commit until the client may be told.
+    pub commit_latency: Histogram,
+    /// Waits for rows.
+    pub row_wait_latency: Histogram,
 }
 
 /// How a transaction ended well.

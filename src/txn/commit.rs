@@ -5,6 +5,7 @@
 //! lies at or above it waits for the outcome. Transactions over several shards of this node: [`super::several`].
 
 use crate::ids::{Lsn, Scn, TxnId};
+use crate::reactor::Instant;
 
 use super::error::TxnError;
 use super::manager::{Txns, count};
@@ -26,9 +27,16 @@ impl Txns {
             self.forget_unwritten(id);
             return Ok(None);
         }
+        let since = self.0.reactor.now();
         let (lsn, scn) = self.write_commit(id).await?;
         self.finish_commit(txn, id, lsn, scn).await?;
+        self.count_commit(since);
         Ok(Some(scn))
+    }
+
+    pub(super) fn count_commit(&self, since: Instant) {
+        let took = self.0.reactor.now().since(since);
+        self.0.counters.commit_latency.borrow_mut().record_ns(took.as_nanos() as u64);
     }
 
     /// The slot of a transaction that has written nothing is free again, without a trace on the volume.

@@ -15,6 +15,7 @@ use crate::cache::{Cache, LocalFuture};
 use crate::clock::ScnClock;
 use crate::fusion::ges::Gate;
 use crate::fusion::grd::BlockHasher;
+use crate::histogram::Histogram;
 use crate::ids::{NodeId, PartitionId, Scn, ShardId, TxnId};
 use crate::reactor::sync::Notify;
 use crate::reactor::{Class, Reactor};
@@ -127,6 +128,10 @@ pub struct TxnCounters {
     pub undo_reads: Cell<u64>,
     /// States asked of other nodes.
     pub state_requests: Cell<u64>,
+    /// From the decision to commit until the client may be told, of transactions with changes.
+    pub commit_latency: RefCell<Histogram>,
+    /// Waits for a row that ended with the row's being free, or with a refusal.
+    pub row_wait_latency: RefCell<Histogram>,
 }
 
 pub(super) fn count(counter: &Cell<u64>) {
@@ -452,7 +457,10 @@ impl Txns {
             return Ok(());
         }
         count(&self.0.counters.row_lock_waits);
-        match txn.cancel().race(self.0.waits.wait(waiter, owner)).await? {
+        let since = self.0.reactor.now();
+        let waited = txn.cancel().race(self.0.waits.wait(waiter, owner)).await?;
+        self.0.counters.row_wait_latency.borrow_mut().record_ns(self.0.reactor.now().since(since).as_nanos() as u64);
+        match waited {
             Ok(()) => Ok(()),
             Err(WaitError::Deadlock) => {
                 count(&self.0.counters.deadlocks);

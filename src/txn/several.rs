@@ -104,6 +104,7 @@ impl Txns {
     ) -> Result<Scn, TxnError> {
         let id = txn.id().expect("a home has an id before its branches name it");
         let unknown = |error: TxnError| TxnError::CommitUnknown(error.to_string());
+        let since = self.0.reactor.now();
         let mut mtr = self.0.cache.begin_mtr_of(SLOT_REDO_MAX, 1).await?;
         let mut table = self.0.undo.table(id.slot()).await?;
         // From here to the group's end nobody else runs: who asks later is told "committing".
@@ -119,6 +120,7 @@ impl Txns {
         promises_durable.await.map_err(unknown)?;
         self.0.peers.known(scn).await;
         self.committed(txn, id, scn, true);
+        self.count_commit(since);
         Ok(scn)
     }
 

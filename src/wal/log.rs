@@ -506,7 +506,7 @@ impl Log {
     /// What the log has done since it was opened.
     #[must_use]
     pub fn stats(&self) -> LogStats {
-        self.0.state.borrow().stats
+        self.0.state.borrow().stats.clone()
     }
 
     fn cost(&self, bytes: usize, records: usize) -> Result<(u64, u64), LogError> {
@@ -610,7 +610,7 @@ impl Log {
         next
     }
 
-    fn written(&self, batch: &Batch, buffer: IoBuf, result: std::io::Result<usize>, took_us: u64) {
+    fn written(&self, batch: &Batch, buffer: IoBuf, result: std::io::Result<usize>, took_ns: u64) {
         let mut state = self.0.state.borrow_mut();
         state.closed_bytes -= batch.padded();
         let woken: Vec<Waker> = match result {
@@ -620,7 +620,7 @@ impl Log {
                 state.stats.bytes += bytes as u64;
                 state.stats.batch_bytes.record(bytes as u64);
                 state.stats.batch_records.record(u64::from(batch.records));
-                state.stats.flush_latency_us.record(took_us);
+                state.stats.flush_latency.record_ns(took_ns);
                 if state.spare.len() < SPARE_BUFFERS {
                     state.spare.push(buffer.whole());
                 }
@@ -657,8 +657,8 @@ async fn write_batches(log: Log) {
         let began = reactor.now();
         let offset = log.0.ring.offset(batch.start);
         let (result, buffer) = reactor.write_durable(log.0.file, offset, buffer.slice(0..batch.padded())).await;
-        let took_us = reactor.now().since(began).as_micros() as u64;
-        log.written(&batch, buffer, result, took_us);
+        let took_ns = reactor.now().since(began).as_nanos() as u64;
+        log.written(&batch, buffer, result, took_ns);
     }
 }
 

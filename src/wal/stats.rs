@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::histogram::Histogram;
+
 /// Counts by powers of two: bucket `n` holds the values from 2^(n-1) up to below 2^n, bucket 0 the zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Log2Histogram {
@@ -48,7 +50,7 @@ impl Log2Histogram {
 }
 
 /// What a log has done since it was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogStats {
     /// Durable writes.
     pub flushes: u64,
@@ -60,8 +62,8 @@ pub struct LogStats {
     pub batch_bytes: Log2Histogram,
     /// Records of each write.
     pub batch_records: Log2Histogram,
-    /// Duration of each write, in microseconds.
-    pub flush_latency_us: Log2Histogram,
+    /// Duration of each write.
+    pub flush_latency: Histogram,
     /// Reservations that had to wait for space.
     pub space_waits: u64,
     /// How long they waited, together.

@@ -13,6 +13,8 @@ pub use rustydb_gateway::http::{Cluster, ClusterNode};
 
 /// Longest answer that is read.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
+/// Longest statistics that are read.
+const STATISTICS_BYTES_MAX: u64 = 64 << 20;
 
 /// Asks the node at `address`: one HTTP/1.0 request on a connection of its own.
 ///
@@ -30,6 +32,15 @@ pub fn health(address: SocketAddr, patience: Duration) -> Result<Health, String>
 pub fn cluster(address: SocketAddr, patience: Duration) -> Result<Cluster, String> {
     let (_, body) = request(address, patience, "GET", "/api/v1/cluster")?;
     serde_json::from_str(&body).map_err(|error| format!("{address} answers, but not as a RustyDB node does: {error}"))
+}
+
+/// The statistics of the node at `address`, in the layout of the statistics file.
+///
+/// # Errors
+/// As [`health`].
+pub fn statistics(address: SocketAddr, patience: Duration) -> Result<Vec<u8>, String> {
+    let (done, body) = request_bytes(address, patience, "GET", "/api/v1/statistics", STATISTICS_BYTES_MAX)?;
+    if done { Ok(body) } else { Err(String::from_utf8_lossy(&body).trim_end().to_owned()) }
 }
 
 /// The text of the configuration file of the node at `address`, which tells it on its own machine only.
@@ -53,19 +64,31 @@ pub fn order(address: SocketAddr, patience: Duration, path: &str) -> Result<Stri
 
 /// One HTTP/1.0 request on a connection of its own: whether its status is 200, and the body.
 fn request(address: SocketAddr, patience: Duration, method: &str, path: &str) -> Result<(bool, String), String> {
+    let (done, body) = request_bytes(address, patience, method, path, ANSWER_BYTES_MAX)?;
+    Ok((done, String::from_utf8(body).map_err(|error| error.to_string())?))
+}
+
+fn request_bytes(
+    address: SocketAddr,
+    patience: Duration,
+    method: &str,
+    path: &str,
+    bytes_max: u64,
+) -> Result<(bool, Vec<u8>), String> {
     let ask = || {
         let mut stream = TcpStream::connect_timeout(&address, patience)?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
         write!(stream, "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
+        let mut answer = Vec::new();
+        stream.take(bytes_max).read_to_end(&mut answer)?;
         Ok(answer)
     };
     let answer = ask().map_err(|error: std::io::Error| error.to_string())?;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let status = head.split(' ').nth(1);
-    Ok((status == Some("200"), body.to_owned()))
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap_or(answer.len());
+    let head = String::from_utf8_lossy(&answer[..end]);
+    let body = answer.get(end + 4..).unwrap_or_default();
+    Ok((head.split(' ').nth(1) == Some("200"), body.to_owned()))
 }
 
 /// A node as the operator's tables show it.

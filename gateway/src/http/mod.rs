@@ -12,6 +12,8 @@ use axum::Json;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
 
@@ -132,6 +134,20 @@ pub type HealthSource = Arc<dyn Fn() -> Health + Send + Sync>;
 /// Where the cluster's picture comes from.
 pub type ClusterSource = Arc<dyn Fn() -> Cluster + Send + Sync>;
 
+/// The node's live statistics.
+pub trait Statistics: Send + Sync {
+    /// All of them in one piece, in the layout of the statistics file.
+    ///
+    /// # Errors
+    /// Why there are none, in words.
+    fn image(&self) -> Result<Vec<u8>, String>;
+    /// The same in Prometheus' text format.
+    ///
+    /// # Errors
+    /// Why there are none, in words.
+    fn text(&self) -> Result<String, String>;
+}
+
 /// Serves until the task is dropped.
 ///
 /// # Errors
@@ -140,6 +156,7 @@ pub async fn serve(
     address: SocketAddr,
     health: HealthSource,
     cluster: ClusterSource,
+    statistics: Arc<dyn Statistics>,
     admin: Arc<dyn Admin>,
 ) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::bind(address)
@@ -147,12 +164,27 @@ pub async fn serve(
         .map_err(|error| std::io::Error::new(error.kind(), format!("can't listen for HTTP on {address}: {error}")))?;
     let routes = Router::new().route("/api/v1/health", get(answer)).with_state(health);
     let cluster = Router::new().route("/api/v1/cluster", get(picture)).with_state(cluster);
-    let routes = routes.merge(cluster).merge(admin::routes(admin, address));
+    let statistics = Router::new().route("/metrics", get(metrics)).route("/api/v1/statistics", get(image)).with_state(statistics);
+    let routes = routes.merge(cluster).merge(statistics).merge(admin::routes(admin, address));
     axum::serve(listener, routes.into_make_service_with_connect_info::<SocketAddr>()).await
 }
 
 async fn picture(State(cluster): State<ClusterSource>) -> Json<Cluster> {
     Json(cluster())
+}
+
+async fn metrics(State(statistics): State<Arc<dyn Statistics>>) -> Response {
+    let kind = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    statistics.text().map_or_else(unavailable, |text| (kind, text).into_response())
+}
+
+async fn image(State(statistics): State<Arc<dyn Statistics>>) -> Response {
+    let kind = [(CONTENT_TYPE, "application/octet-stream")];
+    statistics.image().map_or_else(unavailable, |image| (kind, image).into_response())
+}
+
+fn unavailable(why: String) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, why + "\n").into_response()
 }
 
 async fn answer(State(health): State<HealthSource>) -> (StatusCode, Json<Health>) {

@@ -3,6 +3,7 @@
 //! Runs on the gateway's tokio runtime, one task a client. Bounded by `max_connections`; a client beyond that is told so
 //! (53300). Each connection fails alone: garbage, a lying length or a panic ends that connection and no other.
 
+mod counters;
 pub mod framing;
 mod leaving;
 pub mod rows;
@@ -17,6 +18,8 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
+use self::counters::Counters;
+pub use self::counters::StatementStatistics;
 use self::framing::{Connection, FramingError};
 pub use self::leaving::Leave;
 use self::leaving::Leaving;
@@ -36,6 +39,7 @@ pub struct Server {
     next_pid: AtomicI32,
     running: Mutex<HashMap<CancelKey, Canceler>>,
     leaving: Leaving,
+    counters: Arc<Counters>,
 }
 
 impl Server {
@@ -49,6 +53,7 @@ impl Server {
             next_pid: AtomicI32::new(1),
             running: Mutex::new(HashMap::new()),
             leaving: Leaving::new(),
+            counters: Arc::default(),
         })
     }
 
@@ -62,6 +67,12 @@ impl Server {
     #[must_use]
     pub fn sessions(&self) -> usize {
         self.running.lock().expect("nobody panics while holding it").len()
+    }
+
+    /// What clients' statements have cost since the start.
+    #[must_use]
+    pub fn statements(&self) -> StatementStatistics {
+        self.counters.read()
     }
 
     /// Sends clients away: who comes is refused (57P03), idle sessions end (57P01), those in a transaction when it has
@@ -153,7 +164,7 @@ impl Server {
         let canceler = sql.canceler();
         let _cancelable = Cancelable::enter(self, key, canceler.clone());
         let mut leave = self.leaving.watch();
-        let mut conversation = Conversation::new(connection, sql, leave.clone());
+        let mut conversation = Conversation::new(connection, sql, leave.clone(), self.counters.clone());
         let outcome = tokio::select! {
             biased;
             outcome = conversation.run() => outcome,

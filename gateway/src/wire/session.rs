@@ -5,7 +5,8 @@
 //! The order of messages follows PostgreSQL's manual, chapter "Message Flow".
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use pgwire::messages::PgWireFrontendMessage as Message;
 use pgwire::messages::copy::{CopyData, CopyDone, CopyInResponse, CopyOutResponse};
@@ -15,6 +16,7 @@ use pgwire::messages::response::{CommandComplete, EmptyQueryResponse, ReadyForQu
 use pgwire::messages::startup::ParameterStatus;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::counters::Counters;
 use super::framing::{Connection, FramingError};
 use super::leaving::Leave;
 use super::rows::{self, CellFormat, Format, Scratch};
@@ -80,13 +82,14 @@ pub struct Conversation<S> {
     portals: HashMap<String, Portal>,
     scratch: Scratch,
     leave: Leave,
+    counters: Arc<Counters>,
     /// Nothing has come since ReadyForQuery.
     rests: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
     /// Over a connection that has been welcomed.
-    pub fn new(connection: Connection<S>, sql: SqlSession, leave: Leave) -> Conversation<S> {
+    pub fn new(connection: Connection<S>, sql: SqlSession, leave: Leave, counters: Arc<Counters>) -> Conversation<S> {
         Conversation {
             connection,
             sql,
@@ -94,6 +97,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
             portals: HashMap::new(),
             scratch: Scratch::default(),
             leave,
+            counters,
             rests: false,
         }
     }
@@ -126,7 +130,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
             };
             match message {
                 Message::Query(query) => {
-                    if let Err(trouble) = self.simple_query(&query.query).await {
+                    let came = Instant::now();
+                    let done = self.simple_query(&query.query).await;
+                    self.counters.count(came.elapsed(), done.is_err());
+                    if let Err(trouble) = done {
                         self.report(trouble).await?;
                     }
                     self.portals.retain(|name, _| !name.is_empty());
@@ -290,7 +297,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 }
                 Ok(())
             }
-            Message::Execute(execute) => self.execute(execute).await,
+            Message::Execute(execute) => {
+                let came = Instant::now();
+                let done = self.execute(execute).await;
+                self.counters.count(came.elapsed(), done.is_err());
+                done
+            }
             Message::Close(close) => {
                 let name = close.name.unwrap_or_default();
                 if close.target_type == b'S' {

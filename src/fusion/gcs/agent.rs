@@ -26,7 +26,7 @@ use std::time::Duration;
 use self::recover::{Job, Recovery};
 pub use self::view::{RecoveryPhase, RecoveryProgress};
 use super::message::{FLAGS, Kind, Message, mode_from_wire};
-use super::statistics::{GcsStats, LatencyHistogram, Path};
+use super::statistics::{GcsStats, Latencies, Path, mode_index};
 use super::{HolderCore, MasterCore, Output, ProtectedImage};
 use crate::cache::{Acquire, Cache, CacheError, Coherence, Granted, LocalFuture, Mode, ProtectedBlock, Source, WeakCache};
 use crate::fusion::grd::{AffinityConfig, AffinityTable, BlockMap, MastershipMap};
@@ -101,7 +101,7 @@ struct Tables {
 struct Numbers {
     sent: [u64; Kind::ALL.len()],
     received: [u64; Kind::ALL.len()],
-    latency: [LatencyHistogram; Path::ALL.len()],
+    latency: Box<Latencies>,
     stalled: u64,
     unsent: u64,
     malformed: u64,
@@ -268,15 +268,16 @@ impl Gcs {
     #[must_use]
     pub fn stats(&self) -> GcsStats {
         let (numbers, cores, tables) = (self.0.numbers.borrow(), self.0.cores.borrow(), self.0.tables.borrow());
-        let mut transfers = numbers.latency[Path::TwoWay as usize];
-        transfers.add(&numbers.latency[Path::ThreeWay as usize]);
+        let received = [Path::TwoWay, Path::ThreeWay].into_iter().flat_map(|path| &numbers.latency[path as usize]);
+        let (transfers, transfers_ns) = received
+            .fold((0, 0u64), |(count, sum_ns), latency| (count + latency.count(), sum_ns.saturating_add(latency.sum_ns())));
         let holder = cores.holder.counters();
         GcsStats {
-            total_transfers: transfers.count(),
+            total_transfers: transfers,
             blocks_shipped_total: holder.ships_total,
             pi_transfers: holder.past_images_total,
-            avg_transfer_latency_us: transfers.mean_us(),
-            latency: numbers.latency,
+            avg_transfer_latency_us: transfers_ns as f64 / 1000.0 / transfers.max(1) as f64,
+            latency: numbers.latency.clone(),
             sent: numbers.sent,
             received: numbers.received,
             stalled_transfers_total: numbers.stalled,
@@ -501,7 +502,7 @@ impl Inner {
             Source::Received => Path::ThreeWay,
         };
         let ns = u64::try_from(self.reactor.now().since(pending.since).as_nanos()).unwrap_or(u64::MAX);
-        self.numbers.borrow_mut().latency[path as usize].record_ns(ns);
+        self.numbers.borrow_mut().latency[path as usize][mode_index(pending.acquire.want)].record_ns(ns);
         pending.acquire.granted(granted);
         next.into_iter().for_each(|next| self.open(next));
     }

@@ -30,7 +30,7 @@ pub use rebuild::Claim;
 pub use remaster::MovedEntry;
 #[cfg(test)]
 pub(crate) use rules::Rule;
-pub use statistics::{GcsStats, LATENCY_BUCKETS, LatencyHistogram, Path};
+pub use statistics::{GcsStats, Latencies, Path};
 
 #[cfg(test)]
 mod tests;

@@ -4,62 +4,8 @@
 
 use super::message::Kind;
 use super::{HolderCounters, MasterCounters};
-
-/// Buckets of a [`LatencyHistogram`]: the last counts everything from 2^26 µs (67 s) on.
-pub const LATENCY_BUCKETS: usize = 28;
-
-/// Latencies in buckets of powers of two: bucket 0 counts those below 1 µs, bucket n those from 2^(n-1) up to 2^n µs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LatencyHistogram {
-    /// How many fell into each bucket.
-    pub buckets: [u64; LATENCY_BUCKETS],
-    /// Sum of all, in nanoseconds.
-    pub total_ns: u64,
-}
-
-impl LatencyHistogram {
-    /// Counts one.
-    pub fn record_ns(&mut self, ns: u64) {
-        let bucket = (u64::BITS - (ns / 1000).leading_zeros()) as usize;
-        self.buckets[bucket.min(LATENCY_BUCKETS - 1)] += 1;
-        self.total_ns = self.total_ns.saturating_add(ns);
-    }
-
-    /// How many were counted.
-    #[must_use]
-    pub fn count(&self) -> u64 {
-        self.buckets.iter().sum()
-    }
-
-    /// Mean, in microseconds; 0 when there were none.
-    #[must_use]
-    pub fn mean_us(&self) -> f64 {
-        match self.count() {
-            0 => 0.0,
-            count => self.total_ns as f64 / 1000.0 / count as f64,
-        }
-    }
-
-    /// An upper bound of the given quantile (0.0 to 1.0) in microseconds: the end of the bucket that it falls in.
-    #[must_use]
-    pub fn quantile_us(&self, quantile: f64) -> u64 {
-        let rank = (self.count() as f64 * quantile.clamp(0.0, 1.0)).ceil().max(1.0) as u64;
-        let mut seen = 0;
-        let bucket = self.buckets.iter().position(|&count| {
-            seen += count;
-            seen >= rank
-        });
-        bucket.map_or(0, |bucket| 1 << bucket)
-    }
-
-    /// Adds what another shard counted.
-    pub fn add(&mut self, other: &LatencyHistogram) {
-        for (sum, count) in self.buckets.iter_mut().zip(other.buckets) {
-            *sum += count;
-        }
-        self.total_ns = self.total_ns.saturating_add(other.total_ns);
-    }
-}
+use crate::cache::Mode;
+use crate::histogram::Histogram;
 
 /// How a request for a block was served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -93,8 +39,17 @@ impl Path {
     }
 }
 
+/// Time from request to grant: by [`Path`], and by mode as in [`mode_index`].
+pub type Latencies = [[Histogram; 2]; Path::ALL.len()];
+
+/// Where latencies of requests for a mode stand: 0 Shared, 1 Exclusive.
+#[must_use]
+pub fn mode_index(want: Mode) -> usize {
+    usize::from(want == Mode::Exclusive)
+}
+
 /// What one shard's Cache Fusion has done since its start, and what it is busy with.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct GcsStats {
     /// Blocks received from other nodes' memory.
     pub total_transfers: u64,
@@ -105,7 +60,7 @@ pub struct GcsStats {
     /// Mean time from request to grant of the blocks received, in microseconds.
     pub avg_transfer_latency_us: f64,
     /// Time from request to grant, by [`Path`]. For the disk's paths the reading is not in it.
-    pub latency: [LatencyHistogram; Path::ALL.len()],
+    pub latency: Box<Latencies>,
     /// Messages sent to other nodes, by [`Kind`].
     pub sent: [u64; Kind::ALL.len()],
     /// Messages received from other nodes, by [`Kind`].
@@ -163,26 +118,12 @@ impl GcsStats {
         self.sent[kind.index()]
     }
 
-    /// Latencies of a path.
+    /// Latencies of a path, of both modes together.
     #[must_use]
-    pub fn latency_of(&self, path: Path) -> &LatencyHistogram {
-        &self.latency[path as usize]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn latencies_fall_into_powers_of_two() {
-        let mut histogram = LatencyHistogram::default();
-        for us in [0, 1, 3, 100, 100, 100, 100, 100, 100, 5_000] {
-            histogram.record_ns(us * 1000);
-        }
-        assert_eq!((histogram.count(), histogram.mean_us()), (10, 560.4));
-        assert_eq!((histogram.quantile_us(0.0), histogram.quantile_us(0.5), histogram.quantile_us(1.0)), (1, 128, 8192));
-        histogram.record_ns(u64::MAX);
-        assert_eq!(histogram.buckets[LATENCY_BUCKETS - 1], 1);
+    pub fn latency_of(&self, path: Path) -> Histogram {
+        let [shared, exclusive] = &self.latency[path as usize];
+        let mut both = shared.clone();
+        both.add(exclusive);
+        both
     }
 }

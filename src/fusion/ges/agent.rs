@@ -22,6 +22,7 @@ use super::gate::{Gate, GateStats};
 use super::local::{Effect, Failure, LocalCore, WaitId};
 use super::types::{LockMode, LockOwner, Resource, ResourceClass, SessionId, VALUE_BYTES, ValueBlock};
 use super::wire::{self, Wire};
+use crate::histogram::Histogram;
 use crate::ids::{Epoch, NodeId, Scn, TxnId};
 use crate::interconnect::{Body, Handler, Header, Interconnect, Service};
 use crate::reactor::Reactor;
@@ -149,6 +150,7 @@ struct Inner {
     held: RefCell<BTreeMap<LockOwner, Vec<Resource>>>,
     next_wait: Cell<u64>,
     stats: Cell<GesStats>,
+    wait_latency: RefCell<Histogram>,
     in_the_way: RefCell<Option<TellInTheWay>>,
     other_shards: RefCell<Option<ForwardProbe>>,
     gate: RefCell<Option<Arc<Gate>>>,
@@ -214,6 +216,7 @@ impl Ges {
             held: RefCell::default(),
             next_wait: Cell::new(1),
             stats: Cell::default(),
+            wait_latency: RefCell::default(),
             in_the_way: RefCell::default(),
             other_shards: RefCell::default(),
             gate: RefCell::default(),
@@ -386,6 +389,12 @@ impl Ges {
             gate: self.0.gate.borrow().as_ref().map(|gate| gate.stats()).unwrap_or_default(),
             ..self.0.stats.get()
         }
+    }
+
+    /// How long waits for locks took that were granted or refused in the end. Waits for rows are counted by `txn`.
+    #[must_use]
+    pub fn wait_latency(&self) -> Histogram {
+        self.0.wait_latency.borrow().clone()
     }
 
     /// Panics when anything is as it must never be: for tests and for the simulator.

@@ -1,6 +1,9 @@
 //! The operator's client: asks nodes over HTTP how they are, shows it as a table or as JSON for scripts, and gives orders.
 
 mod nodes;
+mod stats;
+mod top;
+mod watched;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -18,6 +21,8 @@ Examples:
   rusty-db-cli cluster status                            the development cluster on loopback
   rusty-db-cli rac-status --http 10.0.3.11:8080 --http 10.0.3.12:8080
   rusty-db-cli cluster status --json
+  rusty-db-cli top                                       the nodes live
+  rusty-db-cli stats                                     what the nodes of this host have counted
   rusty-db-cli node drain node2 --timeout 300            sends its clients away, then it can be stopped
   rusty-db-cli node stop node2                           ends it cleanly; the others go on
   rusty-db-cli node fence node3                          takes a node that hangs out of the cluster
@@ -47,6 +52,10 @@ enum Command {
     /// One node
     #[command(subcommand)]
     Node(NodeCommand),
+    /// What the nodes of this host publish: counters, levels and latencies, read from shared memory without asking them
+    Stats(stats::Stats),
+    /// The nodes live: what they do, how long it takes, who is down
+    Top(top::Top),
     /// The same as `cluster status`
     #[command(visible_alias = "rac-status")]
     ClusterStatus(Asked),
@@ -122,8 +131,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Runs the program on the process's arguments. Exit status 1 when a node asked is not healthy, or an order is refused.
 pub fn main() -> ExitCode {
+    // Whoever stops reading (`| head`) ends the program, as with other tools.
+    // SAFETY: sets a signal back to what it does by default, before any thread is there.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     match Arguments::parse().command {
         Command::ClusterStatus(asked) | Command::Cluster(ClusterCommand::Status(asked)) => status(&asked),
+        Command::Stats(asked) => stats::run(&asked),
+        Command::Top(asked) => top::run(&asked),
         Command::Cluster(ClusterCommand::Join(join)) => nodes::join(&join),
         Command::Cluster(ClusterCommand::Remove(remove)) => nodes::remove(&remove),
         Command::Node(NodeCommand::Init(init)) => nodes::init(&init),

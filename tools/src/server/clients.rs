@@ -54,6 +54,16 @@ impl Clients {
         self.orders.fetch_add(1, Ordering::AcqRel) + 1
     }
 
+    /// Sessions that go on now.
+    pub(super) fn sessions(&self) -> usize {
+        self.server.get().map_or(0, |server| server.sessions())
+    }
+
+    /// What their statements have cost; nothing before the node is open.
+    pub(super) fn statements(&self) -> wire::StatementStatistics {
+        self.server.get().map(|server| server.statements()).unwrap_or_default()
+    }
+
     /// What health says about the clients of a node that could serve them.
     pub(super) fn health(&self) -> Option<(&'static str, String)> {
         let left = match self.server.get().map_or(0, |server| server.sessions()) {
@@ -130,13 +140,9 @@ impl Clients {
     pub(super) async fn watch(&self, status: &Status) {
         let Some(server) = self.server.get() else { return };
         loop {
-            let now = status.get();
-            if now.phase == Phase::Suspended {
-                server.interrupt(&now.detail);
-                tokio::time::sleep(INTERRUPT_EVERY).await;
-            } else {
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
+            let now = status.when(|phase| *phase == Phase::Suspended).await;
+            server.interrupt(&now.detail);
+            tokio::time::sleep(INTERRUPT_EVERY).await;
         }
     }
 }

@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use rustydb::config::VOLUME_FILE_NAME;
+use rustydb::config::{ServerConfig, VOLUME_FILE_NAME};
+use rustydb_shm::statistics;
 
 use super::args::DevOptions;
 use super::{Failure, init};
@@ -37,6 +38,8 @@ struct Node {
     log: PathBuf,
     http: SocketAddr,
     child: Option<Child>,
+    /// Of the last child, also when it has ended.
+    pid: Option<u32>,
     started: Instant,
     /// Restarts since it has served last.
     restarts: u32,
@@ -67,12 +70,14 @@ pub(super) fn run(options: &DevOptions) -> Result<(), Failure> {
             log,
             http: address(number, options.http_port),
             child: None,
+            pid: None,
             started: Instant::now(),
             restarts: 0,
         });
     }
     let outcome = supervise(options, &mut nodes);
     stop(&mut nodes);
+    forget_statistics(&nodes);
     outcome
 }
 
@@ -223,7 +228,8 @@ fn start(node: &mut Node) -> Result<(), Failure> {
         })
     };
     node.started = Instant::now();
-    node.child = Some(command.spawn().map_err(|error| Failure::new(format!("can't start node{}: {error}", node.number)))?);
+    let child = command.spawn().map_err(|error| Failure::new(format!("can't start node{}: {error}", node.number)))?;
+    (node.pid, node.child) = (Some(child.id()), Some(child));
     Ok(())
 }
 
@@ -322,6 +328,18 @@ fn stop(nodes: &mut [Node]) {
                 child.kill().ok();
             }
             std::thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+/// What the nodes have left in shared memory: of a node in production it stays, to be looked at.
+fn forget_statistics(nodes: &[Node]) {
+    let folder = ServerConfig::default().statistics_folder;
+    for path in statistics::find(&folder).unwrap_or_default() {
+        let writer =
+            statistics::Reader::open(&path).and_then(|reader| reader.snapshot()).map(|snapshot| snapshot.header.process.pid);
+        if writer.is_ok_and(|pid| nodes.iter().any(|node| node.pid == Some(pid))) {
+            fs::remove_file(path).ok();
         }
     }
 }

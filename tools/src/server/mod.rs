@@ -4,7 +4,9 @@ mod args;
 mod clients;
 mod dev;
 mod init;
+mod metrics;
 mod node;
+mod statistics;
 
 use std::process::ExitCode;
 

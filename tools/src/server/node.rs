@@ -21,11 +21,10 @@ use tokio::sync::Notify;
 
 use super::Failure;
 use super::clients::{Clients, DRAIN_TIMEOUT_S_MAX};
+use super::statistics::Statistics;
 
 /// Threads that serve clients; the shards have their own.
 const GATEWAY_THREADS: usize = 2;
-/// How often the engine's state is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// `--config FILE`
 pub(super) fn run(path: &Path) -> Result<(), Failure> {
@@ -42,10 +41,12 @@ pub(super) fn run(path: &Path) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(Failure::new)?;
-    let outcome = runtime.block_on(serve(path, &config, &node));
+    let clients = Clients::new(node.operator());
+    let statistics = Statistics::start(&config, &node, clients.clone()).map_err(Failure::new)?;
+    let outcome = runtime.block_on(serve(path, &config, &node, &clients, statistics.pages()));
     // Sessions end first, so that nothing changes while the engine writes its blocks.
     runtime.shutdown_timeout(Duration::from_secs(2));
-    match (outcome, node.status().get().phase) {
+    let ended = match (outcome, node.status().get().phase) {
         (_, Phase::Over(why)) => Err(Failure::with_status(format!("this life of the node is over: {why}"), Failure::LIFE_OVER)),
         (_, Phase::Removed(why)) => Err(Failure::with_status(why, Failure::REMOVED)),
         (_, Phase::Failed(message)) => Err(Failure::new(message)),
@@ -54,7 +55,10 @@ pub(super) fn run(path: &Path) -> Result<(), Failure> {
             Phase::Failed(message) => Err(Failure::new(message)),
             _ => Ok(()),
         },
-    }
+    };
+    // The last word is how the node has ended.
+    drop(statistics);
+    ended
 }
 
 fn start_logging() {
@@ -91,11 +95,16 @@ fn claim(config: &Config) -> Result<File, Failure> {
     Ok(file)
 }
 
-async fn serve(path: &Path, config: &Config, node: &Node) -> Result<(), Failure> {
+async fn serve(
+    path: &Path,
+    config: &Config,
+    node: &Node,
+    clients: &Arc<Clients>,
+    statistics: Arc<dyn http::Statistics>,
+) -> Result<(), Failure> {
     let mut interrupted = signal(SignalKind::interrupt()).map_err(Failure::new)?;
     let mut terminated = signal(SignalKind::terminate()).map_err(Failure::new)?;
     let serving = Arc::new(AtomicBool::new(false));
-    let clients = Clients::new(node.operator());
     let health = health_source(config, node.status().clone(), serving.clone(), clients.clone());
     let asked_to_stop = Arc::new(Notify::new());
     let cluster = cluster_source(config, node.status().clone());
@@ -105,9 +114,9 @@ async fn serve(path: &Path, config: &Config, node: &Node) -> Result<(), Failure>
         clients: clients.clone(),
         config: path.to_owned(),
     });
-    let page = tokio::spawn(http::serve(config.server.http_address, health, cluster, admin));
+    let page = tokio::spawn(http::serve(config.server.http_address, health, cluster, statistics, admin));
     tokio::select! {
-        phase = wait(node.status(), |phase| *phase == Phase::Open || phase.is_over()) => if phase.is_over() { return Ok(()) },
+        now = node.status().when(|phase| *phase == Phase::Open || phase.is_over()) => if now.phase.is_over() { return Ok(()) },
         _ = interrupted.recv() => return Ok(()),
         _ = terminated.recv() => return Ok(()),
         () = asked_to_stop.notified() => return Ok(()),
@@ -124,7 +133,7 @@ async fn serve(path: &Path, config: &Config, node: &Node) -> Result<(), Failure>
     // Goes on while the node stops, to tell those who come.
     let mut listener = tokio::spawn(server.serve(address, listening));
     tokio::select! {
-        _ = wait(node.status(), Phase::is_over) => return Ok(()),
+        _ = node.status().when(Phase::is_over) => return Ok(()),
         () = clients.watch(node.status()) => {}
         _ = interrupted.recv() => {}
         _ = terminated.recv() => {}
@@ -138,7 +147,7 @@ async fn serve(path: &Path, config: &Config, node: &Node) -> Result<(), Failure>
     // Asked once more, it does not wait for the clients.
     tokio::select! {
         () = clients.leave(Duration::from_secs(config.server.drain_timeout)) => {}
-        _ = wait(node.status(), Phase::is_over) => {}
+        _ = node.status().when(Phase::is_over) => {}
         _ = interrupted.recv() => {}
         _ = terminated.recv() => {}
     }
@@ -207,16 +216,6 @@ async fn page_ended(page: tokio::task::JoinHandle<io::Result<()>>) -> Failure {
         Ok(Err(error)) => Failure::input(error),
         Ok(Ok(())) => Failure::new("the HTTP server has ended"),
         Err(error) => Failure::new(format!("the HTTP server has failed: {error}")),
-    }
-}
-
-async fn wait(status: &Status, until: impl Fn(&Phase) -> bool) -> Phase {
-    loop {
-        let phase = status.get().phase;
-        if until(&phase) {
-            return phase;
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

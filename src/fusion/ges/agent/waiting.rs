@@ -49,6 +49,7 @@ impl Ges {
             self.count(|stats| &mut stats.granted_at_once);
             return ended.await.expect("a wait is ended with an outcome");
         }
+        let for_row = self.0.waits.borrow().get(&wait).is_some_and(|wait| wait.resource.class == ResourceClass::TRANSACTION);
         loop {
             let mut pause = self.0.deadlock_timeout;
             if let WaitPolicy::Timeout(limit) = policy {
@@ -63,6 +64,10 @@ impl Ges {
             match self.0.reactor.timeout(pause, &mut ended).await {
                 Ok(outcome) => {
                     let outcome = outcome.expect("a wait is ended with an outcome");
+                    if !for_row {
+                        let waited = self.0.reactor.now().since(start);
+                        self.0.wait_latency.borrow_mut().record_ns(waited.as_nanos() as u64);
+                    }
                     if outcome.is_ok() {
                         self.count(|stats| &mut stats.granted_later);
                     }

@@ -1,0 +1,6 @@
+//! What RustyDB's processes share with others on their host, in memory: a node's live statistics, which tools read without
+//! asking the node, also after it has died.
+//!
+//! Knows neither the engine nor any runtime. `docs/shm.md` tells what is promised, `docs/formats.md` draws every byte.
+
+pub mod statistics;

@@ -1,0 +1,182 @@
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use rustydb_shm::statistics::{Description, Kind, LiveState, Liveness, Metric, Scope, Snapshot, Stage, create_unnamed};
+
+use super::columns::Sort;
+use super::figures::Row;
+use super::terminal::Key;
+use super::view::Screen;
+use super::{Watch, Watched};
+
+const LATENCY: Kind = Kind::Histogram { unit_shift: 8, sub_bits: 3, buckets: 208 };
+
+/// The statistics of a node that has done so much, through a real file's layout.
+fn snapshot(node: u16, heartbeat_ms: u64, done: u64) -> Snapshot {
+    let metric = |scope, kind, name: &str, labels: &str| Metric {
+        name: format!("rustydb_{name}"),
+        labels: labels.into(),
+        unit: if kind == LATENCY { "ns".into() } else { String::new() },
+        help: "As named".into(),
+        scope,
+        kind,
+    };
+    let metrics = [
+        metric(Scope::Node, Kind::Gauge, "sessions", ""),
+        metric(Scope::Node, LATENCY, "statement_seconds", ""),
+        metric(Scope::Shard, Kind::Counter, "cache_hits_total", ""),
+        metric(Scope::Shard, Kind::Counter, "cache_misses_total", ""),
+        metric(Scope::Shard, Kind::Counter, "block_transfers_total", ""),
+        metric(Scope::Shard, LATENCY, "block_request_seconds", "path=\"two_way\",mode=\"x\""),
+        metric(Scope::Shard, Kind::Counter, "log_flushes_total", ""),
+    ];
+    let description = Description {
+        cluster: "tested".into(),
+        cluster_id: 7,
+        node,
+        incarnation: 3,
+        shards: 2,
+        interval_ms: 250,
+        program_version: "0".into(),
+    };
+    let mut writers = create_unnamed(&description, &metrics).expect("memory");
+    let live = LiveState { stage: Some(Stage::Open), epoch: 4, members: 0b1110, ..LiveState::default() };
+    writers.state.publish(heartbeat_ms, &live);
+    let latency = |count: u64, ns: u64| {
+        let mut buckets = [0; 208];
+        buckets[rustydb::histogram::bucket_of(ns)] = count;
+        (count, count * ns, if count > 0 { ns } else { 0 }, buckets)
+    };
+    writers.node.publish(heartbeat_ms, heartbeat_ms * 1_000_000, |slots| {
+        slots.put(5);
+        let (count, sum, max, buckets) = latency(done * 10, 250_000);
+        slots.put_histogram(count, sum, max, &buckets);
+    });
+    for shard in &mut writers.shards {
+        shard.publish(heartbeat_ms, heartbeat_ms * 1_000_000, |slots| {
+            [done * 99, done, done * 2].into_iter().for_each(|value| slots.put(value));
+            let (count, sum, max, buckets) = latency(done * 2, 80_000);
+            slots.put_histogram(count, sum, max, &buckets);
+            slots.put(done * 3);
+        });
+    }
+    writers.reader.snapshot().expect("whole")
+}
+
+fn rows() -> Vec<Row> {
+    let row = |node, liveness, done: u64| {
+        let (before, now) = (snapshot(node, 10_000, 100), snapshot(node, 12_000, 100 + done));
+        Row::of(&format!("node{node}.stats"), &now, liveness, Some(&before))
+    };
+    let mut rows = vec![row(1, Liveness::Running, 50), row(2, Liveness::Dead(12_345), 0), row(3, Liveness::Running, 500)];
+    // Told by the clock otherwise.
+    (rows[0].since_ms, rows[2].since_ms) = (60_000, 300_000);
+    rows
+}
+
+fn screen(rows: Vec<Row>) -> Screen {
+    Screen {
+        rows,
+        unread: Vec::new(),
+        selected: 0,
+        drilled: false,
+        help: false,
+        paused: false,
+        sort: Sort::Node,
+        colour: true,
+        clock: "12:34:56".into(),
+        interval_s: 2.0,
+    }
+}
+
+fn drawn(screen: &Screen, width: u16, height: u16) -> Vec<String> {
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("a buffer");
+    terminal.draw(|frame| screen.draw(frame)).expect("drawn");
+    let buffer = terminal.backend().buffer();
+    let line = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>().trim_end().to_owned();
+    (0..height).map(line).collect()
+}
+
+#[test]
+fn nodes_are_shown_with_what_they_did_between_two_looks() {
+    let lines = drawn(&screen(rows()), 160, 10);
+    assert_eq!(lines[0], "tested: 2 of 3 nodes serve   epoch 4   12:34:56   every 2 s   by node");
+    assert!(lines[1].starts_with("NODE    STATUS             CPU%  SESS   STMT/S       P99"), "{lines:#?}");
+    let cells: Vec<&str> = lines[2].split_whitespace().collect();
+    // 500 statements in 2 s, of 250 us; 99 % of the accesses hit; 200 blocks came, of 80 us; 300 flushes.
+    let expected = "node1 serving 60 s 0.0 5 250 250.0 us 0 - 99.0 100 80.0 us 80.0 us 150 - 0 - 0";
+    assert_eq!(cells.join(" "), expected, "{lines:#?}");
+    assert_eq!(lines[3].split_whitespace().collect::<Vec<_>>()[..4], ["node2", "down", "12", "s"], "{lines:#?}");
+    assert_eq!(lines[6], "node2 down for 12 s: was serving");
+    assert_eq!(lines[9], "q quit  Enter detail  s sort  p pause  h help");
+}
+
+#[test]
+fn a_small_terminal_shows_what_matters_most() {
+    let lines = drawn(&screen(rows()), 44, 4);
+    assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>(), ["NODE", "STATUS", "STMT/S", "XFER/S"], "{lines:#?}");
+    assert!(lines[3].starts_with("node2   down 12 s"), "{lines:#?}");
+    for (width, height) in [(1, 1), (10, 2), (30, 1), (3, 40), (66, 14)] {
+        let mut all = screen(rows());
+        drawn(&all, width, height);
+        (all.help, all.drilled) = (true, true);
+        drawn(&all, width, height);
+    }
+    assert!(drawn(&screen(Vec::new()), 80, 5)[1].contains("No node publishes statistics here"));
+}
+
+#[test]
+fn keys_sort_choose_and_drill_down() {
+    let mut all = screen(rows());
+    assert!(all.press(Key::Char('s')) && all.sort == Sort::Statements);
+    let order: Vec<u16> = all.rows.iter().map(|row| row.node).collect();
+    assert_eq!((order, all.selected), (vec![3, 1, 2], 1), "the busiest first, and the cursor stays on node1");
+    assert!(all.press(Key::Up) && all.press(Key::Up) && all.press(Key::Enter));
+    let lines = drawn(&all, 120, 20);
+    assert!(lines[1].starts_with("node3 of tested   serving for 5 min"), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.starts_with("SHARD") && line.contains("SHIP/S")), "{lines:#?}");
+    let transfers = lines.iter().find(|line| line.starts_with("block_request path=two_way,mode=x")).expect("its latencies");
+    assert_eq!(transfers.split_whitespace().collect::<Vec<_>>()[2..], ["1000", "80.0", "us", "80.0", "us", "80.0", "us"]);
+    assert!(all.press(Key::Escape) && !all.drilled);
+    assert!(all.press(Key::Char('h')) && all.help);
+    assert!(all.press(Key::Char('q')));
+    assert!(!all.help, "q leaves the help first");
+    assert!(all.press(Key::Char('p')) && drawn(&all, 160, 5)[0].ends_with("PAUSED"));
+    assert!(!all.press(Key::Char('q')));
+}
+
+#[test]
+fn without_colour_what_is_down_is_bold() {
+    let mut all = screen(rows());
+    all.colour = false;
+    let mut terminal = Terminal::new(TestBackend::new(100, 8)).expect("a buffer");
+    terminal.draw(|frame| all.draw(frame)).expect("drawn");
+    let buffer = terminal.backend().buffer();
+    let coloured = buffer.content().iter().filter(|cell| cell.fg != ratatui::style::Color::Reset).count();
+    assert_eq!(coloured, 0);
+    assert!(buffer[(0, 3)].modifier.contains(ratatui::style::Modifier::BOLD));
+}
+
+#[test]
+fn a_node_that_does_not_answer_any_more_is_shown_as_it_was_and_leftovers_are_not() {
+    let mut watch = Watch::default();
+    let found = |node, done, liveness| Ok((snapshot(node, 10_000 + done, done), liveness));
+    let mut other = snapshot(9, 10_000, 1);
+    other.header.cluster_id = 8;
+    let look = |source: &str, found| Watched { source: source.into(), found };
+    let leftover = || look("old", Ok((other.clone(), Liveness::Dead(1_000_000))));
+    watch.look(vec![look("a", found(1, 1, Liveness::Running)), look("b", found(2, 1, Liveness::Running)), leftover()]);
+    let unread = watch.look(vec![
+        look("a", found(1, 2, Liveness::Running)),
+        look("b", Err("connection refused".into())),
+        leftover(),
+        look("c", Err("no such file".into())),
+    ]);
+    assert_eq!(unread, [("c".to_owned(), "no such file".to_owned())]);
+    let rows = watch.rows();
+    let seen: Vec<(u16, &str, bool)> = rows.iter().map(|row| (row.node, row.status, row.alive)).collect();
+    assert_eq!(seen, [(1, "serving", true), (2, "no answer", false)]);
+    assert_eq!(rows[1].detail, "connection refused");
+    let mut dead = Watch::default();
+    dead.look(vec![leftover()]);
+    assert_eq!(dead.rows().len(), 1, "nothing else is there");
+}
