@@ -8,8 +8,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, Path, State};
+use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
 /// An answer to an operator: words, or why not.
@@ -40,6 +42,7 @@ struct Door {
 }
 
 pub(super) fn routes(admin: Arc<dyn Admin>, own: SocketAddr) -> Router {
+    let door = Door { admin, own };
     Router::new()
         .route("/api/v1/node/stop", post(stop))
         .route("/api/v1/node/drain/{timeout_s}", post(drain))
@@ -49,90 +52,54 @@ pub(super) fn routes(admin: Arc<dyn Admin>, own: SocketAddr) -> Router {
         .route("/api/v1/cluster/join/{node}/{address}", post(join))
         .route("/api/v1/cluster/remove/{node}", post(remove))
         .route("/api/v1/cluster/remove/{node}/force", post(remove_by_force))
-        .with_state(Door { admin, own })
+        .route_layer(from_fn_with_state(door.clone(), only_from_here))
+        .with_state(door)
 }
 
-impl Door {
-    fn refuses(&self, from: SocketAddr) -> Option<(StatusCode, String)> {
-        let local = from.ip().is_loopback() || from.ip() == self.own.ip();
-        (!local).then(|| (StatusCode::FORBIDDEN, "operators are served on the node's own machine only\n".into()))
-    }
-}
-
-async fn stop(State(door): State<Door>, ConnectInfo(from): ConnectInfo<SocketAddr>) -> (StatusCode, String) {
-    match door.refuses(from) {
-        Some(refusal) => refusal,
-        None => answered(door.admin.stop().await),
-    }
-}
-
-async fn drain(
+/// Before every route, so that none can forget it.
+async fn only_from_here(
     State(door): State<Door>,
     ConnectInfo(from): ConnectInfo<SocketAddr>,
-    Path(timeout_s): Path<u64>,
-) -> (StatusCode, String) {
-    match door.refuses(from) {
-        Some(refusal) => refusal,
-        None => answered(door.admin.drain(timeout_s).await),
+    request: Request,
+    next: Next,
+) -> Response {
+    if from.ip().is_loopback() || from.ip() == door.own.ip() {
+        next.run(request).await
+    } else {
+        (StatusCode::FORBIDDEN, "operators are served on the node's own machine only\n").into_response()
     }
 }
 
-async fn undrain(State(door): State<Door>, ConnectInfo(from): ConnectInfo<SocketAddr>) -> (StatusCode, String) {
-    match door.refuses(from) {
-        Some(refusal) => refusal,
-        None => answered(door.admin.undrain().await),
-    }
+async fn stop(State(door): State<Door>) -> (StatusCode, String) {
+    answered(door.admin.stop().await)
 }
 
-async fn fence(
-    State(door): State<Door>,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
-    Path(node): Path<String>,
-) -> (StatusCode, String) {
-    match door.refuses(from) {
-        Some(refusal) => refusal,
-        None => answered(door.admin.fence(&node).await),
-    }
+async fn drain(State(door): State<Door>, Path(timeout_s): Path<u64>) -> (StatusCode, String) {
+    answered(door.admin.drain(timeout_s).await)
 }
 
-async fn config(State(door): State<Door>, ConnectInfo(from): ConnectInfo<SocketAddr>) -> (StatusCode, String) {
-    match door.refuses(from) {
-        Some(refusal) => refusal,
-        None => answered(door.admin.config().await),
-    }
+async fn undrain(State(door): State<Door>) -> (StatusCode, String) {
+    answered(door.admin.undrain().await)
 }
 
-async fn join(
-    State(door): State<Door>,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
-    Path((node, address)): Path<(String, SocketAddr)>,
-) -> (StatusCode, String) {
-    match door.refuses(from) {
-        Some(refusal) => refusal,
-        None => answered(door.admin.admit(&node, address).await),
-    }
+async fn fence(State(door): State<Door>, Path(node): Path<String>) -> (StatusCode, String) {
+    answered(door.admin.fence(&node).await)
 }
 
-async fn remove(
-    State(door): State<Door>,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
-    Path(node): Path<String>,
-) -> (StatusCode, String) {
-    match door.refuses(from) {
-        Some(refusal) => refusal,
-        None => answered(door.admin.remove(&node, false).await),
-    }
+async fn config(State(door): State<Door>) -> (StatusCode, String) {
+    answered(door.admin.config().await)
 }
 
-async fn remove_by_force(
-    State(door): State<Door>,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
-    Path(node): Path<String>,
-) -> (StatusCode, String) {
-    match door.refuses(from) {
-        Some(refusal) => refusal,
-        None => answered(door.admin.remove(&node, true).await),
-    }
+async fn join(State(door): State<Door>, Path((node, address)): Path<(String, SocketAddr)>) -> (StatusCode, String) {
+    answered(door.admin.admit(&node, address).await)
+}
+
+async fn remove(State(door): State<Door>, Path(node): Path<String>) -> (StatusCode, String) {
+    answered(door.admin.remove(&node, false).await)
+}
+
+async fn remove_by_force(State(door): State<Door>, Path(node): Path<String>) -> (StatusCode, String) {
+    answered(door.admin.remove(&node, true).await)
 }
 
 fn answered(outcome: Result<String, String>) -> (StatusCode, String) {
