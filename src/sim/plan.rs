@@ -43,6 +43,12 @@ pub(super) enum Fault {
     Rot,
     /// A few of a node's writes land in other places.
     StrayWrites,
+    /// As [`SpoiledReads`](Fault::SpoiledReads), of the redo areas and their headers as well.
+    SpoiledLogReads,
+    /// An operator adds a node.
+    Join,
+    /// An operator removes a node for good: a dead one, or one that serves, by force.
+    Leave,
 }
 
 impl Fault {
@@ -64,11 +70,16 @@ impl Fault {
     ];
 }
 
+/// Nodes that a run with [`Fault::Join`] has room for beyond those that it begins with.
+const SPARE_NODES: u8 = 3;
+
 /// A run's nature.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) seed: u64,
     pub(super) nodes: u8,
+    /// So many may join.
+    pub(super) spare_nodes: u8,
     pub(super) shards: u8,
     pub(super) volume_bytes: u64,
     pub(super) redo_area_bytes: u64,
@@ -123,6 +134,9 @@ impl Plan {
         if faults.is_empty() {
             faults.push(Fault::Crash);
         }
+        // Drawn apart, so that a seed that has none of these is what it was before there were any.
+        let further = Dice::new(seed, 3);
+        faults.extend([Fault::SpoiledLogReads, Fault::Join, Fault::Leave].into_iter().filter(|_| further.chance(25)));
         if options.damage {
             // With a few others: damage meets recovery.
             faults.retain(|fault| matches!(fault, Fault::Crash | Fault::PowerOff | Fault::SlowNetwork));
@@ -134,6 +148,7 @@ impl Plan {
         let drawn = Plan {
             seed,
             nodes: options.nodes.unwrap_or(3),
+            spare_nodes: if faults.contains(&Fault::Join) { SPARE_NODES } else { 0 },
             shards,
             volume_bytes: if fills_volume { 192 << 20 } else { 4 << 30 },
             redo_area_bytes: if small_redo { 1 << 20 } else { dice.pick(&[4, 16]) << 20 },

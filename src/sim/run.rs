@@ -4,6 +4,7 @@
 mod failover;
 mod faults;
 mod fences;
+mod nodes;
 mod supervisor;
 
 use std::cell::Cell;
@@ -19,7 +20,7 @@ use std::time::Duration;
 pub use self::failover::{Failover, failover};
 use self::faults::Mend;
 use self::fences::SimFences;
-use self::supervisor::Member;
+use self::supervisor::{Member, Place};
 use super::check;
 use super::dice::Dice;
 use super::events::{Events, set_virtual_clock};
@@ -71,7 +72,9 @@ struct Run {
     agenda_serial: u64,
     /// A node that is to be killed when the world has done so many steps.
     doomed: Option<(u64, usize)>,
-    /// The first byte behind the redo areas.
+    /// The first byte of the redo areas.
+    redo_offset: u64,
+    /// The first byte behind them.
     data_offset: u64,
     faults: u64,
     lives: u64,
@@ -121,7 +124,7 @@ fn begin<T>(options: &Options, plan: Plan, what: impl FnOnce(&mut Run) -> Result
     set_virtual_clock(Some(Rc::new(move || clock().as_ns())));
     let events = Rc::new(Events::default());
     let clients = Clients::new(world.reactor(CLIENTS), plan.clone(), events.clone());
-    let members = (0..usize::from(plan.nodes)).map(Member::new).collect();
+    let members = (0..usize::from(plan.nodes)).map(|node| Member::new(node, Place::Member)).collect();
     let fences = SimFences::new(world.gates());
     let dice = Dice::new(options.seed, 2);
     let mut run = ManuallyDrop::new(Run {
@@ -135,6 +138,7 @@ fn begin<T>(options: &Options, plan: Plan, what: impl FnOnce(&mut Run) -> Result
         agenda: BTreeMap::new(),
         agenda_serial: 0,
         doomed: None,
+        redo_offset: 0,
         data_offset: 0,
         faults: 0,
         lives: 0,
@@ -200,7 +204,7 @@ impl Run {
         self.run_until("the clients end", END_WITHIN, move |_| clients.running.get() == 0)?;
         self.wait_until_open("after the clients' end")?;
         self.wait_until_consistent()?;
-        let all: Vec<usize> = (0..self.members.len()).collect();
+        let all = self.present();
         self.last_look(&all)?;
         if all.len() > 1 && self.dice.chance(50) {
             self.lose_one()?;
@@ -217,16 +221,17 @@ impl Run {
         let reactor = self.world.reactor(CLIENTS);
         let plan = self.plan.clone();
         let inside = reactor.clone();
-        self.data_offset = self.world.block_on(&reactor, async move {
+        (self.redo_offset, self.data_offset) = self.world.block_on(&reactor, async move {
             let options = FormatOptions {
-                nodes_max: plan.nodes,
+                nodes_max: plan.nodes + plan.spare_nodes,
                 shards: plan.shards,
                 volume_bytes: plan.volume_bytes,
                 redo_area_bytes: Some(plan.redo_area_bytes),
                 ..FormatOptions::new(CLUSTER_NAME)
             };
             let volume = Volume::format(&inside, Path::new(VOLUME), &options, &mut |_| {}).await;
-            volume.expect("nothing disturbs the formatting").geometry().extents_first.0 * BLOCK_SIZE as u64
+            let geometry = *volume.expect("nothing disturbs the formatting").geometry();
+            (geometry.redo_first.0 * BLOCK_SIZE as u64, geometry.extents_first.0 * BLOCK_SIZE as u64)
         });
     }
 
@@ -266,7 +271,7 @@ impl Run {
         self.world.rest_until(at);
         match &due {
             Due::Look => {
-                self.look();
+                self.look()?;
                 self.schedule(LOOK_EVERY, Due::Look);
                 self.verdict()?;
             }
@@ -294,7 +299,7 @@ impl Run {
     }
 
     fn wait_until_open(&mut self, when: &str) -> Result<(), Failure> {
-        let all_open = |run: &Run| run.members.iter().all(Member::is_open);
+        let all_open = |run: &Run| run.members.iter().all(Member::is_settled);
         self.run_until(&format!("all nodes are open {when}"), OPEN_WITHIN, all_open)
     }
 
@@ -317,13 +322,19 @@ impl Run {
     /// A node dies and stays dead: the others have everything, and change everything, without it.
     fn lose_one(&mut self) -> Result<(), Failure> {
         self.supervised = false;
-        let lost = self.dice.below(self.members.len() as u64) as usize;
+        let all = self.present();
+        let lost = self.dice.pick(&all);
         if self.dice.chance(50) {
             self.kill(lost, "is killed, and stays so");
         } else {
             self.end(lost, "loses its power, and stays so", |run| run.world.power_off(supervisor::host(lost)));
         }
-        let others: Vec<usize> = (0..self.members.len()).filter(|node| *node != lost).collect();
+        let others: Vec<usize> = all.into_iter().filter(|node| *node != lost).collect();
+        if let [alone] = others[..] {
+            // One of two says so while it makes sure that it is the one that goes on. Of more, clients only wait.
+            let goes_on = move |run: &Run| run.members[alone].is_open() && run.members[alone].sees() == 1;
+            self.run_until("one of two goes on alone", OPEN_WITHIN, goes_on)?;
+        }
         self.last_look(&others)?;
         self.supervised = true;
         self.start(lost);

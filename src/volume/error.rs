@@ -54,6 +54,13 @@ pub enum VolumeError {
         /// Version of its format.
         format: u16,
     },
+    /// An older program wrote the volume.
+    OlderFormat {
+        /// The volume.
+        path: PathBuf,
+        /// Its format.
+        format: u16,
+    },
     /// It belongs to another cluster.
     OtherCluster {
         /// The volume.
@@ -154,6 +161,12 @@ impl fmt::Display for VolumeError {
             NewerFormat { path, format } => write!(
                 f,
                 "volume {}: its format {format} is newer than this program's {VOLUME_FORMAT}; start the newer rusty-db-server",
+                path.display()
+            ),
+            OlderFormat { path, format } => write!(
+                f,
+                "volume {}: its format {format} is older than this program's {VOLUME_FORMAT}, which reads no other; take its data out \
+                 with the rusty-db-server that wrote it (COPY or pg_dump), and load it into a new volume. Nothing was changed",
                 path.display()
             ),
             OtherCluster { path, expected, found } => write!(

@@ -190,9 +190,12 @@ impl Drop for Inner {
 }
 
 fn unusable(path: PathBuf, copies: [SectorFault; 2]) -> VolumeError {
-    use SectorFault::{Blank, CutOff, NewerFormat, NotOurs};
+    use SectorFault::{Blank, CutOff, NewerFormat, NotOurs, OlderFormat};
     if let Some(NewerFormat(format)) = copies.iter().find(|copy| matches!(copy, NewerFormat(_))) {
         return VolumeError::NewerFormat { path, format: *format };
+    }
+    if let Some(OlderFormat(format)) = copies.iter().find(|copy| matches!(copy, OlderFormat(_))) {
+        return VolumeError::OlderFormat { path, format: *format };
     }
     if copies.iter().all(|copy| matches!(copy, Blank | CutOff | NotOurs)) {
         return VolumeError::NotAVolume { path, copies };

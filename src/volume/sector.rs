@@ -16,8 +16,8 @@ use crate::reactor::{FileId, IoBuf, Reactor};
 /// First bytes of every such sector, and so of every volume.
 pub const SECTOR_MAGIC: [u8; 8] = *b"RustyDB\n";
 
-/// Version of the volume's format that this program writes, and the newest that it reads.
-pub const VOLUME_FORMAT: u16 = 1;
+/// Version of the volume's format that this program writes, and the only one that it reads.
+pub const VOLUME_FORMAT: u16 = 2;
 
 /// Bytes of the header; the content follows.
 pub const SECTOR_HEADER: usize = 32;
@@ -57,7 +57,8 @@ impl fmt::Display for SectorKind {
 #[repr(C)]
 struct SectorHeader {
     magic: [u8; 8],
-    /// crc32c of the sector with this field as zero.
+    /// crc32c of the sector with this field as zero, and of the place where it lies: its offset in the volume, 8 bytes. So a
+    /// sector that was read from, or written to, another place is not taken for the one of this place.
     checksum: U32,
     kind: U16,
     format: U16,
@@ -77,7 +78,9 @@ pub enum SectorFault {
     NotOurs,
     /// A newer program wrote it.
     NewerFormat(u16),
-    /// Its checksum does not fit its bytes.
+    /// An older program wrote it.
+    OlderFormat(u16),
+    /// Its checksum does not fit its bytes, or its place.
     Checksum,
     /// It tells about something else.
     OtherKind(u16),
@@ -93,7 +96,8 @@ impl fmt::Display for SectorFault {
             SectorFault::Blank => write!(f, "blank"),
             SectorFault::NotOurs => write!(f, "not written by RustyDB"),
             SectorFault::NewerFormat(format) => write!(f, "of the newer format {format}"),
-            SectorFault::Checksum => write!(f, "damaged (its checksum does not fit)"),
+            SectorFault::OlderFormat(format) => write!(f, "of the older format {format}, which this program does not read"),
+            SectorFault::Checksum => write!(f, "damaged (its checksum does not fit its bytes and place)"),
             SectorFault::OtherKind(kind) => write!(f, "of the wrong kind {kind}"),
             SectorFault::OtherVolume => write!(f, "of another volume"),
             SectorFault::CutOff => write!(f, "beyond the end of the file"),
@@ -101,8 +105,8 @@ impl fmt::Display for SectorFault {
     }
 }
 
-/// Completes the header of a sector whose content is in place.
-pub fn seal_sector(sector: &mut [u8], kind: SectorKind, sequence: u64, stamp: u64) {
+/// Completes the header of a sector whose content is in place, and that is to lie at `offset`.
+pub fn seal_sector(sector: &mut [u8], offset: u64, kind: SectorKind, sequence: u64, stamp: u64) {
     assert_eq!(sector.len(), SECTOR, "a sector is {SECTOR} bytes");
     let mut header = SectorHeader {
         magic: SECTOR_MAGIC,
@@ -113,12 +117,12 @@ pub fn seal_sector(sector: &mut [u8], kind: SectorKind, sequence: u64, stamp: u6
         stamp: U64::new(stamp),
     };
     sector[..SECTOR_HEADER].copy_from_slice(header.as_bytes());
-    header.checksum = U32::new(checksum(sector));
+    header.checksum = U32::new(checksum(sector, offset));
     sector[..SECTOR_HEADER].copy_from_slice(header.as_bytes());
 }
 
-/// Whether the sector is whole and of this kind (and volume, when `stamp` is given). Gives its sequence.
-pub fn verify_sector(sector: &[u8], kind: SectorKind, stamp: Option<u64>) -> Result<u64, SectorFault> {
+/// Whether the sector is whole, of this place and of this kind (and volume, when `stamp` is given). Gives its sequence.
+pub fn verify_sector(sector: &[u8], offset: u64, kind: SectorKind, stamp: Option<u64>) -> Result<u64, SectorFault> {
     if sector.len() < SECTOR {
         return Err(SectorFault::CutOff);
     }
@@ -129,7 +133,10 @@ pub fn verify_sector(sector: &[u8], kind: SectorKind, stamp: Option<u64>) -> Res
     if header.format.get() > VOLUME_FORMAT {
         return Err(SectorFault::NewerFormat(header.format.get()));
     }
-    if header.checksum.get() != checksum(sector) {
+    if header.format.get() < VOLUME_FORMAT {
+        return Err(SectorFault::OlderFormat(header.format.get()));
+    }
+    if header.checksum.get() != checksum(sector, offset) {
         return Err(SectorFault::Checksum);
     }
     if header.kind.get() != kind as u16 {
@@ -141,10 +148,11 @@ pub fn verify_sector(sector: &[u8], kind: SectorKind, stamp: Option<u64>) -> Res
     Ok(header.sequence.get())
 }
 
-fn checksum(sector: &[u8]) -> u32 {
+fn checksum(sector: &[u8], offset: u64) -> u32 {
     let crc = crc32c::crc32c(&sector[..CHECKSUM]);
     let crc = crc32c::crc32c_append(crc, &[0; 4]);
-    crc32c::crc32c_append(crc, &sector[CHECKSUM + 4..])
+    let crc = crc32c::crc32c_append(crc, &sector[CHECKSUM + 4..]);
+    crc32c::crc32c_append(crc, &offset.to_le_bytes())
 }
 
 /// Where the two copies of a sector lie.
@@ -176,6 +184,9 @@ impl PairRead {
     }
 }
 
+/// Readings of a pair of which a copy is not valid.
+const LOADS_OF_A_PAIR: u32 = 4;
+
 impl SectorPair {
     /// A pair in the two sectors that begin at `offset`.
     #[must_use]
@@ -183,17 +194,30 @@ impl SectorPair {
         SectorPair { kind, stamp: Some(stamp), offsets: [offset, offset + SECTOR as u64] }
     }
 
-    /// Reads both copies and gives the newer valid one, or what is wrong with each.
+    /// Reads both copies and gives the newer valid one, or what is wrong with each. A copy that is not valid is read again a
+    /// few times: what was only damaged on its way from the disk may be the newer one, and going by the older would forget
+    /// an epoch, or bring back redo that was released.
     ///
     /// # Errors
     /// The device's, when a copy can't be read at all.
     pub async fn read(&self, reactor: &Reactor, file: FileId) -> io::Result<Result<PairRead, [SectorFault; 2]>> {
+        let mut loads = 1;
+        loop {
+            let read = self.read_once(reactor, file).await?;
+            if loads == LOADS_OF_A_PAIR || matches!(read, Ok(PairRead { faults: [None, None], .. })) {
+                return Ok(read);
+            }
+            loads += 1;
+        }
+    }
+
+    async fn read_once(&self, reactor: &Reactor, file: FileId) -> io::Result<Result<PairRead, [SectorFault; 2]>> {
         let mut faults = [None; 2];
         let mut newest: Option<(u64, IoBuf)> = None;
         for (copy, offset) in self.offsets.into_iter().enumerate() {
             let (result, mut sector) = reactor.read(file, offset, IoBuf::aligned(SECTOR)).await;
             sector.truncate(result?);
-            match verify_sector(sector.as_slice(), self.kind, self.stamp) {
+            match verify_sector(sector.as_slice(), offset, self.kind, self.stamp) {
                 Ok(sequence) if newest.as_ref().is_none_or(|(other, _)| sequence > *other) => newest = Some((sequence, sector)),
                 Ok(_) => {}
                 Err(fault) => faults[copy] = Some(fault),
@@ -213,8 +237,8 @@ impl SectorPair {
         assert!(body.len() <= SECTOR_BODY, "{} bytes of content in a sector", body.len());
         let mut sector = IoBuf::aligned(SECTOR);
         sector.as_mut_slice()[SECTOR_HEADER..SECTOR_HEADER + body.len()].copy_from_slice(body);
-        seal_sector(sector.as_mut_slice(), self.kind, sequence, stamp);
         let offset = self.offsets[(sequence % 2) as usize];
+        seal_sector(sector.as_mut_slice(), offset, self.kind, sequence, stamp);
         reactor.write_durable(file, offset, sector).await.0.map(|_| ())
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use super::block::{self, BlockFault, BlockKind};
-use super::sector::{SectorFault, SectorKind, seal_sector};
+use super::sector::{SectorFault, SectorKind, VOLUME_FORMAT, seal_sector};
 use super::*;
 use crate::ids::{BLOCK_SIZE, BlockId, BlockNo, Epoch, Incarnation, NodeId, PartitionId, Scn, ShardId};
 use crate::reactor::{DriverChoice, IoBuf, Reactor, ReactorOptions, thread};
@@ -194,16 +194,46 @@ fn one_good_copy_of_the_superblock_is_enough() {
 }
 
 #[test]
-fn a_newer_format_is_left_to_the_newer_program() {
+fn another_format_is_left_to_the_program_that_knows_it() {
     let place = Place::new("newer");
     format(&place, &small()).unwrap();
     let mut sector = vec![0; SECTOR];
-    seal_sector(&mut sector, SectorKind::Superblock, 9, 1);
-    sector[14..16].copy_from_slice(&2u16.to_le_bytes());
-    for offset in [0, BLOCK_SIZE as u64] {
-        place.file().write_all_at(&sector, offset).unwrap();
+    seal_sector(&mut sector, 0, SectorKind::Superblock, 9, 1);
+    let mut opened_as = |format: u16| {
+        sector[14..16].copy_from_slice(&format.to_le_bytes());
+        for offset in [0, BLOCK_SIZE as u64] {
+            place.file().write_all_at(&sector, offset).unwrap();
+        }
+        open(&place, Expected::default()).unwrap_err()
+    };
+    assert!(matches!(opened_as(VOLUME_FORMAT + 1), VolumeError::NewerFormat { .. }));
+    assert!(matches!(opened_as(VOLUME_FORMAT - 1), VolumeError::OlderFormat { .. }));
+}
+
+/// The disk, or the way to it, gives what lies elsewhere: another node's slot, or the older copy in the newer one's place.
+#[test]
+fn a_slot_from_another_place_is_not_taken_for_this_one() {
+    let place = Place::new("misplaced");
+    let geometry = format(&place, &small()).unwrap();
+    let copies = |node| [0, SECTOR as u64].map(|copy| geometry.node_slot(NodeId(node)).0 * BLOCK_SIZE as u64 + copy);
+    let sectors = |offsets: [u64; 2]| {
+        offsets.map(|offset| {
+            let mut sector = vec![0; SECTOR];
+            place.file().read_exact_at(&mut sector, offset).unwrap();
+            sector
+        })
+    };
+    let (ours, [newer, older]) = (copies(2), sectors(copies(2)));
+    for misplaced in [[older, newer], sectors(copies(1))] {
+        ours.iter().zip(misplaced).for_each(|(offset, sector)| place.file().write_all_at(&sector, *offset).unwrap());
+        let path = place.0.clone();
+        let read = on_reactor(|reactor| async move {
+            let volume = Volume::open(&reactor, &path, &Expected::default()).await.unwrap();
+            volume.read_node_slot(NodeId(2)).await
+        });
+        let both = [SectorFault::Checksum, SectorFault::Checksum];
+        assert!(matches!(read, Err(VolumeError::Sector { faults, .. }) if faults == both), "{read:?}");
     }
-    assert!(matches!(open(&place, Expected::default()), Err(VolumeError::NewerFormat { format: 2, .. })));
 }
 
 #[test]

@@ -392,6 +392,19 @@ impl Views {
         settled(&attempt.former) && settled(&attempt.roster)
     }
 
+    /// Whether every member of the attempt has shown that it lives: it has accepted, or follows somebody who is left out. One
+    /// that has done neither may be dead, and not everybody knows: who lost it first seems to be cut off from it, and
+    /// would be left out and shot in its place.
+    pub(super) fn answered(&self, attempt: &Attempt) -> bool {
+        let follows_lost = |node: &NodeId| {
+            let state = self.peers.get(node).and_then(|peer| peer.state.as_ref());
+            let leader = state.and_then(|state| if let Pledge::To(leader) = state.pledge { Some(leader) } else { None });
+            leader.is_some_and(|leader| attempt.lost.iter().any(|(lost, _)| *lost == leader))
+        };
+        let mut members = attempt.members.iter().map(|(node, _)| node);
+        members.all(|node| attempt.accepted.contains(node) || follows_lost(node))
+    }
+
     /// Whether the attempt can still come to its end as it was proposed.
     fn valid(&self, attempt: &Attempt) -> bool {
         let newest = self.newest().map_or(Epoch(0), |view| view.epoch);

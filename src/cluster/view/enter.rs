@@ -16,7 +16,7 @@ impl Views {
         let Some(attempt) = &self.attempt else { return };
         match &attempt.step {
             Step::Gathering => {
-                if !self.settled(attempt) {
+                if !self.settled(attempt) || !self.answered(attempt) {
                     return;
                 }
                 let pending = self.ask_for_fences(out);

@@ -2,6 +2,7 @@
 //! are admitted and removed, at any step;
 //! then the faults stop, and one view of all live nodes must come about.
 
+mod quiet;
 mod world;
 
 use std::collections::BTreeSet;

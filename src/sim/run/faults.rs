@@ -29,14 +29,15 @@ impl Run {
     }
 
     fn any_node(&self) -> usize {
-        self.dice.below(self.members.len() as u64) as usize
+        self.dice.pick(&self.present())
     }
 
     /// Two nodes, if there are two.
     fn any_pair(&self) -> Option<(usize, usize)> {
-        let count = self.members.len();
-        let (one, further) = (self.any_node(), self.dice.below(count as u64 - 1) as usize + 1);
-        (count > 1).then_some((one, (one + further) % count))
+        let present = self.present();
+        let count = present.len();
+        let (one, further) = (self.dice.below(count as u64) as usize, self.dice.below(count as u64 - 1) as usize + 1);
+        (count > 1).then(|| (present[one], present[(one + further) % count]))
     }
 
     /// One of the plan's faults happens.
@@ -68,10 +69,11 @@ impl Run {
                 self.events.note(format_args!("{name}'s disk hangs for {time:?}"));
                 self.world.stall_disk(host(node), time);
             }
-            Fault::SpoiledReads => {
+            Fault::SpoiledReads | Fault::SpoiledLogReads => {
+                let log = fault == Fault::SpoiledLogReads;
                 let spoiling = Spoiling {
                     reads: self.dice.between(1, 3) as u32,
-                    from_offset: self.data_offset,
+                    from_offset: if log { self.redo_offset } else { self.data_offset },
                     misdirected: self.dice.chance(50),
                 };
                 self.events.note(format_args!("{name}'s next reads are spoiled: {spoiling:?}"));
@@ -100,6 +102,8 @@ impl Run {
                 self.schedule(time, Due::Mend(Mend::Pause(host(node))));
             }
             Fault::CleanStop => self.ask_to_stop(node),
+            Fault::Join => self.add_a_node(),
+            Fault::Leave => self.remove(node),
             Fault::Drain => {
                 let time = self.dice.spread_ms(10, 5_000);
                 if self.drain(node) {

@@ -1,10 +1,12 @@
 //! Starts nodes, notices when they open and when their lives end, and starts them again, as the operator's supervisor
 //! does. It knows of a node only what a supervisor knows: that it runs, serves, or has ended.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::nodes::Asked;
 use super::{CLUSTER_NAME, Due, Run, VOLUME};
 use crate::cluster::fencing::Fences;
 use crate::cluster::{HostedNode, Phase};
@@ -20,8 +22,23 @@ use crate::sim::{Failure, run::OPEN_WITHIN};
 /// Longest time until an ended node is started again, in milliseconds.
 const RESTART_MS_MAX: u64 = 3_000;
 
+/// Whether a node belongs to the cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    /// It is to be admitted.
+    Comes,
+    Member,
+    /// It is to be removed; it may serve until it is.
+    Leaves,
+    /// It was removed.
+    Gone,
+}
+
 /// A node and its machine.
 pub(super) struct Member {
+    pub(super) place: Place,
+    /// An operator asks for it to come or to leave, and waits for the answer.
+    pub(super) asked: Option<Asked>,
     pub(super) index: usize,
     pub(super) hosted: Option<HostedNode>,
     pub(super) open: bool,
@@ -32,8 +49,8 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub(super) fn new(index: usize) -> Member {
-        Member { index, hosted: None, open: false, stopping: false, suspended: false }
+    pub(super) fn new(index: usize, place: Place) -> Member {
+        Member { place, asked: None, index, hosted: None, open: false, stopping: false, suspended: false }
     }
 
     /// Serves now: not suspended either.
@@ -42,10 +59,25 @@ impl Member {
         self.open && !self.stopping && self.hosted.as_ref().is_some_and(open_now)
     }
 
+    /// How many members its view has.
+    pub(super) fn sees(&self) -> usize {
+        self.hosted.as_ref().map_or(0, |hosted| hosted.status().get().members.iter().count())
+    }
+
+    /// Is where it shall be: open, or gone for good.
+    pub(super) fn is_settled(&self) -> bool {
+        match self.place {
+            Place::Member => self.is_open(),
+            Place::Gone => self.hosted.is_none(),
+            Place::Comes | Place::Leaves => false,
+        }
+    }
+
     pub(super) fn describe(&self) -> String {
         let state = self.hosted.as_ref().map(|hosted| hosted.status().get());
         let state = state.map_or("down".to_owned(), |state| format!("{:?}, {}", state.phase, state.detail));
-        format!("node{}: {state}", self.index + 1)
+        let place = if self.place == Place::Member { String::new() } else { format!(" ({:?})", self.place) };
+        format!("node{}{place}: {state}", self.index + 1)
     }
 }
 
@@ -54,12 +86,13 @@ pub(super) fn host(node: usize) -> HostId {
 }
 
 fn config(plan: &Plan, node: usize) -> Config {
-    let address = |node: usize| ([10, 1, (node >> 8) as u8, node as u8 + 1], 7_000).into();
+    // The founders, and, where it came later, itself.
+    let named = (0..usize::from(plan.nodes)).chain((node >= usize::from(plan.nodes)).then_some(node));
     Config {
         cluster: ClusterConfig {
             cluster_name: CLUSTER_NAME.into(),
             node_id: NodeName::Number(node as u64 + 1),
-            nodes: (0..usize::from(plan.nodes)).map(|node| (format!("node{}", node + 1), address(node))).collect(),
+            nodes: named.map(|node| (format!("node{}", node + 1), address(node))).collect(),
         },
         rac: RacConfig {
             node_count: None,
@@ -85,7 +118,17 @@ fn config(plan: &Plan, node: usize) -> Config {
     }
 }
 
+/// Where a node's first shard listens.
+pub(super) fn address(node: usize) -> SocketAddr {
+    ([10, 1, (node >> 8) as u8, node as u8 + 1], 7_000).into()
+}
+
 impl Run {
+    /// The nodes that are the cluster's, as far as operators know.
+    pub(super) fn present(&self) -> Vec<usize> {
+        self.members.iter().filter(|member| matches!(member.place, Place::Member | Place::Leaves)).map(|it| it.index).collect()
+    }
+
     /// Starts a node on its machine, if it does not run.
     pub(super) fn start(&mut self, node: usize) {
         if self.members[node].hosted.is_some() {
@@ -102,7 +145,7 @@ impl Run {
     }
 
     /// What has become of the nodes.
-    pub(super) fn look(&mut self) {
+    pub(super) fn look(&mut self) -> Result<(), Failure> {
         for node in 0..self.members.len() {
             let member = &mut self.members[node];
             let Some(hosted) = &member.hosted else { continue };
@@ -122,11 +165,14 @@ impl Run {
                     member.suspended = false;
                     self.events.note(format_args!("node{} goes on", node + 1));
                 }
+                Phase::Removed(why) => self.refused(node, &why)?,
                 Phase::Over(why) => self.kill(node, &format!("is over: {why}")),
                 Phase::Failed(message) => self.kill(node, &format!("has failed: {message}")),
                 _ => {}
             }
         }
+        self.change_nodes();
+        Ok(())
     }
 
     /// The end of a node's process, wherever it is. It is started again after a while.
@@ -143,7 +189,7 @@ impl Run {
         let store = self.clients.stores.borrow_mut()[node].take();
         how(self);
         drop((hosted, store));
-        if self.supervised {
+        if self.supervised && self.is_started_again(node) {
             let pause = self.dice.spread_ms(1, RESTART_MS_MAX);
             self.schedule(pause, Due::Start(node));
         }
@@ -180,10 +226,11 @@ impl Run {
     /// An operator stops the whole cluster and starts it again.
     pub(super) fn stop_and_start_all(&mut self) -> Result<(), Failure> {
         self.supervised = false;
-        (0..self.members.len()).for_each(|node| self.ask_to_stop(node));
+        let present = self.present();
+        present.iter().for_each(|node| self.ask_to_stop(*node));
         self.run_until("all nodes stop", OPEN_WITHIN, |run| run.members.iter().all(|member| member.hosted.is_none()))?;
         self.supervised = true;
-        (0..self.members.len()).for_each(|node| self.start(node));
+        present.iter().for_each(|node| self.start(*node));
         self.wait_until_open("after a stop of all")?;
         self.pass(self.world.now() + Duration::from_millis(100))
     }

@@ -88,7 +88,7 @@ impl Clients {
     pub(super) fn new(reactor: Reactor, plan: Rc<Plan>, events: Rc<Events>) -> Rc<Clients> {
         Rc::new(Clients {
             reactor,
-            stores: RefCell::new((0..plan.nodes).map(|_| None).collect()),
+            stores: RefCell::new((0..plan.nodes + plan.spare_nodes).map(|_| None).collect()),
             plan,
             events,
             tables: RefCell::default(),
