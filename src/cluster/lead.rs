@@ -21,7 +21,7 @@ use super::read_lease::ReadLease;
 use super::recovery;
 use super::shard::ShardLife;
 use super::status::{Phase, RecoveryStatus, RecoveryTimes};
-use super::view::{EVERY_LIFE, Input, Output, View, ViewsAgent};
+use super::view::{EVERY_LIFE, Input, OVERRIDES_MAX, Output, Override, View, ViewsAgent};
 use crate::btree::space::SpaceManager;
 use crate::config::FencingMode;
 use crate::ids::{Epoch, Incarnation, NodeId, Scn};
@@ -226,7 +226,9 @@ impl Lead {
                     let _work = lead.volume_work.acquire(1).await;
                     let control = lead.parts.volume.read_control().await?;
                     let (epoch, scn) = lead.begin_epoch(control, at_least, Scn::ZERO, &roster).await?;
-                    lead.parts.agent.input(Input::EpochBegun { epoch, scn });
+                    let most = OVERRIDES_MAX / lead.remotes.len();
+                    let overrides = lead.each_shard("tell its buckets", async move |life| Ok(life.overrides(most))).await?;
+                    lead.parts.agent.input(Input::EpochBegun { epoch, scn, overrides: overrides.concat() });
                     Ok(())
                 });
             }
@@ -242,12 +244,12 @@ impl Lead {
                     Ok(())
                 });
             }
-            Output::Freeze(view) => {
+            Output::Freeze(view, overrides) => {
                 self.lost_since.borrow_mut().clear();
                 if let Some(going) = self.going.take() {
                     going.abort();
                 }
-                self.spawn("enter a view", async move |lead| lead.freeze(view).await);
+                self.spawn("enter a view", async move |lead| lead.freeze(view, overrides).await);
             }
             Output::Go(view) => {
                 // An operator's word is for the loss that it was given for, and for no later one.
@@ -300,13 +302,14 @@ impl Lead {
         Ok(all)
     }
 
-    async fn freeze(self: Rc<Self>, view: View) -> Result<(), End> {
+    async fn freeze(self: Rc<Self>, view: View, overrides: Vec<Override>) -> Result<(), End> {
         let _turn = self.entering.acquire(1).await;
         if self.parts.agent.view().is_none_or(|newest| newest.epoch != view.epoch) {
             return Ok(());
         }
+        let overrides: Arc<[Override]> = overrides.into();
         let (for_shards, first) = (view.clone(), self.slot.borrow().epoch < view.epoch && self.first_go.get());
-        self.each_shard("enter a view", async move |life| life.freeze(&for_shards).await).await?;
+        self.each_shard("enter a view", async move |life| life.freeze(&for_shards, &overrides).await).await?;
         if first {
             let mut slot = *self.slot.borrow();
             slot.epoch = view.epoch;

@@ -310,6 +310,11 @@ impl HostedNode {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn gcs(&self) -> crate::fusion::gcs::Gcs {
+        self.reactors[0].local::<ShardLife>().expect("it runs").gcs()
+    }
+
     /// How its shards' parts of Cache Fusion are, in order: for checks of the whole cluster. Those that have one by now.
     #[must_use]
     pub fn inspect(&self) -> Vec<Inspection> {

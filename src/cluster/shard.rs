@@ -14,7 +14,7 @@ use super::control::{Control, ControlParts};
 use super::failure;
 use super::node::{Doors, End, NodeContext};
 use super::statistics::ServiceStatistics;
-use super::view::View;
+use super::view::{Override, View};
 use crate::btree::SpaceError;
 use crate::btree::space::{BlockAllocator, SpaceManager, SpaceReply, SpaceRequest, SpaceService};
 use crate::cache::{Cache, CacheConfig, CacheParts, FRAMES_MIN, LocalFuture};
@@ -100,12 +100,23 @@ impl ShardLife {
         }
     }
 
+    /// The buckets of this shard's blocks that have another master than the ring says, at most so many.
+    pub(super) fn overrides(&self, most: usize) -> Vec<Override> {
+        let services = self.services.borrow();
+        let Some(services) = services.as_ref() else { return Vec::new() };
+        let map = services.gcs.map();
+        let moved = map.overrides().iter().take(most);
+        moved.map(|(&bucket, &master)| Override { shard: self.shard, bucket, master }).collect()
+    }
+
     /// Leaves the former epoch, or begins with this one: from now on this shard answers in the view's epoch only, and says
     /// nothing by itself until [`ShardLife::go`].
-    pub(super) async fn freeze(&self, view: &View) -> Result<(), End> {
+    pub(super) async fn freeze(&self, view: &View, overrides: &[Override]) -> Result<(), End> {
         let members: Vec<NodeId> = view.members.iter().map(|(node, _)| *node).collect();
         let virtual_nodes = self.context.config.rac.grd.virtual_nodes as u32;
-        let map = Rc::new(MastershipMap::new(view.epoch, &members, virtual_nodes, BTreeMap::new())?);
+        let ours = overrides.iter().filter(|moved| moved.shard == self.shard);
+        let moved = ours.map(|moved| (moved.bucket, moved.master)).collect();
+        let map = Rc::new(MastershipMap::new(view.epoch, &members, virtual_nodes, moved)?);
         let before = self.services.borrow().clone();
         match before {
             Some(services) => {
@@ -247,6 +258,9 @@ impl ShardLife {
             ges: services.ges.stats(),
             lock_wait_latency: services.ges.wait_latency(),
         })
+    #[cfg(test)]
+    pub(super) fn gcs(&self) -> Gcs {
+        self.services().gcs
     }
 
     /// Whether it is the one that leads.

@@ -15,6 +15,7 @@ use crate::config::{
     ByteSize, CacheFusionConfig, ClusterConfig, Config, EngineConfig, FencingMethod, GrdConfig, HaConfig, InterconnectConfig,
     NodeName, RacConfig, RaftConfig, RecoveryConfig, ServerConfig, StorageConfig,
 };
+use crate::fusion::grd::Bucket;
 use crate::ids::{NodeId, ShardId};
 use crate::reactor::driver::sim::{HostId, SimWorld};
 use crate::volume::{Expected, FormatOptions, RosterChange, Standing, Volume};
@@ -304,4 +305,35 @@ fn a_node_joins_and_another_leaves_for_good_while_the_others_serve() {
     cluster.start(4, 4);
     cluster.until_open();
     cluster.all_have("a", "3");
+}
+
+/// Buckets that have followed their users: of a death only the dead node's get another master, on all that live the same one.
+#[test]
+fn masters_that_live_keep_their_buckets() {
+    let mut cluster = Cluster::new(5);
+    (1..=3).for_each(|node| cluster.start(node, 3));
+    cluster.until_open();
+    let map = cluster.nodes[&1].gcs().map();
+    let mut of_node_1 = (0..u16::MAX).map(Bucket).filter(|bucket| map.ring_master(*bucket) == NodeId(1));
+    let [stays, moves] = [of_node_1.next().unwrap(), of_node_1.next().unwrap()];
+    let overrides = |cluster: &Cluster| -> Vec<BTreeMap<Bucket, NodeId>> {
+        cluster.nodes.values().map(|hosted| hosted.inspect()[0].overrides.clone()).collect()
+    };
+    let mut expected = BTreeMap::new();
+    for (bucket, to) in [(stays, NodeId(2)), (moves, NodeId(3))] {
+        assert!(cluster.nodes[&1].gcs().remaster(bucket, to));
+        expected.insert(bucket, to);
+        cluster.until("all know", |cluster| overrides(cluster).iter().all(|known| *known == expected));
+    }
+    cluster.world.crash(host(3));
+    drop(cluster.nodes.remove(&3));
+    cluster.until("the others go on", |cluster| cluster.nodes.keys().all(|node| cluster.members(*node) == [1, 2]));
+    cluster.until_open();
+    expected.remove(&moves);
+    assert_eq!(overrides(&cluster), [expected.clone(), expected.clone()]);
+    // Who comes finds them where they are.
+    cluster.start(3, 3);
+    cluster.until_open();
+    cluster.until("all are members", |cluster| cluster.members(1) == [1, 2, 3]);
+    assert_eq!(overrides(&cluster), vec![expected; 3]);
 }

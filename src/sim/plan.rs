@@ -172,6 +172,8 @@ impl Plan {
             remaster_threshold: dice.pick(&[1, 3, 20, 100]),
             load_balance_interval_s: dice.pick(&[1, 3, 300]),
         };
+        let spare_areas = u64::from(drawn.spare_nodes) * u64::from(shards);
+        let drawn = Plan { volume_bytes: drawn.volume_bytes + spare_areas * drawn.redo_area_bytes, ..drawn };
         if !options.damage {
             return drawn;
         }

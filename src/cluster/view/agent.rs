@@ -200,8 +200,10 @@ mod tests {
                 match doing.next().await {
                     Output::Recover { .. } => doing.input(Input::Recovered { epoch: Epoch(7), scn: Scn(70) }),
                     Output::Fence(node, life) => doing.input(Input::Fenced(node, life)),
-                    Output::BeginEpoch { at_least, .. } => doing.input(Input::EpochBegun { epoch: at_least, scn: Scn(80) }),
-                    Output::Freeze(view) => doing.input(Input::Frozen(view.epoch)),
+                    Output::BeginEpoch { at_least, .. } => {
+                        doing.input(Input::EpochBegun { epoch: at_least, scn: Scn(80), overrides: Vec::new() })
+                    }
+                    Output::Freeze(view, _) => doing.input(Input::Frozen(view.epoch)),
                     Output::Go(view) => doing.input(Input::InstancesRecovered(view.epoch)),
                     Output::ReleaseRedo { epoch, .. } => doing.input(Input::RedoReleased(epoch)),
                     Output::Roster(_) | Output::Suspend(_) | Output::End(_) | Output::Send(..) => {}

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::decide::{Attempt, Step};
-use super::{EVERY_LIFE, Fence, Message, Output, Quorum, Rule, View, Views, VolumeWork};
+use super::{EVERY_LIFE, Fence, Message, OVERRIDES_MAX, Output, Override, Quorum, Rule, View, Views, VolumeWork};
 use crate::ids::{Epoch, Incarnation, NodeId, Scn};
 
 impl Views {
@@ -94,7 +94,7 @@ impl Views {
     }
 
     /// The epoch is on the volume.
-    pub(super) fn begun(&mut self, epoch: Epoch, scn: Scn, out: &mut Vec<Output>) {
+    pub(super) fn begun(&mut self, epoch: Epoch, scn: Scn, mut overrides: Vec<Override>, out: &mut Vec<Output>) {
         let Some(VolumeWork::Begin { ballot }) = self.volume.take() else {
             panic!("{epoch} was begun on the volume that nobody asked for")
         };
@@ -122,10 +122,13 @@ impl Views {
             new: attempt.new,
         };
         attempt.step = Step::Freezing(BTreeSet::new());
+        // What was a lost node's goes back to the ring; everything else stays where it is.
+        overrides.retain(|moved| view.has_node(moved.master));
+        overrides.truncate(OVERRIDES_MAX);
         for (node, _) in view.members.iter().filter(|(node, _)| *node != self.me) {
-            out.push(Output::Send(*node, Message::Freeze { ballot, view: view.clone() }));
+            out.push(Output::Send(*node, Message::Freeze { ballot, view: view.clone(), overrides: overrides.clone() }));
         }
-        self.enter(view, out);
+        self.enter(view, overrides, out);
     }
 
     /// Whether nothing that an attempt relies on has changed.
@@ -133,7 +136,7 @@ impl Views {
         !attempt.broken && attempt.step == Step::Beginning
     }
 
-    pub(super) fn enter(&mut self, view: View, out: &mut Vec<Output>) {
+    pub(super) fn enter(&mut self, view: View, overrides: Vec<Override>, out: &mut Vec<Output>) {
         if self.rules.all_hold() {
             let ours = self.view.as_ref().map_or(Epoch(0), |view| view.epoch);
             assert!(view.epoch > ours, "from {ours} back to {}", view.epoch);
@@ -151,7 +154,7 @@ impl Views {
         self.disturbed = self.reached(&view).len() < view.members.len();
         self.view = Some(view.clone());
         self.takes_roster_of(&view);
-        out.push(Output::Freeze(view));
+        out.push(Output::Freeze(view, overrides));
     }
 
     pub(super) fn own_shards_frozen(&mut self, epoch: Epoch, out: &mut Vec<Output>) {

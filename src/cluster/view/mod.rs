@@ -31,7 +31,9 @@ pub use self::agent::ViewsAgent;
 use self::decide::{Attempt, Proposal};
 use self::rules::{Rule, Rules};
 use self::types::names;
-pub use self::types::{EVERY_LIFE, EndReason, Input, Known, Message, Output, Pledge, State, SuspendReason, View};
+pub use self::types::{
+    EVERY_LIFE, EndReason, Input, Known, Message, OVERRIDES_MAX, Output, Override, Pledge, State, SuspendReason, View,
+};
 use crate::ids::{Epoch, Incarnation, NodeId};
 use crate::volume::{Roster, RosterChange};
 
@@ -196,7 +198,8 @@ impl Views {
             Input::TakeOut(out) => {
                 self.out = out.filter(|node| *node != self.me && self.view.as_ref().is_some_and(|view| view.has_node(*node)));
             }
-            Input::Recovered { epoch, scn } | Input::EpochBegun { epoch, scn } => self.begun(epoch, scn, out),
+            Input::Recovered { epoch, scn } => self.begun(epoch, scn, Vec::new(), out),
+            Input::EpochBegun { epoch, scn, overrides } => self.begun(epoch, scn, overrides, out),
             Input::Frozen(epoch) => self.own_shards_frozen(epoch, out),
             Input::InstancesRecovered(epoch) => self.own_part_recovered(epoch, out),
             Input::RedoReleased(epoch) => self.redo_released(epoch, out),
@@ -231,9 +234,9 @@ impl Views {
                     self.pledge = None;
                 }
             }
-            Message::Freeze { ballot, view } => {
+            Message::Freeze { ballot, view, overrides } => {
                 if self.pledge == Some((from, ballot)) {
-                    self.enter(view, out);
+                    self.enter(view, overrides, out);
                 }
             }
             Message::Frozen(epoch) => self.member_frozen(from, epoch),

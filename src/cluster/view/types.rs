@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::ids::{Epoch, Incarnation, NodeId, Scn};
+use crate::fusion::grd::Bucket;
+use crate::ids::{Epoch, Incarnation, NodeId, Scn, ShardId};
 use crate::volume::{Roster, RosterChange};
 
 /// To be fenced: whatever life of the node there is. Used at a cold start for nodes that nobody has heard of.
@@ -46,6 +47,20 @@ impl View {
         self.members.first().expect("a view has members").0
     }
 }
+
+/// A bucket of blocks that has another master than the ring says, because its users are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// Of which shards' blocks.
+    pub shard: ShardId,
+    /// The bucket.
+    pub bucket: Bucket,
+    /// Its master.
+    pub master: NodeId,
+}
+
+/// Most overrides that go from one view into the next; what is beyond goes back to the ring.
+pub const OVERRIDES_MAX: usize = 12_000;
 
 /// What a node takes for the cluster's roster before it has a view.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,6 +144,8 @@ pub enum Message {
         ballot: u64,
         /// The next view.
         view: View,
+        /// Which buckets stay with the masters that their users gave them. All members must have the same.
+        overrides: Vec<Override>,
     },
     /// I have left the former epoch and answer in this one.
     Frozen(Epoch),
@@ -196,6 +213,9 @@ pub enum Input {
         epoch: Epoch,
         /// At or above every SCN that was ever used.
         scn: Scn,
+        /// The overrides as this node knows them, at most [`OVERRIDES_MAX`]. Any will do, as long as all members have the
+        /// same: whoever masters a bucket in the next view learns from claims what is in it.
+        overrides: Vec<Override>,
     },
     /// [`Output::Freeze`] is done for the view of this epoch, in all shards.
     Frozen(Epoch),
@@ -308,9 +328,10 @@ pub enum Output {
         /// The roster of the new epoch.
         roster: Roster,
     },
-    /// Stop serving in the former epoch, in all shards, and answer other nodes in this one. Answer with
+    /// Stop serving in the former epoch, in all shards, and answer other nodes in this one, with the ring's masters but for
+    /// these overrides. Answer with
     /// [`Input::Frozen`]. A later one replaces it.
-    Freeze(View),
+    Freeze(View, Vec<Override>),
     /// All members are in the epoch: claim, rebuild, recover, serve. Ends a suspension.
     Go(View),
     /// Reset the redo areas of these nodes, durably. Answer with [`Input::RedoReleased`].

@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::types::{Known, Message, Pledge, State, View};
-use crate::ids::{Epoch, Incarnation, NODES_MAX, NodeId, Scn};
+use super::types::{Known, Message, OVERRIDES_MAX, Override, Pledge, State, View};
+use crate::fusion::grd::Bucket;
+use crate::ids::{Epoch, Incarnation, NODES_MAX, NodeId, Scn, ShardId};
 use crate::interconnect::{BODY_BYTES_MAX, Service};
 use crate::volume::{Roster, RosterChange, RosterNode, Standing};
 
@@ -42,8 +43,9 @@ const PLEDGE_TO: u8 = 1;
 const PLEDGE_LEADS: u8 = 2;
 const PLEDGE_SETTLED: u8 = 3;
 
-/// Most bytes of a body: a state with a wish and a view of all the nodes that a cluster may have.
-const BODY_MAX: usize = 19 + 20 + 20 + NODES_MAX * (10 + 20);
+/// Most bytes of a body: a state with a wish and a view of all the nodes that a cluster may have, or such a view with as many
+/// overrides as go from one to the next.
+const BODY_MAX: usize = 19 + 20 + 20 + NODES_MAX * (10 + 20) + 4 * OVERRIDES_MAX;
 
 const _: () = assert!(BODY_MAX <= BODY_BYTES_MAX);
 
@@ -65,9 +67,10 @@ impl Message {
                 put_members(&mut body, members);
                 PROPOSE
             }
-            Message::Freeze { ballot, view } => {
+            Message::Freeze { ballot, view, overrides } => {
                 body.extend(ballot.to_le_bytes());
                 put_view(&mut body, view);
+                put_overrides(&mut body, overrides);
                 FREEZE
             }
             Message::Accept { ballot } => return (ACCEPT, number(*ballot)),
@@ -94,7 +97,11 @@ impl Message {
             PROPOSE => Message::Propose { ballot: take_u64(rest)?, base: Epoch(take_u64(rest)?), members: take_members(rest)? },
             ACCEPT => Message::Accept { ballot: take_u64(rest)? },
             WITHDRAW => Message::Withdraw { ballot: take_u64(rest)? },
-            FREEZE => Message::Freeze { ballot: take_u64(rest)?, view: take_view(rest)? },
+            FREEZE => {
+                let (ballot, view) = (take_u64(rest)?, take_view(rest)?);
+                let overrides = take_overrides(rest, &view)?;
+                Message::Freeze { ballot, view, overrides }
+            }
             FROZEN => Message::Frozen(Epoch(take_u64(rest)?)),
             GO => Message::Go(Epoch(take_u64(rest)?)),
             INSTANCES_RECOVERED => Message::InstancesRecovered(Epoch(take_u64(rest)?)),
@@ -252,6 +259,25 @@ fn take_view(rest: &mut &[u8]) -> Option<View> {
     (sorted && !view.unrecovered.iter().any(|node| view.has_node(*node))).then_some(view)
 }
 
+fn put_overrides(body: &mut Vec<u8>, overrides: &[Override]) {
+    body.extend((overrides.len() as u16).to_le_bytes());
+    for Override { shard, bucket, master } in overrides {
+        body.extend([shard.0, master.0]);
+        body.extend(bucket.0.to_le_bytes());
+    }
+}
+
+fn take_overrides(rest: &mut &[u8], view: &View) -> Option<Vec<Override>> {
+    let count = usize::from(u16::from_le_bytes(take(rest)?));
+    let mut overrides = Vec::new();
+    for _ in 0..(count <= OVERRIDES_MAX).then_some(count)? {
+        let [shard] = take(rest)?;
+        let master = take_node(rest).filter(|node| view.has_node(*node))?;
+        overrides.push(Override { shard: ShardId(shard), bucket: Bucket(u16::from_le_bytes(take(rest)?)), master });
+    }
+    Some(overrides)
+}
+
 fn put_members(body: &mut Vec<u8>, members: &[(NodeId, Incarnation)]) {
     body.push(members.len() as u8);
     for (node, life) in members {
@@ -339,7 +365,13 @@ mod tests {
                 base: Epoch(base),
                 members
             }),
-            (any::<u64>(), views()).prop_map(|(ballot, view)| Message::Freeze { ballot, view }),
+            (any::<u64>(), views(), prop::collection::vec(any::<(u8, u16)>(), 0..40)).prop_map(|(ballot, view, moved)| {
+                let master = view.members[0].0;
+                let moved = moved.into_iter();
+                let overrides =
+                    moved.map(|(shard, bucket)| Override { shard: ShardId(shard), bucket: Bucket(bucket), master }).collect();
+                Message::Freeze { ballot, view, overrides }
+            }),
             any::<u64>().prop_map(|ballot| Message::Accept { ballot }),
             any::<u64>().prop_map(|ballot| Message::Withdraw { ballot }),
             any::<u64>().prop_map(|epoch| Message::Frozen(Epoch(epoch))),

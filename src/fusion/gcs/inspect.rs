@@ -1,11 +1,13 @@
 //! What a shard's part of Cache Fusion looks like from outside, for checks of the whole: what it holds, and what the directory
 //! that it masters says of others. A copy; made when asked for, bounded by cache and directory.
 
+use std::collections::BTreeMap;
+
 use super::MasterCore;
 use super::rebuild::Claim;
 use crate::cache::Mode;
 use crate::fusion::NodeSet;
-use crate::fusion::grd::BlockMap;
+use crate::fusion::grd::{BlockMap, Bucket};
 use crate::ids::{BlockId, Epoch, NodeId};
 
 /// What a master knows of a block.
@@ -32,6 +34,8 @@ pub struct Inspection {
     pub node: NodeId,
     /// Its view.
     pub epoch: Epoch,
+    /// The buckets that have another master than the ring says, as it knows them.
+    pub overrides: BTreeMap<Bucket, NodeId>,
     /// What it has.
     pub has: Vec<Claim>,
     /// What it masters, while its directory is known and no bucket is on its way to it or from it.
@@ -65,6 +69,12 @@ pub fn contradictions(shards: &[Inspection]) -> Option<Vec<String>> {
         return None;
     }
     let mut wrong = Vec::new();
+    let first = &shards[0];
+    for other in shards.iter().filter(|shard| shard.overrides != first.overrides) {
+        let differs = |bucket: &&Bucket| first.overrides.get(*bucket) != other.overrides.get(*bucket);
+        let bucket = first.overrides.keys().chain(other.overrides.keys()).find(differs).expect("they are not equal");
+        wrong.push(format!("{} and {} take different nodes for the master of {bucket:?}", first.node, other.node));
+    }
     let mut caches: BlockMap<Vec<(NodeId, Claim)>> = BlockMap::default();
     for shard in shards {
         for claim in &shard.has {

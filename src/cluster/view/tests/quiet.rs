@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use super::super::{Input, Known, Output, Views};
-use crate::ids::{Epoch, Incarnation, NodeId, Scn};
+use super::super::{Input, Known, Output, Override, Views};
+use crate::fusion::grd::Bucket;
+use crate::ids::{Epoch, Incarnation, NodeId, Scn, ShardId};
 use crate::volume::Roster;
 
 const LIFE: Incarnation = Incarnation(1);
@@ -16,6 +17,10 @@ struct Quiet {
     /// Nothing that is sent to them arrives.
     dead: BTreeSet<NodeId>,
     fenced: Vec<NodeId>,
+    /// As whoever leads knows them.
+    overrides: Vec<Override>,
+    /// What the nodes' shards were told.
+    entered_with: BTreeMap<NodeId, Vec<Override>>,
 }
 
 impl Quiet {
@@ -31,6 +36,8 @@ impl Quiet {
             epoch: Epoch(0),
             dead: BTreeSet::new(),
             fenced: Vec::new(),
+            overrides: Vec::new(),
+            entered_with: BTreeMap::new(),
         };
         for node in numbers.clone() {
             let mut out = Vec::new();
@@ -57,13 +64,16 @@ impl Quiet {
                 }
                 Output::BeginEpoch { at_least, .. } => {
                     self.epoch = Epoch(self.epoch.0 + 1).max(at_least);
-                    Input::EpochBegun { epoch: self.epoch, scn: Scn(1) }
+                    Input::EpochBegun { epoch: self.epoch, scn: Scn(1), overrides: self.overrides.clone() }
                 }
                 Output::Fence(victim, life) => {
                     self.fenced.push(victim);
                     Input::Fenced(victim, life)
                 }
-                Output::Freeze(view) => Input::Frozen(view.epoch),
+                Output::Freeze(view, overrides) => {
+                    self.entered_with.insert(node, overrides);
+                    Input::Frozen(view.epoch)
+                }
                 Output::Go(view) => Input::InstancesRecovered(view.epoch),
                 Output::ReleaseRedo { epoch, .. } => Input::RedoReleased(epoch),
                 Output::Roster(_) | Output::Suspend(_) | Output::End(_) => continue,
@@ -112,6 +122,24 @@ fn the_first_to_miss_a_dead_node_is_not_shot_in_its_place() {
             let living: Vec<u8> = (1..=count).filter(|node| NodeId(*node) != dead).collect();
             assert_eq!(quiet.members(1), living);
         }
+    }
+}
+
+/// Of the buckets that follow their users only the dead node's get another master.
+#[test]
+fn masters_that_live_keep_their_buckets() {
+    let mut quiet = Quiet::new(3);
+    let moved = |bucket, master| Override { shard: ShardId(0), bucket: Bucket(bucket), master: NodeId(master) };
+    quiet.overrides = vec![moved(7, 1), moved(8, 2), moved(9, 3)];
+    let dead = NodeId(2);
+    quiet.dead.insert(dead);
+    for node in [1, 3] {
+        quiet.happens(NodeId(node), Input::PeerDown(dead));
+    }
+    quiet.rest();
+    assert_eq!(quiet.members(1), [1, 3]);
+    for node in [1, 3] {
+        assert_eq!(quiet.entered_with[&NodeId(node)], [moved(7, 1), moved(9, 3)]);
     }
 }
 

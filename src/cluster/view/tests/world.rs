@@ -219,7 +219,7 @@ impl World {
                 }
                 Output::BeginEpoch { at_least, roster } => begin(self, Work::ReadEpoch { at_least, roster }),
                 Output::Roster(roster) => self.connects_to(node, &roster),
-                Output::Freeze(view) => {
+                Output::Freeze(view, _) => {
                     self.lease_of_new_view(node);
                     begin(self, Work::Freeze(view.epoch));
                 }
@@ -522,7 +522,7 @@ impl World {
                     self.redo.clear();
                     self.input(node, Input::Recovered { epoch, scn });
                 } else {
-                    self.input(node, Input::EpochBegun { epoch, scn });
+                    self.input(node, Input::EpochBegun { epoch, scn, overrides: Vec::new() });
                 }
             }
             Work::Fence(target, life) => {

@@ -151,6 +151,7 @@ impl Gcs {
         Inspection {
             node: inner.node,
             epoch: inner.epoch(),
+            overrides: inner.map.borrow().overrides().clone(),
             has: inner.claims(),
             masters: inner.cores.borrow().master.known(),
             frames_leaked: inner.cache().map_or(0, |cache| cache.frames_leaked()),

@@ -148,7 +148,11 @@ impl World {
         let alive = self.nodes.iter().enumerate().filter(|(_, node)| node.alive);
         let members: Vec<NodeId> = alive.map(|(index, _)| NodeId(index as u8 + 1)).collect();
         let epoch = Epoch(self.map.epoch().0 + 1);
-        self.map = Rc::new(MastershipMap::new(epoch, &members, 8, BTreeMap::new()).expect("somebody lives"));
+        // As whoever leads knows it: buckets of those who live stay where they are.
+        let leader = self.nodes.iter().find(|node| node.alive && node.epoch == self.map.epoch());
+        let mut overrides = leader.map_or_else(BTreeMap::new, |node| node.master.map().overrides().clone());
+        overrides.retain(|_, node| members.contains(node));
+        self.map = Rc::new(MastershipMap::new(epoch, &members, 8, overrides).expect("somebody lives"));
         self.master = self.map.master(BLOCK);
         // Its writes are waited for before the node enters: here they take no time.
         self.recovering = None;
