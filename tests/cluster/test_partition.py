@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import time
+import urllib.error
+import urllib.request
 
 import psycopg
 import pytest
@@ -130,12 +132,25 @@ def serve(cluster):
     return all(one.get("status") == "healthy" and len(one["members"]) == 3 for one in health)
 
 
+def operators_are_served_on_the_spot_only(cluster):
+    """From another machine anybody may ask how a node is, and nobody may tell it what to do."""
+    asked = ["node/stop", "node/drain/1", "node/undrain", "node/fence/node2", "cluster/remove/node2", "cluster/remove/node2/force",
+             "cluster/join/node4/10.213.77.4:7433"]
+    for method, path in [("GET", "node/config"), *(("POST", path) for path in asked)]:
+        request = urllib.request.Request(f"http://{cluster.host(1)}:{cluster.http}/api/v1/{path}", method=method)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=10)
+        assert (refused.value.code, b"own machine" in refused.value.read()) == (403, True), path
+    assert cluster.health(1)["status"] == "healthy"
+
+
 BOUNDED = {"connect_timeout": 5, "tcp_user_timeout": 5000}
 FAST = "[rac.interconnect]\nheartbeat_interval = 200\nheartbeat_timeout = 1000\n"
 
 
 def test_a_node_that_is_cut_off_is_fenced_and_joins_again(folder):
     with Namespaces(folder / "partition", FAST) as cluster:
+        operators_are_served_on_the_spot_only(cluster)
         load = Transfers(cluster, [1, 2, 3]).start()
         time.sleep(1)
         cluster.cut(3)
