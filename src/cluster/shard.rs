@@ -258,6 +258,8 @@ impl ShardLife {
             ges: services.ges.stats(),
             lock_wait_latency: services.ges.wait_latency(),
         })
+    }
+
     #[cfg(test)]
     pub(super) fn gcs(&self) -> Gcs {
         self.services().gcs

@@ -123,7 +123,7 @@ fn format(file: &File) -> VolumeFormat {
             Ok(read) => read,
             Err(error) => return VolumeFormat::Unusable(format!("its superblock can't be read: {error}")),
         };
-        match verify_sector(&sector.as_slice()[..read], SectorKind::Superblock, None) {
+        match verify_sector(&sector.as_slice()[..read], offset, SectorKind::Superblock, None) {
             Ok(_) => {
                 return match Superblock::decode(&sector.as_slice()[SECTOR_HEADER..]) {
                     Ok(superblock) => VolumeFormat::Volume {
