@@ -295,6 +295,36 @@ mod tests {
         assert_eq!(schedule.series("reads", &Samples::new()).never_begun, 4);
     }
 
+    /// The first operation stands still for 40 ms, and forty more become due meanwhile. Bounds from below only: a busy machine makes
+    /// them all longer.
+    #[test]
+    fn a_stall_counts_for_everything_that_it_keeps_waiting() {
+        let schedule = || Schedule::new(Load::Open { rate: 1_000.0, concurrency: 1 }, ms(0), Limit::Count(41));
+        let stall = |number| if number == 0 { ms(40) } else { ms(0) };
+        let by_threads = drive_threads(
+            &Arc::new(schedule()),
+            |_| Ok(()),
+            |_: &mut (), number| {
+                std::thread::sleep(stall(number));
+                Ok(())
+            },
+        );
+        let by_tasks = rustydb::reactor::thread::run_local(Default::default(), |reactor| async move {
+            let sleeper = reactor.clone();
+            let operation = move |_, number| {
+                let sleep = sleeper.sleep(stall(number));
+                async move {
+                    sleep.await;
+                    Ok(())
+                }
+            };
+            drive(&reactor, &Rc::new(schedule()), operation).await
+        });
+        for samples in [by_threads.expect("nothing fails"), by_tasks.expect("a reactor").expect("nothing fails")] {
+            assert!(samples.median_ns() >= 19e6, "half of them waited for 20 ms and more: {}", samples.median_ns());
+        }
+    }
+
     #[test]
     fn threads_and_tasks_do_all_that_is_due_and_pass_errors_on() {
         let load = Load::Open { rate: 50_000.0, concurrency: 4 };
