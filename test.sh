@@ -28,6 +28,10 @@ install_packages() {
     need java default-jre-headless
     need /usr/share/java/postgresql.jar libpostgresql-jdbc-java
     need sysbench sysbench
+    need pkg-config pkg-config
+    need /usr/include/infiniband/verbs.h libibverbs-dev
+    need /usr/include/rdma/rdma_cma.h librdmacm-dev
+    need /usr/lib/llvm-14/lib/libclang.so libclang-dev
     python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv python3-pip)
     if [ ${#missing[@]} -gt 0 ]; then
         say "installing ${missing[*]}"
@@ -44,6 +48,13 @@ rust_part() {
     cargo fmt --all -- --check
     say "clippy"
     cargo clippy --workspace --all-targets --quiet -- -D warnings
+    if pkg-config --exists libibverbs librdmacm; then
+        say "clippy, with RDMA"
+        # The engine alone: in the whole workspace bindgen's needs would build DataFusion anew.
+        cargo clippy -p rustydb --features rdma --all-targets --quiet -- -D warnings
+    else
+        say "no RDMA: pkg-config finds no libibverbs and librdmacm"
+    fi
     say "the shards' rings in every interleaving"
     cargo test --quiet --release --manifest-path bench/loom/Cargo.toml
     say "unit and simulation tests"

@@ -19,6 +19,10 @@ pub(crate) enum DesignRule {
     NotShippedWhileWritten,
     /// 10: an SCN is never used again.
     ScnsNeverReused,
+    /// None of the ten: a frame that others may still write into finds no other use (`interconnect/rdma/exposed.rs`).
+    AbandonedFramesQuarantined,
+    /// None of the ten: a block is written into another node's frame only in the epoch of the message that it belongs to.
+    WritesOfThisEpoch,
     /// None of the ten: what is cached is shown only under a lease (`cluster/view/lease.rs`).
     LeaseToRead,
 }

@@ -35,7 +35,7 @@ impl Arena {
     }
 
     /// All of it, to register with the driver; it stays mapped until the process ends.
-    pub(super) fn keep_mapped(&mut self) -> (*const u8, usize) {
+    pub(super) fn keep_mapped(&mut self) -> (*mut u8, usize) {
         std::mem::forget(self.mapping.take());
         (self.base, self.frames * BLOCK_SIZE)
     }

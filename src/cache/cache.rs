@@ -95,6 +95,8 @@ pub struct WeakCache(Weak<Shared>);
 
 pub(super) struct Shared {
     this: Weak<Shared>,
+    /// The frames, where they stay mapped until the process ends.
+    memory: Option<(*mut u8, usize)>,
     pub(super) arena: Arena,
     pub(super) frames: Box<[Frame]>,
     pub(super) map: FrameMap,
@@ -153,14 +155,15 @@ impl Cache {
         );
         assert!((1..=90).contains(&config.dirty_percent_max) && (1..=50).contains(&config.past_image_percent_max));
         let mut arena = Arena::map(count)?;
-        if config.register_memory {
-            let (start, bytes) = arena.keep_mapped();
+        let memory = config.register_memory.then(|| arena.keep_mapped());
+        if let Some((start, bytes)) = memory {
             // SAFETY: the arena has just promised to stay mapped until the process ends.
             if let Err(error) = unsafe { reactor.register_memory(start, bytes) } {
                 tracing::warn!(%error, bytes, "the cache's memory is not registered with the driver; raise RLIMIT_MEMLOCK for a little speed");
             }
         }
         let shared = Rc::new_cyclic(|this| Shared {
+            memory,
             this: this.clone(),
             frames: (0..count).map(|_| Frame::free()).collect(),
             map: FrameMap::new(count),
@@ -194,6 +197,12 @@ impl Cache {
         shared.start_writer();
         shared.start_checkpoints();
         Ok(Cache(shared))
+    }
+
+    /// The frames' memory, where it stays mapped until the process ends ([`CacheConfig::register_memory`]).
+    #[must_use]
+    pub fn memory(&self) -> Option<(*mut u8, usize)> {
+        self.0.memory
     }
 
     /// A handle that doesn't keep the cache alive.

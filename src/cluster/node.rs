@@ -21,7 +21,7 @@ use super::shard::ShardLife;
 use super::status::{Identity, Phase, Status};
 use super::view::{EndReason, Known, ViewsAgent};
 use crate::clock::ScnClock;
-use crate::config::{Config, ConfigError, IoDriver};
+use crate::config::{Config, ConfigError, IoDriver, Protocol};
 use crate::fusion::gcs::Inspection;
 use crate::ids::{Epoch, Incarnation, NodeId, ShardId};
 use crate::interconnect::{Interconnect, SEND_QUEUE_BYTES, Service, Settings};
@@ -465,7 +465,7 @@ pub(super) struct Doors {
     pub(super) raft: Rc<ControlDoor>,
 }
 
-fn connect(reactor: &Reactor, context: &NodeContext, shard: ShardId, identity: &Birth) -> Doors {
+fn connect(reactor: &Reactor, context: &NodeContext, shard: ShardId, identity: &Birth) -> Result<Doors, End> {
     let at = |address: &SocketAddr| SocketAddr::new(address.ip(), address.port() + u16::from(shard.0));
     let peers = identity.roster.present().filter(|(node, _)| *node != context.node);
     let settings = Settings {
@@ -480,14 +480,29 @@ fn connect(reactor: &Reactor, context: &NodeContext, shard: ShardId, identity: &
         heartbeat_timeout: context.config.heartbeat_timeout(),
         send_queue_bytes_max: SEND_QUEUE_BYTES,
     };
+    let (listen, nodes) = (settings.listen, settings.peers.len());
     let interconnect = Interconnect::new(reactor, &context.shared.clock, settings);
+    let config = &context.config.rac.interconnect;
+    let poll = Duration::from_micros(config.poll_us);
+    match config.protocol {
+        Protocol::Tcp => {}
+        Protocol::Auto => match interconnect.use_device(listen, nodes, false, poll) {
+            Ok(device) => tracing::info!(%shard, device, "RDMA to the nodes that have it too"),
+            Err(why) => tracing::info!(%shard, "TCP only: {why}"),
+        },
+        Protocol::Rdma => {
+            let device = interconnect.use_device(listen, nodes, true, poll);
+            let device = device.map_err(|why| End::Failed(format!("[rac.interconnect] protocol is \"RDMA\": {why}")))?;
+            tracing::info!(%shard, device, "RDMA only");
+        }
+    }
     let late = LateHandler::new;
     let doors = Doors { interconnect, gcs: late(), ges: late(), txn: late(), raft: Rc::default() };
     doors.interconnect.register(Service::Gcs, doors.gcs.clone());
     doors.interconnect.register(Service::Ges, doors.ges.clone());
     doors.interconnect.register(Service::Txn, doors.txn.clone());
     doors.interconnect.register(Service::Raft, doors.raft.clone());
-    doors
+    Ok(doors)
 }
 
 async fn open_volume(reactor: &Reactor, context: &NodeContext) -> Result<Volume, End> {
@@ -568,7 +583,7 @@ async fn lead(
 
     let agent = ViewsAgent::new(context.node, identity.incarnation, known);
     let door = ClusterDoor::new(&agent, context.shards);
-    let doors = connect(reactor, context, ShardId(0), &identity);
+    let doors = connect(reactor, context, ShardId(0), &identity)?;
     door.watch(&doors.interconnect);
     doors.interconnect.register(Service::Cluster, door.clone());
     agent.start(&doors.interconnect);
@@ -607,7 +622,7 @@ async fn follow(reactor: &Reactor, context: &Arc<NodeContext>, shard: ShardId, f
     probe_volume(reactor, context, &volume).await?;
     let first = context.remotes.lock().expect("nobody panics while holding it")[0].clone();
     let links = ReportLinks::new(shard, first, context.status.clone());
-    let doors = connect(reactor, context, shard, &identity);
+    let doors = connect(reactor, context, shard, &identity)?;
     links.watch(&doors.interconnect);
     doors.interconnect.register(Service::Cluster, links);
     let life = ShardLife::new(reactor, context, &volume, shard, identity.incarnation, doors);

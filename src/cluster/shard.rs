@@ -18,7 +18,7 @@ use super::view::{Override, View};
 use crate::btree::SpaceError;
 use crate::btree::space::{BlockAllocator, SpaceManager, SpaceReply, SpaceRequest, SpaceService};
 use crate::cache::{Cache, CacheConfig, CacheParts, FRAMES_MIN, LocalFuture};
-use crate::config::GrdConfig;
+use crate::config::{GrdConfig, Protocol};
 use crate::fusion::gcs::{Gcs, GcsConfig, GcsParts, Inspection, RecoveryProgress};
 use crate::fusion::ges::Ges;
 use crate::fusion::grd::{AffinityConfig, MastershipMap};
@@ -183,9 +183,20 @@ impl ShardLife {
                 frames: (bytes as usize / BLOCK_SIZE).max(FRAMES_MIN),
                 verify_writes: context.config.rac.storage.verify_writes,
                 checkpoint_interval_ms: context.config.rac.recovery.checkpoint_interval * 1_000,
+                register_memory: doors.interconnect.has_rdma(),
                 ..CacheConfig::default()
             },
         })?;
+        if let Some((start, bytes)) = cache.memory() {
+            // SAFETY: the cache has just promised that it stays mapped.
+            let registered = unsafe { doors.interconnect.register_frames(start, bytes) };
+            if let Err(fault) = registered {
+                if context.config.rac.interconnect.protocol == Protocol::Rdma {
+                    return Err(End::Failed(format!("[rac.interconnect] protocol is \"RDMA\": {fault}")));
+                }
+                tracing::warn!("no RDMA, everything goes over TCP: {fault}");
+            }
+        }
         gcs.attach(&cache);
         failure::watch(reactor, cache.log(), &gcs, &context.volume, &context.status);
         let peers = ClusterPeers::entering(&doors.interconnect, context.shared.clone(), *shard == ShardId(0));

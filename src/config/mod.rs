@@ -103,8 +103,12 @@ pub struct InterconnectConfig {
     pub address: Option<SocketAddr>,
     /// The other nodes' addresses in the order of their numbers, when `[cluster.nodes]` does not say them.
     pub peers: Vec<SocketAddr>,
-    /// `"TCP"`; RDMA comes with a later version.
+    /// `"TCP"` (default): by TCP only. `"auto"`: by RDMA to every node that can be reached so, by TCP to the others. `"RDMA"`: a node that
+    /// can't be reached by RDMA counts as lost; set on all nodes alike. What needs a build with RDMA: docs/rdma.md.
     pub protocol: Protocol,
+    /// Microseconds for which a shard looks for what comes by RDMA before it sleeps. 0 to 1,000,000; default 0: more takes a
+    /// core of its own for each shard.
+    pub poll_us: u64,
     /// Milliseconds between heartbeats on each connection. 10 to 60,000; default 1,000.
     pub heartbeat_interval: u64,
     /// Milliseconds of silence after which a peer counts as lost. More than twice the interval; default 5,000.
@@ -117,6 +121,12 @@ pub enum Protocol {
     /// TCP on any network.
     #[serde(rename = "TCP", alias = "tcp")]
     Tcp,
+    /// RDMA where both nodes have it, TCP where not.
+    #[serde(rename = "auto", alias = "AUTO")]
+    Auto,
+    /// RDMA, or nothing.
+    #[serde(rename = "RDMA", alias = "rdma")]
+    Rdma,
 }
 
 /// `[rac.cache_fusion]`
@@ -254,6 +264,7 @@ impl Default for InterconnectConfig {
             address: None,
             peers: Vec::new(),
             protocol: Protocol::Tcp,
+            poll_us: 0,
             heartbeat_interval: 1_000,
             heartbeat_timeout: 5_000,
         }
@@ -456,6 +467,7 @@ impl Config {
         self.nodes()?;
         let interconnect = &self.rac.interconnect;
         within("rac.interconnect.heartbeat_interval", interconnect.heartbeat_interval, 10, 60_000)?;
+        within("rac.interconnect.poll_us", interconnect.poll_us, 0, 1_000_000)?;
         within(
             "rac.interconnect.heartbeat_timeout",
             interconnect.heartbeat_timeout,

@@ -9,6 +9,7 @@ use std::fmt;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::rdma::StreamFault;
 use crate::ids::{BLOCK_SIZE, BlockId, BlockNo, Epoch, Incarnation, NodeId, PartitionId, RequestId, Scn};
 
 /// Bytes of a header on the wire.
@@ -19,6 +20,10 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// The body is one block of [`BLOCK_SIZE`] bytes. Set by the interconnect.
 pub const FLAG_BLOCK: u8 = 0x01;
+
+/// The block lies in the frame that was exposed for the request: it was written there before this message came (RDMA). Set by
+/// the interconnect, together with [`FLAG_BLOCK`].
+pub const FLAG_WRITTEN: u8 = 0x02;
 
 /// The flag bits that a service may give a meaning of its own; the others belong to the interconnect.
 pub const FLAGS_OF_SERVICE: u8 = 0xf0;
@@ -187,6 +192,8 @@ pub enum FrameFault {
     Clock(Scn),
     /// The message names another sender than the connection's peer.
     Sender(NodeId),
+    /// The message does not belong where it came, or says what can't be of the two ways that messages come.
+    Stream(StreamFault),
 }
 
 impl fmt::Display for FrameFault {
@@ -204,6 +211,7 @@ impl fmt::Display for FrameFault {
             FrameFault::Kind(kind) => write!(f, "message kind {kind:#04x} belongs to no service"),
             FrameFault::Clock(scn) => write!(f, "a message carries {scn}, which no clock ever showed"),
             FrameFault::Sender(node) => write!(f, "a message names {node} as its sender, which is not this connection's peer"),
+            FrameFault::Stream(fault) => write!(f, "{fault}"),
         }
     }
 }
@@ -215,6 +223,12 @@ impl Header {
     #[must_use]
     pub const fn is_block(&self) -> bool {
         self.flags & FLAG_BLOCK != 0
+    }
+
+    /// Whether the block was written into its frame already.
+    #[must_use]
+    pub const fn is_written(&self) -> bool {
+        self.flags & (FLAG_BLOCK | FLAG_WRITTEN) == FLAG_BLOCK | FLAG_WRITTEN
     }
 
     /// The service that it is for.

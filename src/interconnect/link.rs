@@ -19,6 +19,7 @@ use zerocopy::FromBytes;
 
 use super::header::{BODY_BYTES_MAX, FrameFault, HEADER_BYTES, Header, Service, WireHeader};
 use super::queue::{QueuedBody, SendQueue};
+use super::rdma::{self, LaneEnd, Place, StreamFault};
 use super::stats::{Counters, DownReason};
 use super::{Body, Handler, Inner, LINK_PING, LINK_PONG, Peer};
 use crate::ids::{BLOCK_SIZE, Incarnation, NodeId, Scn};
@@ -47,6 +48,13 @@ pub(super) struct Link {
     /// Frames that a block is being received into, or that have not been taken by their handler yet.
     lent: Cell<usize>,
     returned: Notify,
+    /// The way beside the connection, where there is RDMA.
+    pub lane: RefCell<LaneEnd>,
+    /// Both directions go by RDMA, or did.
+    pub by_rdma: Cell<bool>,
+    pub became_ready: Notify,
+    /// The handlers know of it, and messages may be sent.
+    pub announced: Cell<bool>,
 }
 
 impl Link {
@@ -62,6 +70,10 @@ impl Link {
             tasks: RefCell::default(),
             lent: Cell::new(0),
             returned: Notify::new(),
+            lane: RefCell::default(),
+            by_rdma: Cell::new(false),
+            became_ready: Notify::new(),
+            announced: Cell::new(false),
         })
     }
 
@@ -81,13 +93,21 @@ impl Link {
         }
     }
 
-    /// Ends the connection, soon: never calls a handler before it returns. The first reason counts.
+    /// Bytes and messages that wait, whichever way they will go.
+    pub fn waiting(&self) -> (usize, usize) {
+        let (queue, (bytes, messages)) = (self.queue.borrow(), self.lane.borrow().kept());
+        (queue.bytes() + bytes, queue.messages() + messages)
+    }
+
+    /// Ends the connection, soon: never calls a handler before it returns. The first reason counts. What waits for the lane stays
+    /// until that is destroyed: its device may be reading it.
     pub fn fail(&self, reason: DownReason) {
         let mut fault = self.fault.borrow_mut();
         if fault.is_none() {
             *fault = Some(reason);
             self.queue.borrow_mut().clear();
             self.ended.notify_all();
+            self.became_ready.notify_all();
         }
     }
 
@@ -96,6 +116,11 @@ impl Link {
         for task in self.tasks.take() {
             task.abort();
         }
+    }
+
+    /// Whether messages can be sent.
+    pub fn is_up(&self) -> bool {
+        self.announced.get() && !self.has_failed()
     }
 
     pub fn has_failed(&self) -> bool {
@@ -180,7 +205,7 @@ async fn read_until_end(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>, stream:
         };
         if let Some(header) = block {
             let there = &bytes[taken + HEADER_BYTES..filled];
-            receive_block(inner, peer, link, stream, &header, there).await?;
+            receive_block(inner, link, stream, &header, there).await?;
             filled = 0;
             continue;
         }
@@ -194,15 +219,15 @@ async fn read_until_end(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>, stream:
 /// memory of its own: the next message stands behind it.
 async fn receive_block(
     inner: &Rc<Inner>,
-    peer: &Peer,
     link: &Rc<Link>,
     stream: &Stream,
     header: &Header,
     there: &[u8],
 ) -> Result<(), DownReason> {
     let wanted = is_of_now(inner, link, header).is_ok().then(|| handler_of(inner, header)).flatten();
-    let mut frame = frame_for(link, wanted.as_deref(), header);
+    let mut frame = frame_for(inner, link, wanted.as_deref(), header);
     frame.as_mut_slice()[..there.len()].copy_from_slice(there);
+    Counters::change(&inner.counters.blocks_tcp, |blocks| blocks.bytes_copied += there.len() as u64);
     let (result, back) = stream.recv_exact(frame.slice(there.len()..BLOCK_SIZE)).await;
     result.map_err(|error| match error.kind() {
         std::io::ErrorKind::UnexpectedEof => DownReason::ClosedByPeer,
@@ -210,8 +235,9 @@ async fn receive_block(
     })?;
     link.last_heard.set(inner.reactor.now());
     if !link.has_failed() {
+        note_tcp(inner, link).map_err(DownReason::Damaged)?;
         // What was of now when its header came need not be any more: it is looked at again.
-        deliver(inner, peer, link, header, |_| Body::Block(back.whole()));
+        deliver(inner, link, header, Arrival::Tcp, |_| Some(Body::Block(back.whole())));
     }
     Ok(())
 }
@@ -233,35 +259,67 @@ fn take_message(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>, bytes: &[u8]) -
         }
         None => return Ok(Front::Incomplete),
     };
+    check_claims(link, &header)?;
+    if header.is_written() {
+        return Err(FrameFault::Stream(StreamFault::Tcp));
+    }
+    let Some(body) = body else { return Ok(Front::Block(header)) };
+    if header.service() == Some(Service::Link) {
+        on_own_message(inner, peer, link, &header, body)?;
+        return Ok(Front::Delivered(HEADER_BYTES + length));
+    }
+    note_tcp(inner, link)?;
+    deliver(inner, link, &header, Arrival::Tcp, |handler| {
+        Some(if header.is_block() {
+            let mut frame = frame_for(inner, link, Some(handler), &header);
+            frame.as_mut_slice().copy_from_slice(body);
+            Counters::change(&inner.counters.blocks_tcp, |blocks| blocks.bytes_copied += BLOCK_SIZE as u64);
+            Body::Block(frame)
+        } else if body.is_empty() {
+            Body::Empty
+        } else {
+            Body::Bytes(body.to_vec())
+        })
+    });
+    Ok(Front::Delivered(HEADER_BYTES + length))
+}
+
+/// Checks what a header claims, that its checksum says nothing of.
+pub(super) fn check_claims(link: &Link, header: &Header) -> Result<(), FrameFault> {
     if header.from != link.node {
         return Err(FrameFault::Sender(header.from));
     }
     if header.scn >= Scn::MAX {
         return Err(FrameFault::Clock(header.scn));
     }
-    let Some(body) = body else { return Ok(Front::Block(header)) };
-    deliver(inner, peer, link, &header, |handler| {
-        if header.is_block() {
-            let mut frame = frame_for(link, Some(handler), &header);
-            frame.as_mut_slice().copy_from_slice(body);
-            Body::Block(frame)
-        } else if body.is_empty() {
-            Body::Empty
-        } else {
-            Body::Bytes(body.to_vec())
-        }
-    });
-    Ok(Front::Delivered(HEADER_BYTES + length))
+    Ok(())
 }
 
-/// Memory for the block behind a header: the handler's, or our own.
-fn frame_for(link: &Rc<Link>, handler: Option<&dyn Handler>, header: &Header) -> IoBuf {
-    let frame = match handler.and_then(|handler| handler.frame_for(header)) {
+/// Counts a message that came over TCP, where the two ways are counted.
+fn note_tcp(inner: &Inner, link: &Link) -> Result<(), FrameFault> {
+    let Some(rdma) = inner.rdma() else { return Ok(()) };
+    if rdma.required {
+        link.fail(DownReason::NoRdma("it sends over TCP: the setting has to be the same on both".into()));
+    }
+    link.lane.borrow_mut().came_by_tcp().map_err(FrameFault::Stream)
+}
+
+/// Memory for the block behind a header: the frame that was exposed for its request, the handler's, or our own.
+pub(super) fn frame_for(inner: &Inner, link: &Rc<Link>, handler: Option<&dyn Handler>, header: &Header) -> IoBuf {
+    let exposed = || inner.rdma().and_then(|rdma| rdma.take_exposed(header.request));
+    let frame = match handler.and_then(|handler| exposed().or_else(|| handler.frame_for(header))) {
         Some(frame) => link.lend(frame),
         None => IoBuf::aligned(BLOCK_SIZE),
     };
     assert_eq!(frame.len(), BLOCK_SIZE, "the frame reserved for {} is one block", header.block);
     frame
+}
+
+/// Which way a message came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Arrival {
+    Tcp,
+    Lane,
 }
 
 /// Why a message is not delivered.
@@ -287,9 +345,20 @@ fn handler_of(inner: &Inner, header: &Header) -> Option<Rc<dyn Handler>> {
     inner.handlers.borrow()[header.service()?.index()].clone()
 }
 
-fn deliver(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>, header: &Header, body: impl FnOnce(&dyn Handler) -> Body) {
+/// Hands a message to its service, if it is of now. `body` gives none where its block is not wanted any more.
+pub(super) fn deliver(
+    inner: &Rc<Inner>,
+    link: &Rc<Link>,
+    header: &Header,
+    arrival: Arrival,
+    body: impl FnOnce(&dyn Handler) -> Option<Body>,
+) {
     let service = header.service().expect("the kind was checked when the header was opened");
     Counters::count(&inner.counters.received, service, HEADER_BYTES as u64 + u64::from(header.body_len));
+    if header.is_block() {
+        let blocks = if arrival == Arrival::Lane { &inner.counters.blocks_rdma } else { &inner.counters.blocks_tcp };
+        Counters::change(blocks, |blocks| blocks.received += 1);
+    }
     let of_now = is_of_now(inner, link, header);
     if !matches!(of_now, Err(Outdated::Incarnation)) {
         inner.clock.observe(header.scn);
@@ -297,22 +366,31 @@ fn deliver(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>, header: &Header, bod
     match of_now {
         Err(Outdated::Incarnation) => return inner.counters.drop_one(|drops| &mut drops.incarnation),
         Err(Outdated::Epoch) => return inner.counters.drop_one(|drops| &mut drops.epoch),
-        Ok(()) if service == Service::Link => return on_heartbeat(inner, peer, link, header),
         Ok(()) => {}
     }
     let Some(handler) = handler_of(inner, header) else {
         return inner.counters.drop_one(|drops| &mut drops.no_handler);
     };
-    let body = body(&*handler);
+    let Some(body) = body(&*handler) else {
+        return inner.counters.drop_one(|drops| &mut drops.abandoned);
+    };
     handler.on_message(link.node, header, body);
 }
 
-fn on_heartbeat(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>, header: &Header) {
+/// A message of the interconnect's own.
+fn on_own_message(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>, header: &Header, body: &[u8]) -> Result<(), FrameFault> {
+    Counters::count(&inner.counters.received, Service::Link, HEADER_BYTES as u64 + u64::from(header.body_len));
+    if header.incarnation != link.incarnation {
+        inner.counters.drop_one(|drops| &mut drops.incarnation);
+        return Ok(());
+    }
+    inner.clock.observe(header.scn);
     match header.kind {
         LINK_PING => inner.enqueue_link(peer, link, LINK_PONG, header.argument),
         LINK_PONG => peer.note_round_trip(inner.reactor.now().since(Instant(header.argument))),
-        _ => inner.counters.drop_one(|drops| &mut drops.no_handler),
+        _ => return rdma::on_link_message(inner, peer, link, header, body),
     }
+    Ok(())
 }
 
 /// Sends heartbeats and watches for the peer's life until the connection ends; gives back why it did.
@@ -321,6 +399,7 @@ pub(super) async fn watch(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>) -> Do
     let timeout = inner.settings.heartbeat_timeout;
     loop {
         inner.enqueue_link(peer, link, LINK_PING, reactor.now().as_ns());
+        rdma::tick(inner, link);
         let ended = link.ended.notified();
         if let Some(reason) = link.fault.borrow().clone() {
             return reason;
@@ -333,25 +412,35 @@ pub(super) async fn watch(inner: &Rc<Inner>, peer: &Peer, link: &Rc<Link>) -> Do
     }
 }
 
-/// Queues a message on the connection; a full queue ends it.
+/// Queues a message on the connection, or for its lane; a full queue ends it.
 pub(super) fn enqueue(
+    inner: &Inner,
     link: &Link,
     peer: &Peer,
-    bytes_max: usize,
     header: &Header,
     body: QueuedBody<'_>,
+    place: Place,
 ) -> Result<(), DownReason> {
-    let (bytes, messages) = {
-        let mut queue = link.queue.borrow_mut();
-        queue.push(header, body);
-        (queue.bytes(), queue.messages())
-    };
+    let of_stream = inner.rdma().is_some() && header.service() != Some(Service::Link);
+    let by_tcp = !of_stream || link.lane.borrow_mut().goes_by_tcp();
+    if by_tcp {
+        let is_block = header.is_block();
+        link.queue.borrow_mut().push(header, body);
+        if is_block {
+            Counters::change(&inner.counters.blocks_tcp, |blocks| blocks.sent += 1);
+        }
+    } else {
+        link.lane.borrow_mut().keep(header, body, place);
+    }
+    let (bytes, messages) = link.waiting();
     peer.note_queue(bytes as u64, messages as u64);
-    if bytes > bytes_max {
+    if bytes > inner.settings.send_queue_bytes_max {
         let reason = DownReason::QueueFull { bytes: bytes as u64 };
         link.fail(reason.clone());
         return Err(reason);
     }
-    link.filled.notify_all();
+    if by_tcp {
+        link.filled.notify_all();
+    }
     Ok(())
 }

@@ -6,17 +6,21 @@
 //! most once, or the peer is reported down; never a message of another epoch or of an earlier life of the peer; a block
 //! lies in the frame that its handler reserved.
 //!
-//! Nothing is sent again: whatever was under way when a connection broke is lost, and the handlers of both sides hear
+//! Where both nodes have RDMA, the messages of a connection go by a lane beside it ([`rdma`]), and over TCP again when that fails,
+//! without a message lost or doubled; the handlers don't notice.
+//!
+//! Nothing is sent again when the connection itself breaks: whatever was under way when a connection broke is lost, and the handlers of both sides hear
 //! `on_peer_down`. A later connection to the same life of the peer is a fresh start for them, not a continuation.
 
 mod header;
 mod hello;
 mod link;
 mod queue;
+pub mod rdma;
 mod stats;
 mod tcp;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
@@ -26,17 +30,18 @@ use std::rc::Rc;
 use std::time::Duration;
 
 pub use self::header::{
-    BODY_BYTES_MAX, FLAG_BLOCK, FLAGS_OF_SERVICE, FrameFault, HEADER_BYTES, Header, Message, Service, WireHeader,
+    BODY_BYTES_MAX, FLAG_BLOCK, FLAG_WRITTEN, FLAGS_OF_SERVICE, FrameFault, HEADER_BYTES, Header, Message, Service, WireHeader,
 };
 pub use self::hello::{Expected, HELLO_BYTES, HELLO_MAGIC, Hello, HelloFault, PROTOCOL_VERSION, WireHello};
 use self::link::Link;
 use self::queue::QueuedBody;
+use self::rdma::{Place, Rdma};
+pub use self::stats::{BlockTraffic, DownReason, Drops, PeerDown, PeerStatus, RdmaTraffic, Refusals, Stats, Traffic};
 use self::stats::{Counters, LogGate};
-pub use self::stats::{DownReason, Drops, PeerDown, PeerStatus, Refusals, Stats, Traffic};
 use crate::clock::ScnClock;
-use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NODES_MAX, NodeId, ShardId};
+use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NODES_MAX, NodeId, RequestId, ShardId};
 use crate::reactor::sync::Notify;
-use crate::reactor::{IoBuf, Reactor, TaskHandle};
+use crate::reactor::{Class, IoBuf, Reactor, TaskHandle};
 
 /// Heartbeat; the argument comes back in the answer.
 const LINK_PING: u8 = Service::Link.base();
@@ -209,12 +214,13 @@ impl Peer {
         PeerStatus {
             node: self.node,
             address: self.address.get(),
-            up: link.as_ref().is_some_and(|link| !link.has_failed()),
+            up: link.as_ref().is_some_and(|link| link.is_up()),
+            by_rdma: link.as_ref().is_some_and(|link| link.is_up() && link.lane.borrow().is_by_lane()),
             incarnation: self.incarnation.get(),
             down_reason: self.down_reason.borrow().clone(),
             connected_count: self.connected_count.get(),
             lost_count: self.lost_count.get(),
-            queue_bytes: link.as_ref().map_or(0, |link| link.queue.borrow().bytes() as u64),
+            queue_bytes: link.as_ref().map_or(0, |link| link.waiting().0 as u64),
             queue_bytes_max: self.queue_bytes_max.get(),
             queue_messages_max: self.queue_messages_max.get(),
             heartbeat_us_last,
@@ -235,6 +241,7 @@ pub(crate) struct Inner {
     counters: Counters,
     strangers: LogGate,
     half_open: Cell<usize>,
+    rdma: OnceCell<Rc<Rdma>>,
     tasks: RefCell<Vec<TaskHandle>>,
     started: Cell<bool>,
     closed: Cell<bool>,
@@ -285,6 +292,7 @@ impl Interconnect {
             counters: Counters::default(),
             strangers: LogGate::new(STRANGER_LOG_INTERVAL),
             half_open: Cell::new(0),
+            rdma: OnceCell::new(),
             tasks: RefCell::default(),
             started: Cell::new(false),
             closed: Cell::new(false),
@@ -333,6 +341,87 @@ impl Interconnect {
         assert!(before.is_none(), "the {} service has one handler", service.name());
     }
 
+    /// Has a device for RDMA: peers that have one too are reached by it. `required`: no peer is connected otherwise. `poll`: how long to look
+    /// for completions before sleeping, each time. Before [`start`](Interconnect::start).
+    pub fn use_rdma(&self, verbs: Rc<dyn rdma::verbs::Verbs>, required: bool, poll: Duration) {
+        assert!(!self.0.started.get(), "the transports are named before the interconnect starts");
+        let before = self.0.rdma.set(Rdma::new(verbs, required, poll));
+        assert!(before.is_ok(), "one device a shard");
+    }
+
+    /// Opens the RDMA device of the interface with this address, for so many peers and a few more, and uses it
+    /// ([`use_rdma`](Self::use_rdma)). Gives its name.
+    ///
+    /// # Errors
+    /// Why there is none, in an operator's words.
+    pub fn use_device(&self, address: SocketAddr, peers: usize, required: bool, poll: Duration) -> Result<String, String> {
+        if self.0.reactor.driver_name() == "sim" {
+            return Err("the simulation has no devices".into());
+        }
+        rdma::open_device(&self.0.reactor, address, peers).map(|verbs| {
+            let name = verbs.name();
+            self.use_rdma(verbs, required, poll);
+            name
+        })
+    }
+
+    /// Registers the memory of this shard's frames, that blocks may be written there and sent from there by RDMA. Does nothing
+    /// without RDMA.
+    ///
+    /// # Errors
+    /// The device's. Everything goes over TCP then; the caller knows whether that will do.
+    ///
+    /// # Safety
+    /// The memory stays mapped until the process ends.
+    pub unsafe fn register_frames(&self, start: *mut u8, bytes: usize) -> Result<(), rdma::verbs::VerbsFault> {
+        match self.0.rdma() {
+            // SAFETY: the caller's promise. Who writes into the frames goes by what is exposed.
+            Some(rdma) => unsafe { rdma.register(&self.0, start, bytes) },
+            None => Ok(()),
+        }
+    }
+
+    /// Lets a peer write the block that a request asks for into this frame, where there is RDMA; the request has to carry the place.
+    /// The frame comes back with the block ([`Handler::on_message`]), whichever way that comes, or goes with
+    /// [`answered`](Self::answered) or [`abandon_frames`](Self::abandon_frames). `None`: it can't be exposed, and is dropped.
+    #[must_use]
+    pub fn expose(&self, request: RequestId, frame: IoBuf) -> Option<Place> {
+        self.0.rdma()?.expose(&self.0, request, frame)
+    }
+
+    /// Whether there is a device for RDMA.
+    #[must_use]
+    pub fn has_rdma(&self) -> bool {
+        self.0.rdma().is_some()
+    }
+
+    /// Whether [`expose`](Self::expose) could have a use now.
+    #[must_use]
+    pub fn could_expose(&self) -> bool {
+        self.0.rdma().is_some_and(|rdma| rdma.has_lanes())
+    }
+
+    /// The request is answered without a block; nobody is going to write into its frame.
+    pub fn answered(&self, request: RequestId) {
+        drop(self.0.rdma().and_then(|rdma| rdma.take_exposed(request)));
+    }
+
+    /// No request of now will be answered, because their epoch ends. Their frames are dropped when nobody can write into them any
+    /// more; docs/rdma.md tells when that is.
+    pub fn abandon_frames(&self) {
+        if let Some(rdma) = self.0.rdma() {
+            rdma.abandon(&self.0);
+        }
+    }
+
+    /// As [`send`](Interconnect::send), of a block that goes into the frame at `place` of the receiver's memory, where that can be.
+    ///
+    /// # Errors
+    /// As `send`.
+    pub fn send_block(&self, to: NodeId, message: Message, block: IoBuf, place: Place) -> Result<(), PeerDown> {
+        self.send_to_place(to, message, Body::Block(block), place)
+    }
+
     /// Listens, and keeps connecting to the peers of lower number until [`close`](Interconnect::close). Does not wait for
     /// them; see [`all_up`](Interconnect::all_up).
     ///
@@ -340,7 +429,12 @@ impl Interconnect {
     /// When the address can't be listened on.
     pub async fn start(&self) -> Result<(), InterconnectError> {
         assert!(!self.0.started.replace(true), "an interconnect is started once");
-        tcp::start(&self.0).await
+        tcp::start(&self.0).await?;
+        if let Some(rdma) = self.0.rdma() {
+            let driving = rdma::drive(self.0.clone(), rdma.clone());
+            self.0.tasks.borrow_mut().push(self.0.reactor.spawn(Class::High, "interconnect RDMA", driving));
+        }
+        Ok(())
     }
 
     /// Sends a message to a peer, without waiting. Everything sent in one turn of the reactor leaves in one piece.
@@ -350,6 +444,10 @@ impl Interconnect {
     /// [`PeerDown`] when the peer is not connected or has fallen too far behind; handlers are told separately. `Ok` does
     /// not mean that it arrives: the connection may break later.
     pub fn send(&self, to: NodeId, message: Message, body: Body) -> Result<(), PeerDown> {
+        self.send_to_place(to, message, body, Place::NONE)
+    }
+
+    fn send_to_place(&self, to: NodeId, message: Message, body: Body, place: Place) -> Result<(), PeerDown> {
         assert_ne!(to, self.0.settings.node, "a message of kind {:#04x} to this node itself", message.kind);
         let service = Service::of(message.kind);
         assert!(
@@ -363,17 +461,23 @@ impl Interconnect {
             Some(link) => link.clone(),
             None => return Err(PeerDown { node: to, reason: peer.down_reason.borrow().clone() }),
         };
+        if !link.announced.get() {
+            return Err(PeerDown { node: to, reason: peer.down_reason.borrow().clone() });
+        }
         if let Some(reason) = link.fault.borrow().clone() {
             return Err(PeerDown { node: to, reason });
         }
         let sent = match body {
-            Body::Empty => self.0.enqueue(peer, &link, message, QueuedBody::Bytes(&[])),
+            Body::Empty => self.0.enqueue(peer, &link, message, QueuedBody::Bytes(&[]), Place::NONE),
             Body::Bytes(bytes) => {
                 assert!(bytes.len() <= BODY_BYTES_MAX, "a body of {} bytes is longer than {BODY_BYTES_MAX}", bytes.len());
-                self.0.enqueue(peer, &link, message, QueuedBody::Bytes(&bytes))
+                self.0.enqueue(peer, &link, message, QueuedBody::Bytes(&bytes), Place::NONE)
             }
-            Body::Block(block) => self.0.enqueue(peer, &link, message, QueuedBody::Block(block)),
+            Body::Block(block) => self.0.enqueue(peer, &link, message, QueuedBody::Block(block), place),
         };
+        if let Some(rdma) = self.0.rdma() {
+            rdma.post_soon(&link);
+        }
         sent.map_err(|reason| PeerDown { node: to, reason })
     }
 
@@ -411,19 +515,22 @@ impl Interconnect {
     pub fn set_epoch(&self, epoch: Epoch) {
         assert!(epoch >= self.0.epoch.get(), "from {} back to {epoch}", self.0.epoch.get());
         self.0.epoch.set(epoch);
+        if let Some(rdma) = self.0.rdma() {
+            rdma.on_epoch(&self.0);
+        }
     }
 
     /// Whether messages to this peer can be sent now.
     #[must_use]
     pub fn is_up(&self, node: NodeId) -> bool {
-        self.peer(node).is_some_and(|peer| peer.link.borrow().as_ref().is_some_and(|link| !link.has_failed()))
+        self.peer(node).is_some_and(|peer| peer.link.borrow().as_ref().is_some_and(|link| link.is_up()))
     }
 
     /// Bytes that wait to be sent to a peer; 0 while it is not connected. Who has a lot to say paces itself by this.
     #[must_use]
     pub fn queued_bytes(&self, node: NodeId) -> usize {
         let link = self.peer(node).and_then(|peer| peer.link.borrow().clone());
-        link.map_or(0, |link| link.queue.borrow().bytes())
+        link.map_or(0, |link| link.waiting().0)
     }
 
     /// The configured peers, in the order of their numbers.
@@ -473,6 +580,9 @@ impl Interconnect {
             received: std::array::from_fn(|i| counters.received[i].get()),
             dropped: counters.dropped.get(),
             refused: counters.refused.get(),
+            blocks_tcp: counters.blocks_tcp.get(),
+            blocks_rdma: counters.blocks_rdma.get(),
+            rdma: self.0.rdma().map(|rdma| rdma.traffic(counters.rdma.get())),
             peers: self.0.all_peers().map(|peer| peer.status()).collect(),
         }
     }
@@ -487,8 +597,12 @@ impl Interconnect {
             if let Some(link) = peer.link.take() {
                 link.fail(DownReason::ClosedHere);
                 link.stop();
+                rdma::forget(&self.0, &link);
             }
             *peer.down_reason.borrow_mut() = DownReason::ClosedHere;
+        }
+        if let Some(rdma) = self.0.rdma() {
+            rdma.close();
         }
         *self.0.handlers.borrow_mut() = Default::default();
     }
@@ -512,34 +626,43 @@ impl Inner {
         self.all_peers().filter(|peer| !peer.removed.get())
     }
 
-    fn enqueue(&self, peer: &Peer, link: &Link, message: Message, body: QueuedBody<'_>) -> Result<(), DownReason> {
-        let (length, flag) = match &body {
-            QueuedBody::Bytes(bytes) => (bytes.len(), 0),
-            QueuedBody::Block(_) => (BLOCK_SIZE, FLAG_BLOCK),
-        };
-        let header = Header {
+    fn rdma(&self) -> Option<&Rc<Rdma>> {
+        self.rdma.get()
+    }
+
+    /// The header of a message that leaves now.
+    fn header_of(&self, message: Message, flag: u8, body_len: u32) -> Header {
+        Header {
             kind: message.kind,
             flags: message.flags | flag,
             mode: message.mode,
             from: self.settings.node,
-            body_len: u32::try_from(length).expect("bodies are at most 64 KiB"),
+            body_len,
             epoch: self.epoch.get(),
             incarnation: self.settings.incarnation,
             scn: self.clock.latest(),
             block: message.block,
             request: message.request,
             argument: message.argument,
+        }
+    }
+
+    fn enqueue(&self, peer: &Peer, link: &Link, message: Message, body: QueuedBody<'_>, place: Place) -> Result<(), DownReason> {
+        let (length, flag) = match &body {
+            QueuedBody::Bytes(bytes) => (bytes.len(), 0),
+            QueuedBody::Block(_) => (BLOCK_SIZE, FLAG_BLOCK),
         };
+        let header = self.header_of(message, flag, u32::try_from(length).expect("bodies are at most 64 KiB"));
         let service = Service::of(message.kind).expect("checked by the caller");
         Counters::count(&self.counters.sent, service, (HEADER_BYTES + length) as u64);
-        link::enqueue(link, peer, self.settings.send_queue_bytes_max, &header, body)
+        link::enqueue(self, link, peer, &header, body, place)
     }
 
     fn enqueue_link(&self, peer: &Peer, link: &Link, kind: u8, argument: u64) {
         if !link.has_failed() {
             let message = Message { kind, argument, ..Message::default() };
             // A full queue ends the connection by itself; there is nobody else to tell.
-            let _ = self.enqueue(peer, link, message, QueuedBody::Bytes(&[]));
+            let _ = self.enqueue(peer, link, message, QueuedBody::Bytes(&[]), Place::NONE);
         }
     }
 

@@ -28,6 +28,53 @@ pub struct Drops {
     pub incarnation: u64,
     /// No handler is registered for the service.
     pub no_handler: u64,
+    /// Blocks for requests that were given up, which came after that.
+    pub abandoned: u64,
+}
+
+/// Blocks by one transport, and what it cost to move them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct BlockTraffic {
+    /// Blocks sent.
+    pub sent: u64,
+    /// Blocks received.
+    pub received: u64,
+    /// Bytes of them that this process copied from one place to another, on either way. Zero is the aim: the holder's frame to
+    /// the requester's frame, nothing between.
+    pub bytes_copied: u64,
+}
+
+/// What the RDMA transport has done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RdmaTraffic {
+    /// Connections made.
+    pub lanes_connected: u64,
+    /// Connections, or attempts to make one, that came to nothing.
+    pub lanes_failed: u64,
+    /// Messages that went over TCP because the lane failed before they were known to have arrived.
+    pub sent_again: u64,
+    /// One-sided writes of blocks.
+    pub writes: u64,
+    /// Messages, of every kind.
+    pub sends: u64,
+    /// Of these, those that lay in the work request itself.
+    pub inline: u64,
+    /// Of these, those that say nothing but how many have come.
+    pub acknowledgements: u64,
+    /// Work requests that asked for their completion.
+    pub signalled: u64,
+    /// Times that the device was told of new work: of all that had gathered at a time.
+    pub doorbells: u64,
+    /// Messages received.
+    pub received: u64,
+    /// Times that receive slots were given back: of all that had gathered at a time.
+    pub reposts: u64,
+    /// Frames that others may write into now.
+    pub exposed: u64,
+    /// Frames of requests without an answer that others may still write into.
+    pub quarantined: u64,
+    /// Frames that ever went into quarantine.
+    pub quarantined_total: u64,
 }
 
 /// Connections that came to nothing or were cut off.
@@ -56,6 +103,12 @@ pub struct Stats {
     pub dropped: Drops,
     /// Connections refused or cut off.
     pub refused: Refusals,
+    /// Blocks that went over TCP.
+    pub blocks_tcp: BlockTraffic,
+    /// Blocks that went by RDMA.
+    pub blocks_rdma: BlockTraffic,
+    /// The RDMA transport; `None` where this node has none.
+    pub rdma: Option<RdmaTraffic>,
     /// Each configured peer.
     pub peers: Vec<PeerStatus>,
 }
@@ -69,6 +122,8 @@ pub struct PeerStatus {
     pub address: SocketAddr,
     /// Connected now.
     pub up: bool,
+    /// What is sent to it goes by RDMA now.
+    pub by_rdma: bool,
     /// The latest life seen; 0 when it was never seen.
     pub incarnation: Incarnation,
     /// Why it is not connected, or was not last time.
@@ -115,6 +170,8 @@ pub enum DownReason {
     ClosedHere,
     /// This node broke it off: the connection of another shard to the same node was lost.
     GivenUp,
+    /// Only RDMA is wanted, and it does not work between the two.
+    NoRdma(String),
 }
 
 impl fmt::Display for DownReason {
@@ -133,6 +190,10 @@ impl fmt::Display for DownReason {
             DownReason::Replaced => write!(f, "it connected anew"),
             DownReason::ClosedHere => write!(f, "this node closed its interconnect"),
             DownReason::GivenUp => write!(f, "the connection of another shard to it was lost"),
+            DownReason::NoRdma(why) => write!(
+                f,
+                "[rac.interconnect] protocol is \"RDMA\", and RDMA to it does not work ({why}): see docs/rdma.md, or set \"auto\""
+            ),
         }
     }
 }
@@ -162,9 +223,18 @@ pub(super) struct Counters {
     pub received: [Cell<Traffic>; Service::ALL.len()],
     pub dropped: Cell<Drops>,
     pub refused: Cell<Refusals>,
+    pub blocks_tcp: Cell<BlockTraffic>,
+    pub blocks_rdma: Cell<BlockTraffic>,
+    pub rdma: Cell<RdmaTraffic>,
 }
 
 impl Counters {
+    pub fn change<T: Copy>(cell: &Cell<T>, change: impl FnOnce(&mut T)) {
+        let mut value = cell.get();
+        change(&mut value);
+        cell.set(value);
+    }
+
     pub fn count(table: &[Cell<Traffic>; Service::ALL.len()], service: Service, bytes: u64) {
         let cell = &table[service.index()];
         let traffic = cell.get();

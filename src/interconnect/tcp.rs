@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::hello::{Expected, HELLO_BYTES, Hello, HelloFault, PROTOCOL_VERSION, WireHello};
 use super::link::{self, Link};
+use super::rdma;
 use super::stats::DownReason;
 use super::{Inner, InterconnectError, Peer};
 use crate::ids::{BLOCK_SIZE, NodeId, Scn};
@@ -143,8 +144,10 @@ async fn connect(inner: Rc<Inner>, peer: Rc<Peer>) {
         let greeted = inner.reactor.timeout(GREETING_TIME, greeting_of_connected(&inner, &peer)).await;
         match greeted.unwrap_or(Err(Unmet::Time)) {
             Ok((stream, hello)) => {
-                converse(&inner, &peer, stream, &hello).await;
-                delay = RETRY_DELAY;
+                // One that was never of use is not tried again at once.
+                if converse(&inner, &peer, stream, &hello).await {
+                    delay = RETRY_DELAY;
+                }
             }
             Err(unmet) => {
                 // A peer that is not there yet is no refusal.
@@ -212,11 +215,11 @@ fn admit(inner: &Inner, theirs: &Hello) -> Result<(Rc<Peer>, Hello), HelloFault>
     Ok((peer.clone(), *theirs))
 }
 
-/// From the greeting to the end of the connection.
-async fn converse(inner: &Rc<Inner>, peer: &Rc<Peer>, stream: Stream, hello: &Hello) {
+/// From the greeting to the end of the connection. Whether the handlers ever heard of it.
+async fn converse(inner: &Rc<Inner>, peer: &Rc<Peer>, stream: Stream, hello: &Hello) -> bool {
     // It may have left while it was greeted.
     if peer.removed.get() {
-        return;
+        return false;
     }
     let link = Link::new(peer.node, hello.incarnation, inner.reactor.now());
     peer.incarnation.set(hello.incarnation);
@@ -224,29 +227,65 @@ async fn converse(inner: &Rc<Inner>, peer: &Rc<Peer>, stream: Stream, hello: &He
     let before = peer.link.replace(Some(link.clone()));
     assert!(before.is_none(), "{} has one connection at a time", peer.node);
     peer.connected_count.set(peer.connected_count.get() + 1);
-    peer.log.reset();
-    tracing::info!(peer = %peer.node, life = %hello.incarnation, "connected");
-    inner.each_handler(|handler| handler.on_peer_up(peer.node));
-    peer.changed.notify_all();
+    // Where only RDMA is wanted, the peer is there when RDMA is.
+    let needs_rdma = inner.rdma().is_some_and(|rdma| rdma.required);
+    if !needs_rdma {
+        announce(inner, peer, &link);
+    }
 
     let reading = link::read(inner.clone(), peer.clone(), link.clone(), stream.clone());
     let reader = inner.reactor.spawn(Class::High, "interconnect read", reading);
     let writer = inner.reactor.spawn(Class::High, "interconnect write", link::write(link.clone(), stream.clone()));
     link.tasks.borrow_mut().extend([reader, writer]);
+    rdma::link_is_up(inner, &link);
+    if needs_rdma {
+        let waiting = wait_for_rdma(inner.clone(), peer.clone(), link.clone());
+        link.tasks.borrow_mut().push(inner.reactor.spawn(Class::Critical, "interconnect by RDMA", waiting));
+    }
     let reason = link::watch(inner, peer, &link).await;
     link.stop();
+    // First the lane, whose device may be reading what waits; then everything else.
+    rdma::forget(inner, &link);
     // Closes it, which ends what the kernel still receives: into a frame, perhaps, that its handler will want back.
     drop(stream);
     if inner.closed.get() {
-        return;
+        return link.announced.get();
     }
     link.all_returned().await;
-    tracing::warn!(peer = %peer.node, life = %hello.incarnation, "connection lost: {reason}");
+    if link.announced.get() {
+        tracing::warn!(peer = %peer.node, life = %hello.incarnation, "connection lost: {reason}");
+    } else if let Some(held_back) = peer.log.pass(inner.reactor.now()) {
+        tracing::warn!(peer = %peer.node, life = %hello.incarnation, held_back, "not connected: {reason}");
+    }
     *peer.down_reason.borrow_mut() = reason;
     peer.link.take();
     peer.lost_count.set(peer.lost_count.get() + 1);
-    inner.each_handler(|handler| handler.on_peer_down(peer.node));
+    if link.announced.get() {
+        inner.each_handler(|handler| handler.on_peer_down(peer.node));
+    }
     peer.changed.notify_all();
+    link.announced.get()
+}
+
+fn announce(inner: &Rc<Inner>, peer: &Peer, link: &Link) {
+    peer.log.reset();
+    link.announced.set(true);
+    tracing::info!(peer = %peer.node, life = %link.incarnation, "connected");
+    inner.each_handler(|handler| handler.on_peer_up(peer.node));
+    peer.changed.notify_all();
+}
+
+async fn wait_for_rdma(inner: Rc<Inner>, peer: Rc<Peer>, link: Rc<Link>) {
+    loop {
+        let ready = link.became_ready.notified();
+        if link.has_failed() {
+            return;
+        }
+        if link.by_rdma.get() {
+            return announce(&inner, &peer, &link);
+        }
+        ready.await;
+    }
 }
 
 fn count_unmet(inner: &Inner, unmet: &Unmet) {

@@ -1,5 +1,8 @@
 //! Nodes that talk over loopback. Several nodes share one reactor here; what they say goes through real sockets.
 
+#[cfg(feature = "rdma")]
+mod devices;
+
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
@@ -9,6 +12,10 @@ use std::time::Duration;
 
 use zerocopy::{FromBytes, IntoBytes};
 
+#[cfg(feature = "rdma")]
+use super::rdma::Device;
+use super::rdma::soft::SoftNetwork;
+use super::rdma::{SEND_SLOTS, SLOTS_PER_LANE};
 use super::*;
 use crate::ids::{BlockId, BlockNo, PartitionId, RequestId, Scn};
 use crate::reactor::thread::run_local;
@@ -18,18 +25,109 @@ const CLUSTER: u128 = 0xc1;
 const SMALL: u8 = Service::Txn.base() + 1;
 const BLOCK: u8 = Service::Gcs.base() + 1;
 
-/// Runs a test on each driver that this machine has: poll always, io_uring where it is allowed.
+/// What messages go by, besides TCP.
+#[derive(Clone)]
+enum Transport {
+    Tcp,
+    /// A device in memory.
+    Soft(Rc<SoftNetwork>),
+    /// The devices of these addresses: in the virtual machine of hw-tests, or on a machine that has some.
+    #[cfg(feature = "rdma")]
+    Device(Vec<std::net::IpAddr>),
+}
+
+thread_local! {
+    static TRANSPORT: RefCell<Transport> = const { RefCell::new(Transport::Tcp) };
+}
+
+/// The addresses of the devices that the tests shall use.
+#[cfg(feature = "rdma")]
+pub(crate) fn device_addresses() -> Option<Vec<std::net::IpAddr>> {
+    let addresses = std::env::var("RUSTYDB_TEST_RDMA").ok()?;
+    Some(addresses.split(',').map(|address| address.parse().expect("RUSTYDB_TEST_RDMA is a list of addresses")).collect())
+}
+
+/// Runs a test on each driver that this machine has (poll always, io_uring where it is allowed), and by each transport: TCP and a
+/// device in memory, or the real devices alone where such are named.
 fn on_loopback<F: Future<Output = ()> + 'static>(make: impl Fn(Reactor) -> F) {
+    #[cfg(feature = "rdma")]
+    if let Some(addresses) = device_addresses() {
+        return on_drivers(Transport::Device(addresses), &make);
+    }
+    on_drivers(Transport::Tcp, &make);
+    on_drivers(Transport::Soft(SoftNetwork::new(1)), &make);
+}
+
+fn on_drivers<F: Future<Output = ()> + 'static>(transport: Transport, make: impl Fn(Reactor) -> F) {
+    TRANSPORT.replace(transport);
     run_local(ReactorOptions { driver: DriverChoice::Poll, overprovisioned: true }, &make).expect("the poll driver starts");
     let uring = ReactorOptions { driver: DriverChoice::Uring, overprovisioned: true };
     if let Err(refused) = run_local(uring, &make) {
         println!("not on io_uring: {refused}");
     }
+    TRANSPORT.replace(Transport::Tcp);
 }
 
-fn free_addresses(count: usize) -> Vec<SocketAddr> {
-    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+pub(crate) fn free_addresses(count: usize) -> Vec<SocketAddr> {
+    let hosts: Vec<std::net::IpAddr> = match &TRANSPORT.with_borrow(Transport::clone) {
+        #[cfg(feature = "rdma")]
+        Transport::Device(addresses) => addresses.clone(),
+        _ => vec![std::net::Ipv4Addr::LOCALHOST.into()],
+    };
+    let held: Vec<TcpListener> = hosts.iter().cycle().take(count).map(|host| TcpListener::bind((*host, 0)).unwrap()).collect();
     held.iter().map(|listener| listener.local_addr().unwrap()).collect()
+}
+
+/// Gives an interconnect the device of the transport of now.
+pub(crate) fn equip(net: &Interconnect, address: SocketAddr) {
+    match &TRANSPORT.with_borrow(Transport::clone) {
+        Transport::Tcp => {}
+        Transport::Soft(network) => {
+            net.use_rdma(network.device(address, 4 * SLOTS_PER_LANE as u32, SEND_SLOTS), false, Duration::ZERO)
+        }
+        #[cfg(feature = "rdma")]
+        Transport::Device(_) => {
+            let device = Device::open(net.reactor(), address, 4 * SLOTS_PER_LANE as u32, SEND_SLOTS).expect("a device");
+            net.use_rdma(device, false, Duration::ZERO);
+        }
+    }
+}
+
+/// Two addresses that stay the same for a reactor.
+pub(super) fn two_addresses(reactor: &Reactor) -> Vec<SocketAddr> {
+    struct Two(Vec<SocketAddr>);
+    if reactor.local::<Two>().is_none() {
+        reactor.set_local(Rc::new(Two(free_addresses(2))));
+    }
+    reactor.local::<Two>().expect("just set").0.clone()
+}
+
+/// A device in memory.
+pub(super) fn device_for_test(network: &Rc<SoftNetwork>, address: SocketAddr, slots: u32) -> Rc<dyn super::rdma::verbs::Verbs> {
+    network.device(address, slots, SEND_SLOTS)
+}
+
+/// Runs something on the real devices, where some are named.
+#[cfg(feature = "rdma")]
+pub(crate) fn on_devices<T>(run: impl FnOnce() -> T) -> Option<T> {
+    let addresses = device_addresses()?;
+    TRANSPORT.replace(Transport::Device(addresses));
+    let output = run();
+    TRANSPORT.replace(Transport::Tcp);
+    Some(output)
+}
+
+/// Runs something with every interconnect that is made in this thread on a device in memory. Gives that, to see what it did.
+pub(crate) fn on_soft_devices<T>(seed: u64, run: impl FnOnce(&SoftNetwork) -> T) -> T {
+    let network = SoftNetwork::new(seed);
+    TRANSPORT.replace(Transport::Soft(network.clone()));
+    let output = run(&network);
+    TRANSPORT.replace(Transport::Tcp);
+    output
+}
+
+fn goes_by_rdma() -> bool {
+    !TRANSPORT.with_borrow(|transport| matches!(transport, Transport::Tcp))
 }
 
 /// What a handler saw.
@@ -106,7 +204,9 @@ impl Cluster {
         let clock = ScnClock::new();
         let seen = Rc::new(Seen::default());
         seen.keep.set(true);
+        let listen = settings.listen;
         let net = Interconnect::new(&self.reactor, &clock, settings);
+        equip(&net, listen);
         net.register(Service::Cluster, Rc::new(AlsoSeen(seen.clone())));
         net.register(Service::Gcs, Rc::new(AlsoSeen(seen.clone())));
         net.register(Service::Txn, seen.clone());
@@ -122,6 +222,10 @@ impl Cluster {
         }
         for node in &nodes {
             node.net.all_up().await;
+        }
+        if goes_by_rdma() {
+            let by_rdma = || nodes.iter().all(|node| node.net.stats().peers.iter().all(|peer| peer.by_rdma));
+            self.until("all lanes", by_rdma).await;
         }
         nodes
     }

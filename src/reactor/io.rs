@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -306,6 +307,15 @@ impl Reactor {
         unsafe { self.0.driver.borrow_mut().register_memory(pointer, len) }
     }
 
+    /// Takes over a descriptor that some other library reads, to be told when it can.
+    ///
+    /// # Errors
+    /// The operating system's; `Unsupported` in the simulation.
+    pub fn adopt(&self, fd: OwnedFd) -> io::Result<Adopted> {
+        let handle = self.0.driver.borrow_mut().adopt(fd)?;
+        Ok(Adopted { owner: Owned { reactor: self.clone(), handle } })
+    }
+
     /// Opens a listening socket (port 0: any port, see [`Listener::address`]).
     ///
     /// # Errors
@@ -348,6 +358,20 @@ struct Owned {
 impl Drop for Owned {
     fn drop(&mut self) {
         self.reactor.0.driver.borrow_mut().close(self.handle);
+    }
+}
+
+/// A descriptor that another library reads; closed when dropped, and nobody waits for it any more.
+pub struct Adopted {
+    owner: Owned,
+}
+
+impl Adopted {
+    /// Resolves when it is readable. Level-triggered; also when it is broken, which reading tells.
+    pub async fn readable(&self) {
+        let operation = Operation::Readable { file: self.owner.handle };
+        // An error is found by whoever reads.
+        let _ = self.owner.reactor.operate(operation).await;
     }
 }
 

@@ -31,7 +31,7 @@ mod turn;
 
 pub use buffer::IoBuf;
 pub use driver::{DurableMethod, OpenOptions};
-pub use io::{FileId, Listener, Stream};
+pub use io::{Adopted, FileId, Listener, Stream};
 pub use mail::{MailError, Remote};
 pub use stats::ReactorStats;
 pub use task::Class;

@@ -25,13 +25,14 @@ use std::time::Duration;
 
 use self::recover::{Job, Recovery};
 pub use self::view::{RecoveryPhase, RecoveryProgress};
-use super::message::{FLAGS, Kind, Message, mode_from_wire};
+use super::message::{CREATE, FLAGS, Kind, Message, RELAYED, mode_from_wire};
 use super::statistics::{GcsStats, Latencies, Path, mode_index};
 use super::{HolderCore, MasterCore, Output, ProtectedImage};
 use crate::cache::{Acquire, Cache, CacheError, Coherence, Granted, LocalFuture, Mode, ProtectedBlock, Source, WeakCache};
 use crate::fusion::grd::{AffinityConfig, AffinityTable, BlockMap, MastershipMap};
 use crate::ids::{BlockId, Epoch, NodeId, RequestId, Scn};
-use crate::interconnect::{Body, Handler, Header, Interconnect};
+use crate::interconnect::rdma::Place;
+use crate::interconnect::{Body, Handler, Header, Interconnect, PeerDown};
 use crate::reactor::sync::{Notify, OneshotSender, oneshot};
 use crate::reactor::{Class, Instant, IoBuf, Reactor, TaskHandle};
 use crate::rules::{DesignRule, kept};
@@ -347,11 +348,16 @@ impl Inner {
 
     fn perform(&self, output: Output) {
         match output {
-            Output::Send { to, message } if to == self.node => self.hear(to, &message),
-            Output::Send { to, message } => self.send(to, &message, Body::Empty),
-            Output::Ship { to, message } => {
+            Output::Send { to, mut message } => {
+                if message.kind == Kind::Request && message.flags & RELAYED == 0 {
+                    message.scn = Scn(self.expose(&message).0);
+                }
+                if to == self.node { self.hear(to, &message) } else { self.send(to, &message, Body::Empty) }
+            }
+            Output::Ship { to, message, place } => {
                 let bytes = self.tables.borrow().protected[&message.block].io_buf();
-                self.send(to, &message, Body::Block(bytes));
+                let sent = self.interconnect.send_block(to, self.to_wire(to, &message), bytes, place);
+                self.note_sent(to, &message, sent);
             }
             Output::Finish { block, remains } => {
                 let protected = self.tables.borrow_mut().protected.remove(&block);
@@ -424,17 +430,46 @@ impl Inner {
         });
     }
 
+    /// Lets the block that this request asks for be written into the request's frame, where there is RDMA. Not where the frame
+    /// holds a Shared copy that is being read: then the block, if it comes to that, comes with its message.
+    fn expose(&self, request: &Message) -> Place {
+        if !self.interconnect.could_expose() || request.flags & CREATE != 0 {
+            return Place::NONE;
+        }
+        let mut tables = self.tables.borrow_mut();
+        let pending = tables.pending.get_mut(&request.block).filter(|pending| pending.request == request.request);
+        let Some(pending) = pending else { return Place::NONE };
+        let frame = pending.acquire.frame;
+        let Some(buffer) = self.cache().and_then(|cache| cache.receive_buffer(frame)) else { return Place::NONE };
+        pending.in_place = true;
+        drop(tables);
+        let place = self.interconnect.expose(request.request, buffer);
+        if place.is_none()
+            && let Some(pending) = self.tables.borrow_mut().pending.get_mut(&request.block)
+        {
+            pending.in_place = false;
+        }
+        place.unwrap_or(Place::NONE)
+    }
+
     fn send(&self, to: NodeId, message: &Message, body: Body) {
+        let sent = self.interconnect.send(to, self.to_wire(to, message), body);
+        self.note_sent(to, message, sent);
+    }
+
+    fn to_wire(&self, to: NodeId, message: &Message) -> crate::interconnect::Message {
         assert_eq!(message.epoch, self.interconnect.epoch(), "{message:?} to {to} in another epoch");
-        let wire = crate::interconnect::Message {
+        crate::interconnect::Message {
             kind: message.kind as u8,
             flags: message.flags,
             mode: message.mode as u8,
             block: message.block,
             request: message.request,
             argument: message.scn.0,
-        };
-        let sent = self.interconnect.send(to, wire, body);
+        }
+    }
+
+    fn note_sent(&self, to: NodeId, message: &Message, sent: Result<(), PeerDown>) {
         let mut numbers = self.numbers.borrow_mut();
         match sent {
             Ok(()) => numbers.sent[message.kind.index()] += 1,
@@ -503,6 +538,8 @@ impl Inner {
         };
         let ns = u64::try_from(self.reactor.now().since(pending.since).as_nanos()).unwrap_or(u64::MAX);
         self.numbers.borrow_mut().latency[path as usize][mode_index(pending.acquire.want)].record_ns(ns);
+        // Answered without the block, it gets its frame back: whoever was to write there has said that he won't.
+        self.interconnect.answered(request);
         pending.acquire.granted(granted);
         next.into_iter().for_each(|next| self.open(next));
     }

@@ -129,6 +129,8 @@ impl Entry {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Waiter {
     pub(super) request: RequestId,
+    /// Where the block may be written to, as the request said.
+    pub(super) place: Scn,
     pub(super) mode: Mode,
 }
 
@@ -149,6 +151,8 @@ pub(super) enum LegSource {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Leg {
     pub(super) request: RequestId,
+    /// Where the block may be written to, as the request said.
+    pub(super) place: Scn,
     pub(super) source: LegSource,
     /// The requester's Drop has overtaken its Done.
     pub(super) dropped: bool,

@@ -15,6 +15,7 @@ use super::rules::{Rule, Rules};
 use crate::cache::{Granted, Mode, Remains, Source};
 use crate::fusion::grd::{BlockMap, MastershipMap};
 use crate::ids::{BlockId, NodeId, RequestId, Scn};
+use crate::interconnect::rdma::Place;
 use crate::rules::{DesignRule, kept};
 
 /// What the cache protected: the version that would be shipped.
@@ -55,6 +56,8 @@ pub(super) struct Demand {
     /// `Null`: nobody gets it, the copy is to go.
     mode: Mode,
     request: RequestId,
+    /// Where the block may be written to.
+    place: Place,
 }
 
 /// The local request that is open for a block.
@@ -214,8 +217,18 @@ impl HolderCore {
         }
         let block = message.block;
         match message.kind {
-            Kind::Forward => self.on_demand(from, block, Demand { mode: message.mode, request: message.request }, out),
-            Kind::Invalidate => self.on_demand(from, block, Demand { mode: Mode::Null, request: message.request }, out),
+            Kind::Forward => self.on_demand(
+                from,
+                block,
+                {
+                    let Message { mode, request, scn, .. } = *message;
+                    Demand { mode, request, place: Place(scn.0) }
+                },
+                out,
+            ),
+            Kind::Invalidate => {
+                self.on_demand(from, block, Demand { mode: Mode::Null, request: message.request, place: Place::NONE }, out)
+            }
             Kind::Data => self.on_granted(message, Source::Received, out),
             Kind::GrantDisk => self.on_granted(message, Source::Disk, out),
             Kind::Grant => self.on_granted(message, Source::Held, out),
@@ -294,7 +307,8 @@ impl HolderCore {
                 out.push(Output::Send { to: self.map.master(block), message: Message { kind: Kind::InvalidateAck, ..answer } });
             } else {
                 self.counters.ships_total += 1;
-                out.push(Output::Ship { to: requester(demand.request), message: Message { mode: demand.mode, ..answer } });
+                let message = Message { mode: demand.mode, ..answer };
+                out.push(Output::Ship { to: requester(demand.request), message, place: demand.place });
             }
         }
         let held = self.blocks.get_mut(&block).expect("still known");

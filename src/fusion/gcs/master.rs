@@ -174,7 +174,7 @@ impl MasterCore {
         }
         let twice = activity.waiters.iter().any(|waiter| requester(waiter.request) == from);
         assert!(!twice || !self.rules.hold(Rule::DropBeforeRequest), "{from} has two requests for {}", message.block);
-        activity.waiters.push_back(Waiter { request: message.request, mode: message.mode });
+        activity.waiters.push_back(Waiter { request: message.request, place: message.scn, mode: message.mode });
         self.settle(message.block, out);
     }
 
@@ -389,7 +389,8 @@ impl Turn<'_> {
 
     fn start(&mut self, waiter: Waiter) {
         let requester = requester(waiter.request);
-        self.activity.legs.push(Leg { request: waiter.request, source: LegSource::Undecided, dropped: false });
+        let Waiter { request, place, .. } = waiter;
+        self.activity.legs.push(Leg { request, place, source: LegSource::Undecided, dropped: false });
         let leg = self.activity.legs.len() - 1;
         if waiter.mode == Mode::Shared {
             self.activity.transition = Transition::Shared;
@@ -419,7 +420,7 @@ impl Turn<'_> {
 
     /// Sees to it that the leg's requester gets the block in `mode`; nothing stands in the way any more.
     fn provide(&mut self, leg: usize, mode: Mode) {
-        let request = self.activity.legs[leg].request;
+        let Leg { request, place, .. } = self.activity.legs[leg];
         let requester = requester(request);
         let source = if mode == Mode::Exclusive && self.entry.holders.contains(requester) {
             self.counters.upgrades_total += 1;
@@ -436,7 +437,8 @@ impl Turn<'_> {
                 self.entry
             );
             self.counters.forwards_total += 1;
-            self.send(holder, Kind::Forward, mode, request);
+            let message = Message { mode, request, scn: place, ..bare(self.epoch, Kind::Forward, self.block) };
+            self.out.push(Output::Send { to: holder, message });
             LegSource::Holder(holder)
         } else {
             assert!(

@@ -40,9 +40,10 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// Requester → master: give me the block in `mode`. Flag [`CREATE`]: its present content does not matter.
+    /// Requester → master: give me the block in `mode`. Flag [`CREATE`]: its present content does not matter. `scn` is the place
+    /// of its frame, where a holder may write the block (0: none).
     Request = 0, "request";
-    /// Master → holder: ship it to the request's node, in `mode`.
+    /// Master → holder: ship it to the request's node, in `mode`; `scn` is the place as the request said it.
     Forward = 1, "forward";
     /// Holder → requester, with the block: here it is, in `mode`, at version `scn`. Flag [`DIRTY`]: newer than the disk;
     /// with Exclusive the requester is its owner now, with Shared the sender remains so.

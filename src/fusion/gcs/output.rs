@@ -3,6 +3,7 @@
 use crate::cache::{Granted, Remains};
 use crate::fusion::grd::Bucket;
 use crate::ids::{BlockId, NodeId, RequestId, Scn};
+use crate::interconnect::rdma::Place;
 
 use super::message::Message;
 
@@ -32,6 +33,8 @@ pub enum Output {
         to: NodeId,
         /// The Data message.
         message: Message,
+        /// Where in the receiver's memory the block may be written.
+        place: Place,
     },
     /// End the protection of the block; its bytes have been handed to the interconnect.
     Finish {

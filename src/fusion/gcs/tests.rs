@@ -6,7 +6,7 @@ mod views;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -117,6 +117,8 @@ impl Node {
         let clock = ScnClock::new();
         clock.observe(scn);
         let interconnect = Interconnect::new(&reactor, &clock, settings);
+        crate::interconnect::tests::equip(&interconnect, addresses[index]);
+        let config = CacheConfig { register_memory: interconnect.has_rdma(), ..config };
         let epoch = map.epoch();
         let gcs = gcs(GcsParts {
             reactor: reactor.clone(),
@@ -129,10 +131,19 @@ impl Node {
         let coherence = Rc::new(gcs.clone());
         let cache = Cache::new(CacheParts { reactor: reactor.clone(), file, log, clock, coherence, config }).unwrap();
         gcs.attach(&cache);
+        if let Some((start, bytes)) = cache.memory() {
+            // SAFETY: the cache keeps it mapped.
+            unsafe { interconnect.register_frames(start, bytes) }.unwrap();
+        }
         interconnect.register(Service::Gcs, Rc::new(gcs.clone()));
         interconnect.set_epoch(epoch);
         interconnect.start().await.unwrap();
         Node { reactor, cache, gcs, interconnect, file }
+    }
+
+    /// Whether everything to every other node goes by RDMA.
+    fn by_rdma(&self) -> bool {
+        self.interconnect.stats().peers.iter().all(|peer| peer.by_rdma)
     }
 
     async fn create(&self, block: BlockId) {
@@ -469,11 +480,9 @@ fn after_a_power_loss_every_durable_change_is_found() {
 fn every_change_is_kept_over_real_connections() {
     let options = ReactorOptions { driver: DriverChoice::Poll, overprovisioned: true };
     let run = async |reactor: Reactor| {
-        let held: Vec<_> = (0..NODES).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addresses: Vec<_> = held.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        let addresses = crate::interconnect::tests::free_addresses(NODES);
         // The port makes the name unique.
         let volume = std::env::temp_dir().join(format!("rustydb-gcs-{}", addresses[0].port()));
-        drop(held);
         new_volume(&reactor, &volume).await;
         let mut nodes = Vec::new();
         for index in 0..NODES {
@@ -482,6 +491,9 @@ fn every_change_is_kept_over_real_connections() {
         std::fs::remove_file(&volume).unwrap();
         for node in &nodes {
             node.interconnect.all_up().await;
+        }
+        while nodes[0].interconnect.has_rdma() && !nodes.iter().all(|node| node.by_rdma()) {
+            reactor.sleep(Duration::from_millis(1)).await;
         }
         for n in 0..BLOCKS {
             nodes[n as usize % NODES].create(id(n)).await;
@@ -494,7 +506,56 @@ fn every_change_is_kept_over_real_connections() {
             assert_eq!(node.sum().await, made.get(), "changes are lost or made twice");
             node.check_busy_stats();
             node.gcs.invariants();
+            let stats = node.interconnect.stats();
+            let (by_tcp, by_rdma) = (stats.blocks_tcp, stats.blocks_rdma);
+            if node.interconnect.has_rdma() {
+                assert_eq!(by_tcp.received, 0, "{by_tcp:?}");
+                let rdma = stats.rdma.unwrap();
+                assert!(rdma.writes > 0 && rdma.exposed == 0 && rdma.quarantined == 0, "{rdma:?}");
+                // Those that are copied are of requests for Exclusive by a reader whose copy was taken away meanwhile.
+                assert!(rdma.writes > 3 * (by_rdma.sent - rdma.writes), "{by_rdma:?} {rdma:?}");
+            }
         }
+        nodes.iter().for_each(|node| node.interconnect.close());
     };
     run_local(options, run).expect("the poll driver starts");
+    let not_ready = crate::interconnect::tests::on_soft_devices(1, |network| {
+        run_local(options, run).expect("the poll driver starts");
+        network.not_ready()
+    });
+    assert_eq!(not_ready, 0, "a message found no place to be received in");
+    #[cfg(feature = "rdma")]
+    crate::interconnect::tests::on_devices(|| run_local(options, run).expect("the poll driver starts"));
+}
+
+#[test]
+fn by_rdma_the_protocol_is_the_same_and_copies_nothing() {
+    crate::interconnect::tests::on_soft_devices(3, |network| {
+        let cluster = Simulated::start(1, quiet());
+        cluster.world.run_for(Duration::from_millis(200));
+        assert!(cluster.nodes.iter().all(|node| node.by_rdma()), "every pair has a lane");
+        let block = mastered_by(0);
+        let mut sent = 0;
+        cluster.on(0, async move |node| node.create(block).await);
+        assert_eq!(cluster.messages(&mut sent), 0, "created by its master");
+        cluster.on(1, async move |node| node.increment(block).await);
+        assert_eq!(cluster.messages(&mut sent), 3, "2-way: request, data, done");
+        assert_eq!(cluster.on(2, async move |node| node.count(block).await), 1);
+        assert_eq!(cluster.messages(&mut sent), 4, "3-way: request, forward, data, done");
+        for node in &cluster.nodes {
+            let stats = node.interconnect.stats();
+            assert_eq!((stats.blocks_tcp, stats.blocks_rdma.bytes_copied), (Default::default(), 0));
+        }
+        assert_eq!((network.writes(), network.not_ready()), (2, 0));
+    });
+}
+
+#[test]
+fn by_rdma_every_change_is_kept_under_contention_and_changes_of_the_membership() {
+    crate::interconnect::tests::on_soft_devices(5, |network| {
+        (1..=3).for_each(|seed| _ = contention(seed));
+        views::run_all();
+        assert!(network.writes() > 100, "only {} blocks were written", network.writes());
+        assert_eq!(network.not_ready(), 0, "a message found no place to be received in");
+    });
 }

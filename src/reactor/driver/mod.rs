@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,6 +134,11 @@ pub enum Operation {
         /// Try to fill it whole (may still complete early).
         exact: bool,
     },
+    /// Wait until there is something to read: of a descriptor that some other library reads ([`Driver::adopt`]).
+    Readable {
+        /// An adopted descriptor.
+        file: Handle,
+    },
 }
 
 /// The memory of a completed operation on its way back.
@@ -226,6 +232,16 @@ pub trait Driver {
     /// The operating system's, with the address in the message.
     fn listen(&mut self, address: SocketAddr) -> io::Result<(Handle, SocketAddr)>;
 
+    /// Takes a descriptor over, to be told when it is readable; only [`Operation::Readable`] may be used on it. Closing it does not
+    /// end an operation in flight: that ends when the descriptor becomes readable, or with the driver.
+    ///
+    /// # Errors
+    /// `Unsupported` where there are no descriptors (in the simulation), otherwise the operating system's.
+    fn adopt(&mut self, fd: OwnedFd) -> io::Result<Handle> {
+        drop(fd);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Closes a file, listener or stream. Operations in flight complete, those on streams with an error or end of stream.
     fn close(&mut self, handle: Handle);
 
@@ -253,7 +269,10 @@ impl Operation {
     /// The handle that the operation works on.
     pub(crate) fn handle(&self) -> Option<Handle> {
         match self {
-            Operation::Read { file, .. } | Operation::Write { file, .. } | Operation::Sync { file } => Some(*file),
+            Operation::Read { file, .. }
+            | Operation::Write { file, .. }
+            | Operation::Sync { file }
+            | Operation::Readable { file } => Some(*file),
             Operation::Accept { listener } => Some(*listener),
             Operation::Connect { .. } => None,
             Operation::Send { stream, .. } | Operation::SendVectored { stream, .. } | Operation::Receive { stream, .. } => {
@@ -270,7 +289,9 @@ impl Operation {
             | Operation::Send { buffer, .. }
             | Operation::Receive { buffer, .. } => Buffers::One(buffer),
             Operation::SendVectored { buffers, .. } => Buffers::Many(buffers),
-            Operation::Sync { .. } | Operation::Accept { .. } | Operation::Connect { .. } => Buffers::None,
+            Operation::Sync { .. } | Operation::Accept { .. } | Operation::Connect { .. } | Operation::Readable { .. } => {
+                Buffers::None
+            }
         }
     }
 }

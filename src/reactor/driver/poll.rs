@@ -85,8 +85,12 @@ impl PollDriver {
 
     /// Takes a socket into the table. Edge-triggered: operations are tried until they would block, then wait for an edge.
     fn add_socket(&mut self, fd: OwnedFd) -> Result<Handle, i32> {
+        self.add_watched(fd, true)
+    }
+
+    fn add_watched(&mut self, fd: OwnedFd, is_socket: bool) -> Result<Handle, i32> {
         let raw = fd.as_raw_fd();
-        let handle = self.descriptors.add(fd, true);
+        let handle = self.descriptors.add(fd, is_socket);
         let events = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
         if let Err(error) = self.watch(raw, events, u64::from(handle.index)) {
             drop(self.descriptors.remove(handle));
@@ -169,11 +173,12 @@ impl PollDriver {
         let count = loop {
             let count = match &mut in_flight.operation {
                 Operation::Accept { .. } => return self.attempt_accept(fd),
+                Operation::Readable { .. } => return is_ready(fd, libc::POLLIN).then_some((Ok(0), None)),
                 Operation::Connect { address } => {
                     let address = *address;
                     let handle = in_flight.connecting?;
                     return match system::socket_error(fd) {
-                        0 if !is_writable(fd) => None,
+                        0 if !is_ready(fd, libc::POLLOUT) => None,
                         0 => Some((Ok(0), Some((handle, address)))),
                         number => Some((Err(number), None)),
                     };
@@ -264,11 +269,11 @@ impl PollDriver {
     }
 }
 
-/// Whether a connecting socket is connected: SO_ERROR is zero before, too.
-fn is_writable(fd: RawFd) -> bool {
-    let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+/// Whether a descriptor is readable, or writable (of a socket that connects: connected; its SO_ERROR is zero before, too).
+fn is_ready(fd: RawFd, events: libc::c_short) -> bool {
+    let mut poll = libc::pollfd { fd, events, revents: 0 };
     // SAFETY: one live pollfd, and it says one.
-    unsafe { libc::poll(&mut poll, 1, 0) == 1 && poll.revents & libc::POLLOUT != 0 }
+    unsafe { libc::poll(&mut poll, 1, 0) == 1 && poll.revents & (events | libc::POLLERR | libc::POLLHUP) != 0 }
 }
 
 impl Driver for PollDriver {
@@ -313,6 +318,10 @@ impl Driver for PollDriver {
         Ok((self.add_socket(fd).map_err(io::Error::from_raw_os_error)?, address))
     }
 
+    fn adopt(&mut self, fd: OwnedFd) -> io::Result<Handle> {
+        self.add_watched(fd, false).map_err(io::Error::from_raw_os_error)
+    }
+
     fn close(&mut self, handle: Handle) {
         if self.descriptors.close(handle) {
             drop(self.descriptors.remove(handle));
@@ -340,7 +349,8 @@ impl Driver for PollDriver {
                 self.submit_connect(index, address);
             }
             operation => {
-                let receiving = matches!(operation, Operation::Accept { .. } | Operation::Receive { .. });
+                let receiving =
+                    matches!(operation, Operation::Accept { .. } | Operation::Receive { .. } | Operation::Readable { .. });
                 let handle = handle.expect("stream operations have one");
                 let extra = &mut self.descriptors.get(handle).extra;
                 let queue = if receiving { &mut extra.receiving } else { &mut extra.sending };

@@ -287,6 +287,7 @@ impl UringDriver {
                 }
             }
             Operation::Sync { .. } => on_file!(|file| opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC)),
+            Operation::Readable { .. } => on_file!(|file| opcode::PollAdd::new(file, libc::POLLIN as u32)),
             Operation::Accept { .. } => {
                 let address = &mut message.as_mut().expect("set at submit").address;
                 let (pointer, len) = (address.as_mut_ptr(), &raw mut address.length);
@@ -502,6 +503,10 @@ impl Driver for UringDriver {
     fn listen(&mut self, address: SocketAddr) -> io::Result<(Handle, SocketAddr)> {
         let (fd, address) = system::listen(address, false)?;
         Ok((self.add(fd, true), address))
+    }
+
+    fn adopt(&mut self, fd: OwnedFd) -> io::Result<Handle> {
+        Ok(self.add(fd, false))
     }
 
     fn close(&mut self, handle: Handle) {

@@ -13,9 +13,16 @@ Examples:
       --cluster-name production --shards 4               format a shared volume, once
   rusty-db-server --config /etc/rustydb/node1.toml       start this node";
 
+/// With what nodes can talk by.
+const VERSION: &str = if cfg!(feature = "rdma") {
+    concat!(env!("CARGO_PKG_VERSION"), " (TCP and RDMA)")
+} else {
+    concat!(env!("CARGO_PKG_VERSION"), " (TCP; built without RDMA)")
+};
+
 /// RustyDB: a clustered SQL database whose nodes share one disk.
 #[derive(Debug, Parser)]
-#[command(name = "rusty-db-server", version, after_help = EXAMPLES)]
+#[command(name = "rusty-db-server", version = VERSION, after_help = EXAMPLES)]
 pub struct Arguments {
     #[command(subcommand)]
     pub(super) command: Option<Command>,

@@ -174,6 +174,8 @@ impl Inner {
             cores.master.enter(map.clone());
             cores.holder.enter(map, out);
         });
+        // Who was told to write into the frames of the former epoch may still do it: the interconnect keeps them until nobody can.
+        self.interconnect.abandon_frames();
         self.void_receives();
         self.recovery_moved.notify_all();
     }

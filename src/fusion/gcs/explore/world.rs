@@ -462,7 +462,7 @@ impl World {
                 Output::Send { to, message } => self.net.push(Envelope::new(from, to, message)),
                 Output::Protect { .. } => cache.protecting = true,
                 Output::CancelProtect { .. } | Output::Unprotect { .. } => cache.protecting = false,
-                Output::Ship { to, message } => {
+                Output::Ship { to, message, .. } => {
                     if to == from {
                         return Err(format!("{from} ships the block to itself"));
                     }

@@ -350,6 +350,14 @@ fn two_are_lost(seed: u64) {
     }
 }
 
+/// Some lives of either kind, for another transport.
+pub(super) fn run_all() {
+    for seed in 1..=6 {
+        one_is_lost(seed);
+        two_are_lost(seed);
+    }
+}
+
 #[test]
 fn the_last_node_recovers_two_that_were_lost_one_after_the_other() {
     (1..=24).for_each(two_are_lost);

@@ -1,0 +1,557 @@
+//! How a lane comes to be and how it ends: what the two sides tell each other over the TCP connection, and what they ask of
+//! their devices.
+//!
+//! Part of a link; owned by the shard's thread. One attempt at a time. The side that made the TCP connection *offers*, the
+//! other *accepts* (or refuses), the first connects the devices; then each side *switches* its direction when it is connected.
+//! An end that fails is destroyed at once and says *down*; the next attempt comes when both have, after a pause that grows to
+//! [`RETRY_MAX`]. All of it goes through the TCP stream, in order with the messages.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::super::header::{FrameFault, Header, Service, WireHeader};
+use super::super::link::Link;
+use super::super::queue::QueuedBody;
+use super::super::stats::Counters;
+use super::super::{Inner, Message, Peer};
+use super::verbs::{GREETING_BYTES, Incoming, Pair};
+use super::{Generation, NumberedStream, Place, StreamFault, Window};
+use crate::ids::{BLOCK_SIZE, Epoch, NodeId, RequestId};
+use crate::reactor::{Instant, IoBuf};
+
+/// Will you make a lane with me? `argument`: the attempt. Body: [`WireTerms`].
+pub const LANE_OFFER: u8 = Service::Link.base() + 2;
+/// Yes: connect. Body: [`WireTerms`].
+pub const LANE_ACCEPT: u8 = Service::Link.base() + 3;
+/// No, there is no RDMA here.
+pub const LANE_REFUSE: u8 = Service::Link.base() + 4;
+/// What follows comes by the lane.
+pub const LANE_SWITCH: u8 = Service::Link.base() + 5;
+/// I take it from there.
+pub const LANE_GO: u8 = Service::Link.base() + 6;
+/// My end is destroyed. `request`: so many messages of yours I have.
+pub const LANE_DOWN: u8 = Service::Link.base() + 7;
+/// On the lane only: nothing but how many packets have come, and the epoch.
+pub const LANE_ACKNOWLEDGE: u8 = Service::Link.base() + 8;
+/// This is where my frames are. Body: [`WireMemory`].
+pub const LANE_MEMORY: u8 = Service::Link.base() + 9;
+
+/// An attempt that has not come to a lane by then has failed.
+const ATTEMPT_TIME: Duration = Duration::from_secs(10);
+
+/// Pause before the attempt after a failed one; doubles. The tests' devices fail all the time.
+const RETRY: Duration = if cfg!(test) { Duration::from_millis(5) } else { Duration::from_secs(2) };
+
+/// Longest pause between attempts.
+const RETRY_MAX: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(60) };
+
+/// First bytes of the greeting that goes with a request to connect.
+const GREETING_MAGIC: [u8; 4] = *b"RDIC";
+
+/// Body of an offer and of its acceptance.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct WireTerms {
+    /// No frame of an earlier epoch may be written into by this lane.
+    floor: U64,
+    /// Must be the same on both sides.
+    window: U32,
+    zero: U32,
+}
+
+/// Body of a `LANE_MEMORY`.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct WireMemory {
+    start: U64,
+    bytes: U64,
+    key: U32,
+    zero: U32,
+}
+
+/// What identifies an attempt to the device of the other side.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct WireGreeting {
+    magic: [u8; 4],
+    node: u8,
+    to: u8,
+    shard: u8,
+    zero: u8,
+    generation: U64,
+    incarnation: U64,
+    cluster_id: [u8; 16],
+}
+
+const _: () = assert!(size_of::<WireGreeting>() == GREETING_BYTES);
+
+/// The frames of the other side.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PeerMemory {
+    pub start: u64,
+    pub bytes: u64,
+    pub key: u32,
+}
+
+/// A message on its way to a lane.
+#[derive(Debug)]
+pub(in super::super) struct Outgoing {
+    pub header: Header,
+    pub body: OutgoingBody,
+    /// Where the block goes, if it may be written.
+    pub place: Place,
+}
+
+/// See [`Outgoing`].
+#[derive(Debug)]
+pub(in super::super) enum OutgoingBody {
+    Bytes(Vec<u8>),
+    Block(IoBuf),
+}
+
+impl Outgoing {
+    fn bytes(&self) -> usize {
+        super::super::HEADER_BYTES + self.header.body_len as usize
+    }
+}
+
+/// The attempt of now.
+pub(super) struct Attempt {
+    pub generation: Generation,
+    since: Instant,
+    pub pair: Option<Pair>,
+    pub connected: bool,
+    pub window: Window,
+    /// Of the other side's frames: none of an earlier epoch may be written into.
+    pub floor: Epoch,
+    /// A body that is longer than a packet, as far as it has come.
+    pub assembling: Option<(WireHeader, Vec<u8>)>,
+    /// A block came that has not been acknowledged: its sender keeps the frame until it is.
+    pub owes_block: bool,
+    /// The other side shall hear of the epoch, or that we live.
+    pub says_something: bool,
+    /// Packets at the last heartbeat.
+    sent_before: u64,
+    /// Since when the other side has had no more than so many packets, of those that were sent.
+    stalled: Option<(u64, Instant)>,
+}
+
+/// A link's end of its lanes.
+#[derive(Default)]
+pub(in super::super) struct LaneEnd {
+    pub(super) stream: NumberedStream<Outgoing>,
+    /// Bytes of what the stream keeps.
+    bytes: usize,
+    pub(super) attempt: Option<Attempt>,
+    pub(super) memory: Option<PeerMemory>,
+    last: Generation,
+    /// Our end of this lane is destroyed, the other has not said so yet.
+    awaits_down: Option<Generation>,
+    retry_at: Option<Instant>,
+    retry: Duration,
+    /// The failure has been told in the log.
+    told: bool,
+}
+
+impl LaneEnd {
+    /// Whether a message goes over TCP, now.
+    pub fn goes_by_tcp(&mut self) -> bool {
+        self.stream.goes_by_tcp()
+    }
+
+    /// Keeps a message for the lane. Bytes that are kept then.
+    pub fn keep(&mut self, header: &Header, body: QueuedBody<'_>, place: Place) -> usize {
+        let body = match body {
+            QueuedBody::Bytes(bytes) => OutgoingBody::Bytes(bytes.to_vec()),
+            QueuedBody::Block(block) => OutgoingBody::Block(block),
+        };
+        let message = Outgoing { header: *header, body, place };
+        self.bytes += message.bytes();
+        self.stream.wait(message);
+        self.bytes
+    }
+
+    /// Bytes and messages kept.
+    pub fn kept(&self) -> (usize, usize) {
+        (self.bytes, self.stream.kept())
+    }
+
+    /// Whether what is sent goes by the lane.
+    pub fn is_by_lane(&self) -> bool {
+        self.stream.sends_by().is_some()
+    }
+
+    /// The other side has had so many packets.
+    pub(super) fn acknowledged(&mut self, packets: u64) -> Vec<Outgoing> {
+        let mut done = Vec::new();
+        while let Some(message) = self.stream.acknowledged(packets) {
+            self.bytes -= message.bytes();
+            done.push(message);
+        }
+        done
+    }
+
+    pub(super) fn says_something(&mut self) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.says_something = true;
+        }
+    }
+
+    /// A whole message has come over TCP.
+    pub fn came_by_tcp(&mut self) -> Result<(), StreamFault> {
+        self.stream.came_by_tcp()
+    }
+
+    /// The attempt of now, if it is this one and has a pair.
+    pub(super) fn on_pair(&mut self, pair: Pair) -> Option<&mut Attempt> {
+        self.attempt.as_mut().filter(|attempt| attempt.pair == Some(pair))
+    }
+
+    fn begin(&mut self, generation: Generation, now: Instant) {
+        assert!(self.attempt.is_none() && self.awaits_down.is_none(), "one lane at a time");
+        self.last = generation;
+        self.attempt = Some(Attempt {
+            generation,
+            since: now,
+            pair: None,
+            connected: false,
+            window: Window::default(),
+            floor: Epoch::default(),
+            assembling: None,
+            owes_block: false,
+            says_something: false,
+            sent_before: 0,
+            stalled: None,
+        });
+    }
+
+    fn put_off(&mut self, now: Instant) {
+        self.retry = (self.retry * 2).clamp(RETRY, RETRY_MAX);
+        self.retry_at = Some(now + self.retry);
+    }
+}
+
+fn say(inner: &Inner, link: &Link, message: Message, body: &[u8]) {
+    if let Some(peer) = inner.peer(link.node)
+        && !link.has_failed()
+    {
+        // A full queue ends the connection by itself.
+        let _ = inner.enqueue(peer, link, message, QueuedBody::Bytes(body), Place::NONE);
+    }
+}
+
+fn step(inner: &Inner, link: &Link, kind: u8, generation: Generation) {
+    say(inner, link, Message { kind, argument: generation.0, ..Message::default() }, &[]);
+}
+
+fn terms(inner: &Inner) -> WireTerms {
+    WireTerms { floor: U64::new(inner.epoch.get().0), window: U32::new(super::WINDOW as u32), zero: U32::ZERO }
+}
+
+/// Tells the other side where this side's frames are.
+pub(super) fn tell_memory(inner: &Inner, link: &Link) {
+    let Some(memory) = inner.rdma().and_then(|rdma| rdma.memory.get()) else { return };
+    let wire = WireMemory {
+        start: U64::new(memory.start as u64),
+        bytes: U64::new(memory.bytes as u64),
+        key: U32::new(memory.keys.remote),
+        zero: U32::ZERO,
+    };
+    say(inner, link, Message { kind: LANE_MEMORY, ..Message::default() }, wire.as_bytes());
+}
+
+/// The link is connected.
+pub(in super::super) fn link_is_up(inner: &Inner, link: &Rc<Link>) {
+    if inner.rdma().is_some() {
+        tell_memory(inner, link);
+        tick(inner, link);
+    }
+}
+
+/// A heartbeat of the link: offers a lane where that is this side's part and its time has come, ends an attempt that takes too
+/// long, and lets an idle lane say something, for a broken one is found only by that.
+pub(in super::super) fn tick(inner: &Inner, link: &Rc<Link>) {
+    let Some(rdma) = inner.rdma() else { return };
+    let now = inner.reactor.now();
+    let mut lane = link.lane.borrow_mut();
+    if let Some(attempt) = &mut lane.attempt {
+        if !attempt.connected && now.since(attempt.since) > ATTEMPT_TIME {
+            drop(lane);
+            return end(inner, link, "it was not connected in time");
+        }
+        // A device may go on trying for a minute before it says that the other side does not answer.
+        let had = attempt.window.awaits();
+        attempt.stalled = had.map(|had| attempt.stalled.filter(|(before, _)| *before == had).unwrap_or((had, now)));
+        let limit = inner.settings.heartbeat_timeout;
+        if attempt.stalled.is_some_and(|(_, since)| now.since(since) >= limit) {
+            drop(lane);
+            return end(inner, link, &format!("nothing was acknowledged for {} ms", limit.as_millis()));
+        }
+        if attempt.connected && attempt.window.sent() == attempt.sent_before {
+            attempt.says_something = true;
+            drop(lane);
+            rdma.post_soon(link);
+            return;
+        }
+        attempt.sent_before = attempt.window.sent();
+        return;
+    }
+    let due = lane.retry_at.is_none_or(|at| at <= now);
+    let offers = link.node < inner.settings.node && lane.awaits_down.is_none() && due;
+    if !offers || rdma.disabled.borrow().is_some() {
+        return;
+    }
+    if rdma.exposed.borrow().lanes() >= rdma.lanes_max() {
+        lane.put_off(now);
+        return;
+    }
+    let generation = Generation(lane.last.0 + 1);
+    lane.begin(generation, now);
+    drop(lane);
+    rdma.exposed.borrow_mut().lane_opens(link.node, generation, inner.epoch.get());
+    let message = Message { kind: LANE_OFFER, argument: generation.0, ..Message::default() };
+    say(inner, link, message, terms(inner).as_bytes());
+}
+
+/// A message of the link's own that is about lanes.
+pub(in super::super) fn on_message(
+    inner: &Inner,
+    peer: &Peer,
+    link: &Rc<Link>,
+    header: &Header,
+    body: &[u8],
+) -> Result<(), FrameFault> {
+    let generation = Generation(header.argument);
+    let is_now = link.lane.borrow().attempt.as_ref().is_some_and(|attempt| attempt.generation == generation);
+    let Some(rdma) = inner.rdma() else {
+        if header.kind == LANE_OFFER {
+            step(inner, link, LANE_REFUSE, generation);
+        }
+        return Ok(());
+    };
+    let unreadable = FrameFault::Length { body_len: header.body_len, block: false };
+    let impossible = FrameFault::Stream(StreamFault::Step(generation));
+    match header.kind {
+        LANE_OFFER => {
+            let offer = WireTerms::read_from_bytes(body).map_err(|_| unreadable)?;
+            {
+                let lane = link.lane.borrow();
+                if lane.attempt.is_some()
+                    || lane.awaits_down.is_some()
+                    || generation <= lane.last
+                    || link.node < inner.settings.node
+                {
+                    return Err(impossible);
+                }
+            }
+            let full = rdma.exposed.borrow().lanes() >= rdma.lanes_max();
+            if full || rdma.disabled.borrow().is_some() || offer.window.get() != super::WINDOW as u32 {
+                link.lane.borrow_mut().last = generation;
+                step(inner, link, LANE_REFUSE, generation);
+                return Ok(());
+            }
+            link.lane.borrow_mut().begin(generation, inner.reactor.now());
+            set_floor(link, &offer);
+            rdma.exposed.borrow_mut().lane_opens(link.node, generation, inner.epoch.get());
+            let message = Message { kind: LANE_ACCEPT, argument: generation.0, ..Message::default() };
+            say(inner, link, message, terms(inner).as_bytes());
+        }
+        LANE_ACCEPT if is_now => {
+            let terms = WireTerms::read_from_bytes(body).map_err(|_| unreadable)?;
+            set_floor(link, &terms);
+            match rdma.verbs.connect(peer.address.get(), &greeting(inner, link, generation)) {
+                Ok(pair) => {
+                    rdma.pairs.borrow_mut().insert(pair, link.clone());
+                    link.lane.borrow_mut().attempt.as_mut().expect("it is of now").pair = Some(pair);
+                }
+                Err(fault) => end(inner, link, &fault.to_string()),
+            }
+        }
+        LANE_REFUSE if is_now => {
+            {
+                let mut lane = link.lane.borrow_mut();
+                lane.attempt = None;
+                lane.put_off(inner.reactor.now());
+                lane.retry_at = Some(inner.reactor.now() + RETRY_MAX);
+            }
+            rdma.lane_is_gone(link, generation);
+            log_failure(inner, link, "it has no RDMA, or no room for another connection");
+            rdma.note_failure(link, "it has none");
+        }
+        LANE_SWITCH if is_now => {
+            link.lane.borrow_mut().stream.on_switch(generation).map_err(FrameFault::Stream)?;
+            step(inner, link, LANE_GO, generation);
+            note_ready(link);
+        }
+        LANE_GO if is_now => {
+            link.lane.borrow_mut().stream.on_go(generation).map_err(FrameFault::Stream)?;
+            rdma.post_soon(link);
+        }
+        LANE_DOWN => {
+            if is_now {
+                end(inner, link, "its end has failed");
+            }
+            let mut lane = link.lane.borrow_mut();
+            if lane.awaits_down != Some(generation) {
+                return Err(impossible);
+            }
+            lane.awaits_down = None;
+            let rest = lane.stream.on_down(generation, header.request.0).map_err(FrameFault::Stream)?;
+            lane.bytes = 0;
+            drop(lane);
+            let count = rest.len() as u64;
+            Counters::change(&inner.counters.rdma, |rdma| rdma.sent_again += count);
+            let mut queue = link.queue.borrow_mut();
+            for Outgoing { header, body, .. } in rest {
+                match body {
+                    OutgoingBody::Bytes(bytes) => queue.push(&header, QueuedBody::Bytes(&bytes)),
+                    OutgoingBody::Block(block) => queue.push(&header, QueuedBody::Block(block)),
+                }
+            }
+            link.filled.notify_all();
+        }
+        LANE_MEMORY => {
+            let wire = WireMemory::read_from_bytes(body).map_err(|_| unreadable)?;
+            let memory = PeerMemory { start: wire.start.get(), bytes: wire.bytes.get(), key: wire.key.get() };
+            if memory.start.checked_add(memory.bytes).is_none() || !memory.bytes.is_multiple_of(BLOCK_SIZE as u64) {
+                return Err(unreadable);
+            }
+            link.lane.borrow_mut().memory = Some(memory);
+        }
+        // A step of a lane that has ended here: the other side will have heard of that by the time it matters.
+        LANE_ACCEPT | LANE_REFUSE | LANE_SWITCH | LANE_GO => {}
+        _ => inner.counters.drop_one(|drops| &mut drops.no_handler),
+    }
+    Ok(())
+}
+
+fn set_floor(link: &Link, terms: &WireTerms) {
+    let mut lane = link.lane.borrow_mut();
+    lane.attempt.as_mut().expect("it is of now").floor = Epoch(terms.floor.get());
+}
+
+fn greeting(inner: &Inner, link: &Link, generation: Generation) -> [u8; GREETING_BYTES] {
+    let greeting = WireGreeting {
+        magic: GREETING_MAGIC,
+        node: inner.settings.node.0,
+        to: link.node.0,
+        shard: inner.settings.shard.0,
+        zero: 0,
+        generation: U64::new(generation.0),
+        incarnation: U64::new(inner.settings.incarnation.0),
+        cluster_id: inner.settings.cluster_id.to_le_bytes(),
+    };
+    zerocopy::transmute!(greeting)
+}
+
+/// Somebody's device asks to be connected: yes, if it is the attempt of now of one of the links.
+pub(super) fn on_asked(inner: &Inner, incoming: Incoming, greeting: [u8; GREETING_BYTES]) {
+    let rdma = inner.rdma().expect("the device is this one's");
+    let greeting: WireGreeting = zerocopy::transmute!(greeting);
+    let for_us = greeting.magic == GREETING_MAGIC
+        && greeting.cluster_id == inner.settings.cluster_id.to_le_bytes()
+        && greeting.to == inner.settings.node.0
+        && greeting.shard == inner.settings.shard.0;
+    let link = inner.peer(NodeId(greeting.node)).and_then(|peer| peer.link.borrow().clone());
+    let link = link.filter(|link| {
+        let lane = link.lane.borrow();
+        let attempt = lane.attempt.as_ref().filter(|attempt| attempt.pair.is_none());
+        let is_now = attempt.is_some_and(|attempt| attempt.generation.0 == greeting.generation.get());
+        for_us
+            && is_now
+            && link.incarnation.0 == greeting.incarnation.get()
+            && link.node > inner.settings.node
+            && !link.has_failed()
+    });
+    let Some(link) = link else {
+        tracing::debug!("a connection by RDMA that nobody expects is refused");
+        return rdma.verbs.refuse(incoming);
+    };
+    match rdma.verbs.accept(incoming) {
+        Ok(pair) => {
+            rdma.pairs.borrow_mut().insert(pair, link.clone());
+            link.lane.borrow_mut().attempt.as_mut().expect("looked at above").pair = Some(pair);
+        }
+        Err(fault) => end(inner, &link, &fault.to_string()),
+    }
+}
+
+/// The devices are connected: from now on this side's messages go that way.
+pub(super) fn on_connected(inner: &Inner, link: &Rc<Link>) {
+    let mut lane = link.lane.borrow_mut();
+    let now = inner.reactor.now();
+    let attempt = lane.attempt.as_mut().expect("its pair is known");
+    if std::mem::replace(&mut attempt.connected, true) {
+        return;
+    }
+    let generation = attempt.generation;
+    attempt.since = now;
+    lane.stream.switch(generation);
+    (lane.retry, lane.retry_at) = (Duration::ZERO, None);
+    lane.told = false;
+    drop(lane);
+    Counters::change(&inner.counters.rdma, |rdma| rdma.lanes_connected += 1);
+    let device = inner.rdma().map(|rdma| rdma.verbs.name());
+    tracing::info!(peer = %link.node, device, "by RDMA from now on");
+    step(inner, link, LANE_SWITCH, generation);
+    note_ready(link);
+}
+
+/// Where only RDMA is wanted the peer counts as connected when both directions go that way.
+fn note_ready(link: &Link) {
+    let lane = link.lane.borrow();
+    let connected = lane.attempt.as_ref().is_some_and(|attempt| attempt.connected);
+    if connected && lane.stream.receives_by().is_some() {
+        link.by_rdma.set(true);
+        link.became_ready.notify_all();
+    }
+}
+
+/// Ends this side's end of the lane, whatever state it is in, and tells the other.
+pub(super) fn end(inner: &Inner, link: &Rc<Link>, why: &str) {
+    let Some(rdma) = inner.rdma() else { return };
+    let Some((generation, number)) = take_down(link, rdma) else { return };
+    link.lane.borrow_mut().put_off(inner.reactor.now());
+    Counters::change(&inner.counters.rdma, |rdma| rdma.lanes_failed += 1);
+    log_failure(inner, link, why);
+    let message = Message { kind: LANE_DOWN, argument: generation.0, request: RequestId(number), ..Message::default() };
+    say(inner, link, message, &[]);
+    rdma.note_failure(link, why);
+}
+
+fn log_failure(inner: &Inner, link: &Link, why: &str) {
+    let required = inner.rdma().is_some_and(|rdma| rdma.required);
+    if !std::mem::replace(&mut link.lane.borrow_mut().told, true) && !required {
+        tracing::warn!(peer = %link.node, "not by RDMA: {why}; by TCP until that changes");
+    }
+}
+
+/// Destroys the pair, so that nothing comes by it any more, and takes note of how many messages have come.
+fn take_down(link: &Rc<Link>, rdma: &super::Rdma) -> Option<(Generation, u64)> {
+    let mut attempt = link.lane.borrow_mut().attempt.take()?;
+    if let Some(pair) = attempt.pair {
+        rdma.verbs.destroy(pair);
+        rdma.pairs.borrow_mut().remove(&pair);
+    }
+    rdma.send_slots.borrow_mut().extend(attempt.window.take_staged());
+    let number = {
+        let mut lane = link.lane.borrow_mut();
+        lane.awaits_down = Some(attempt.generation);
+        lane.stream.lane_ended(attempt.generation)
+    };
+    rdma.lane_is_gone(link, attempt.generation);
+    Some((attempt.generation, number))
+}
+
+/// The link is over.
+pub(in super::super) fn forget(inner: &Inner, link: &Rc<Link>) {
+    let Some(rdma) = inner.rdma() else { return };
+    take_down(link, rdma);
+    rdma.ready.borrow_mut().retain(|known| !Rc::ptr_eq(known, link));
+    let stream = std::mem::take(&mut link.lane.borrow_mut().stream);
+    // The frames that were to be sent go back to the cache, which may have a lot to do about it.
+    drop(stream);
+}

@@ -1,0 +1,142 @@
+//! What only real devices can show: packets that are lost, and a process that is gone. Runs where devices are named
+//! (`RUSTYDB_TEST_RDMA`, two addresses; `hw-tests/rdma-in-vm`).
+
+use std::process::{Child, Command};
+
+use super::*;
+
+/// Ends the process whatever becomes of the test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn shell(variable: &str) {
+    let command = std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is to be set with RUSTYDB_TEST_RDMA"));
+    assert!(Command::new("sh").args(["-c", &command]).status().unwrap().success(), "{command}");
+}
+
+fn patient(mut settings: Settings) -> Settings {
+    settings.heartbeat_interval = Duration::from_millis(200);
+    settings.heartbeat_timeout = Duration::from_secs(2);
+    settings
+}
+
+fn on_a_device<F: Future<Output = ()> + 'static>(make: impl Fn(Reactor) -> F) {
+    let Some(addresses) = device_addresses() else { return println!("no RDMA devices are named") };
+    // What happened is worth knowing when it took an emulated processor a minute.
+    let _ = tracing_subscriber::fmt().with_test_writer().with_max_level(tracing::Level::INFO).try_init();
+    on_drivers(Transport::Device(addresses), make);
+}
+
+async fn by_rdma(cluster: &Cluster, node: &Node) {
+    let so = || node.net.stats().peers.iter().any(|peer| peer.by_rdma);
+    for _ in 0..6 {
+        if so() {
+            return;
+        }
+        cluster.patient_until(so).await;
+    }
+    panic!("never by RDMA: {:?}", node.net.stats());
+}
+
+impl Cluster {
+    async fn patient_until(&self, is_so: impl Fn() -> bool) {
+        for _ in 0..1_000 {
+            if is_so() {
+                return;
+            }
+            self.reactor.sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+#[test]
+fn a_partition_that_swallows_roce_alone_is_bridged_by_tcp() {
+    on_a_device(|reactor| async move {
+        let cluster = Cluster::new(&reactor, 2);
+        let one = cluster.start(patient(cluster.settings(1, 1))).await;
+        let two = cluster.start(patient(cluster.settings(2, 1))).await;
+        two.net.all_up().await;
+        by_rdma(&cluster, &one).await;
+        by_rdma(&cluster, &two).await;
+        for round in 0..50 {
+            two.net.send(NodeId(1), small(round), Body::Empty).unwrap();
+        }
+        cluster.until("the messages before", || one.seen.count.get() == 50).await;
+        shell("RUSTYDB_TEST_CUT");
+        for round in 50..150 {
+            let (message, body) = block(round);
+            two.net.send(NodeId(1), Message { argument: round, ..message }, body).unwrap();
+            one.net.send(NodeId(2), small(round), Body::Bytes(vec![7; 20_000])).unwrap();
+        }
+        cluster.patient_until(|| one.seen.count.get() == 150).await;
+        cluster.patient_until(|| two.seen.count.get() == 100).await;
+        let arguments: Vec<u64> = one.seen.messages.borrow().iter().map(|(_, header, _)| header.argument).collect();
+        let mended = one.net.stats().peers[0].by_rdma;
+        shell("RUSTYDB_TEST_MEND");
+        assert_eq!(arguments, (0..150).collect::<Vec<u64>>());
+        assert_eq!(two.seen.count.get(), 100);
+        assert!(!mended, "RoCE's packets were to be lost");
+        assert!(one.seen.downs.borrow().is_empty() && two.seen.downs.borrow().is_empty(), "the connection held");
+        assert!(two.net.stats().rdma.unwrap().sent_again > 0);
+        by_rdma(&cluster, &two).await;
+        by_rdma(&cluster, &one).await;
+        [&one, &two].iter().for_each(|node| node.net.close());
+    });
+}
+
+/// The process that is killed: node 2.
+#[test]
+fn the_other_process() {
+    let Ok(addresses) = std::env::var("RUSTYDB_TEST_PEER") else { return };
+    let addresses: Vec<SocketAddr> = addresses.split(',').map(|address| address.parse().unwrap()).collect();
+    on_a_device(move |reactor| {
+        let addresses = addresses.clone();
+        async move {
+            let cluster = Cluster { reactor: reactor.clone(), addresses };
+            let two = cluster.start(patient(cluster.settings(2, u64::from(std::process::id())))).await;
+            two.net.all_up().await;
+            by_rdma(&cluster, &two).await;
+            for round in 0u64.. {
+                let (message, body) = block(round);
+                let sent = two.net.send(NodeId(1), Message { argument: round, ..message }, body);
+                reactor.sleep(Duration::from_millis(if sent.is_ok() { 1 } else { 100 })).await;
+            }
+        }
+    });
+}
+
+#[test]
+fn a_peer_that_crashes_is_lost_and_its_next_life_comes_back_by_rdma() {
+    on_a_device(|reactor| async move {
+        let cluster = Cluster::new(&reactor, 2);
+        let one = cluster.start(patient(cluster.settings(1, 1))).await;
+        let list = format!("{},{}", cluster.addresses[0], cluster.addresses[1]);
+        let start = || {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", "interconnect::tests::devices::the_other_process", "--nocapture"]);
+            Process(command.env("RUSTYDB_TEST_PEER", &list).spawn().unwrap())
+        };
+        for life in 1..=2usize {
+            let process = start();
+            let before = one.seen.count.get();
+            for _ in 0..6 {
+                cluster.patient_until(|| one.seen.count.get() > before + 100).await;
+            }
+            assert!(one.net.stats().blocks_rdma.received > 50, "{:?}", one.net.stats());
+            drop(process);
+            cluster.patient_until(|| one.seen.downs.borrow().len() == life).await;
+            assert_eq!((one.seen.ups.borrow().len(), one.seen.downs.borrow().len()), (life, life));
+        }
+        // Of each life, what came came in order and once.
+        let arguments: Vec<u64> = one.seen.messages.borrow().iter().map(|(_, header, _)| header.argument).collect();
+        let restarts = arguments.windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
+        assert_eq!((restarts, arguments[0]), (1, 0));
+        one.net.close();
+    });
+}
