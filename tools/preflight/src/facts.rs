@@ -20,6 +20,8 @@ pub struct Facts {
     pub addresses: Vec<(String, IpAddr)>,
     /// Whether each address that a node listens on is free.
     pub listens: Vec<Listen>,
+    /// Why files can't be made in the folder of live statistics; `None` when they can.
+    pub statistics_folder: Option<String>,
     /// The volume, if one was named.
     pub volume: Option<VolumeFacts>,
     /// What NVMe controllers and namespaces under the volume say of themselves, by namespace.

@@ -44,6 +44,8 @@ pub struct Needs {
     pub rdma: bool,
     /// Whether RDMA is not used although there may be some.
     pub tcp_only: bool,
+    /// Where live statistics are published; empty: nowhere.
+    pub statistics_folder: PathBuf,
     /// How dead nodes are fenced.
     pub ha: HaConfig,
 }
@@ -66,6 +68,7 @@ impl Default for Needs {
             connections: server.max_connections,
             rdma: false,
             tcp_only: false,
+            statistics_folder: server.statistics_folder,
             ha: HaConfig::default(),
         }
     }
@@ -123,6 +126,7 @@ impl Needs {
             connections: config.server.max_connections,
             rdma: wants_rdma(config.rac.interconnect.protocol),
             tcp_only: config.rac.interconnect.protocol == Protocol::Tcp,
+            statistics_folder: config.server.statistics_folder.clone(),
             ha: config.ha.clone(),
         }
     }

@@ -243,6 +243,7 @@ fn facts_that_are_wrong_are_named_by_their_checks() {
         ("RDB-MEM-001", Fatal, |facts, _| facts.limits.locked_memory.soft = Some(8 << 20)),
         ("RDB-MEM-010", Warning, |facts, _| facts.limits.open_files.soft = Some(1_024)),
         ("RDB-MEM-011", Fatal, |facts, _| facts.limits.file_size.soft = Some(1 << 30)),
+        ("RDB-MEM-014", Warning, |facts, _| facts.statistics_folder = Some("permission denied".into())),
         ("RDB-CPU-001", Warning, |facts, _| facts.processors_allowed = 4),
         ("RDB-TIME-002", Warning, |facts, _| facts.clock = Some(Ok(ClockSync { synchronised: false, error_us_max: 0 }))),
         ("RDB-NET-001", Fatal, |facts, _| facts.listens[0].refused = Some("address in use".into())),

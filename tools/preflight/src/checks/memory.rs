@@ -98,6 +98,13 @@ pub(super) const CHECKS: &[Check] = &[
               the disk, so it wants a place (kernel.core_pattern).",
         run: core_dumps,
     },
+    Check {
+        id: "RDB-MEM-014",
+        what: "folder of live statistics",
+        why: "A node publishes its statistics in a file of shared memory in server.statistics_folder, which rusty-db-cli top reads, also \
+              after the node has died (docs/shm.md). Where the file can't be made, HTTP still tells them.",
+        run: statistics,
+    },
 ];
 
 const IPC_LOCK: u32 = 14;
@@ -282,5 +289,17 @@ fn core_dumps(host: &Host) -> Vec<Finding> {
             .remedy("LimitCORE=infinity in the systemd unit, and apt-get install systemd-coredump")
             .into(),
         _ => Finding::ok(format!("kernel.core_pattern = {pattern}")).into(),
+    }
+}
+
+fn statistics(host: &Host) -> Vec<Finding> {
+    let folder = host.needs.statistics_folder.display().to_string();
+    match &host.facts.statistics_folder {
+        _ if folder.is_empty() => Finding::skipped("server.statistics_folder is empty: no file is wanted").into(),
+        None => Finding::ok(folder).into(),
+        Some(error) => Finding::warning(format!("{folder}: {error}"))
+            .wants("a folder, best in memory, that the node's user may write to")
+            .remedy(format!("install -d -o rustydb {folder}; or another server.statistics_folder"))
+            .into(),
     }
 }

@@ -44,6 +44,7 @@ pub fn gather(needs: &Needs, options: Options) -> Facts {
         clock: Some(clock()),
         addresses: addresses(),
         listens: needs.listens.iter().map(|(setting, address)| listen(setting, *address)).collect(),
+        statistics_folder: volume::access(&needs.statistics_folder, libc::W_OK | libc::X_OK).err().map(|error| error.to_string()),
         volume,
         ..Facts::default()
     };

@@ -64,7 +64,7 @@ pub(super) fn look(path: &Path) -> VolumeFacts {
     if facts.kind == VolumeKind::File {
         fill_file_system(&mut facts, path);
     }
-    facts.access = access(path).err().map(|error| error.to_string());
+    facts.access = access(path, libc::R_OK | libc::W_OK).err().map(|error| error.to_string());
     let direct = File::options().read(true).custom_flags(libc::O_DIRECT).open(path);
     let file = direct.or_else(|error| {
         let file = File::open(path)?;
@@ -85,11 +85,11 @@ fn numbers(device: u64) -> (u32, u32) {
     (libc::major(device), libc::minor(device))
 }
 
-/// Whether this process may read and write, without opening: opening a device for writing makes udev look at it anew.
-fn access(path: &Path) -> io::Result<()> {
+/// Whether this process may, without opening: opening a device for writing makes udev look at it anew.
+pub(super) fn access(path: &Path, what: libc::c_int) -> io::Result<()> {
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     // SAFETY: the name is a C string that outlives the call.
-    let code = unsafe { libc::faccessat(libc::AT_FDCWD, name.as_ptr(), libc::R_OK | libc::W_OK, libc::AT_EACCESS) };
+    let code = unsafe { libc::faccessat(libc::AT_FDCWD, name.as_ptr(), what, libc::AT_EACCESS) };
     if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
