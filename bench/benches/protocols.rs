@@ -111,7 +111,7 @@ impl Cores {
         while !self.out.is_empty() {
             for output in std::mem::take(&mut self.out) {
                 match output {
-                    Output::Send { to, message } | Output::Ship { to, message } => {
+                    Output::Send { to, message } | Output::Ship { to, message, .. } => {
                         self.letters.push_back((NODES[node], to, message));
                     }
                     Output::Protect { block } => {

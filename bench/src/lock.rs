@@ -92,7 +92,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
         bare_samples.add(&bare.round_trips(Size::Lock, LOCKS)?);
     }
     let mut report = Report::new("lock");
-    report.setting("transport", "tcp");
+    report.setting("transport", options.nodes.transport.words());
     report.setting("idle shards", options.nodes.idle_words());
     report.setting("pinned", options.nodes.pin);
     report.setting("rounds", options.rounds);

@@ -33,8 +33,31 @@ pub const REDO_BYTES: u64 = 64 << 20;
 const BLOCKS: u64 = 4096;
 const FRAMES: usize = 4096;
 const PARTITION: PartitionId = PartitionId(70);
+/// How long shards that have cores of their own look for what comes by RDMA before they sleep.
+const RDMA_POLL: Duration = Duration::from_micros(50);
 /// Deadlocks are not measured.
 const DEADLOCK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How blocks and messages travel between the nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// RDMA, or it is an error.
+    Rdma,
+}
+
+impl Transport {
+    /// For a report.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Transport::Tcp => "tcp",
+            Transport::Rdma => "rdma",
+        }
+    }
+}
 
 /// How the nodes are made.
 #[derive(Clone, Debug)]
@@ -47,6 +70,8 @@ pub struct Options {
     pub pin: bool,
     /// Addresses of this host that the nodes listen on, in their order; 127.0.0.1 and so on where there are none.
     pub addresses: Vec<IpAddr>,
+    /// How blocks and messages travel.
+    pub transport: Transport,
     /// Bytes of each node's redo area, written with zeros before it begins: [`REDO_BYTES`], or less for a quick look.
     pub redo_bytes: u64,
 }
@@ -101,7 +126,19 @@ pub struct Parts {
     pub ges: Ges,
     /// Requests without any of that.
     pub bare: Rc<Bare>,
-    _interconnect: Interconnect,
+    /// The connections to the other nodes.
+    pub interconnect: Interconnect,
+}
+
+/// See [`Nodes::blocks_sent`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BlocksSent {
+    /// By RDMA.
+    pub by_rdma: u64,
+    /// By TCP.
+    pub by_tcp: u64,
+    /// Bytes of both that a process copied from one place to another.
+    pub bytes_copied: u64,
 }
 
 /// The nodes.
@@ -139,7 +176,14 @@ fn free_addresses(addresses: &[IpAddr]) -> Outcome<Vec<SocketAddr>> {
 
 #[cfg(test)]
 pub(crate) fn quick() -> Options {
-    Options { folder: std::env::temp_dir(), overprovisioned: true, pin: false, addresses: Vec::new(), redo_bytes: 8 << 20 }
+    Options {
+        folder: std::env::temp_dir(),
+        overprovisioned: true,
+        pin: false,
+        addresses: Vec::new(),
+        transport: Transport::Tcp,
+        redo_bytes: 8 << 20,
+    }
 }
 
 impl Nodes {
@@ -150,7 +194,7 @@ impl Nodes {
     pub fn start(count: usize, options: &Options) -> Outcome<Nodes> {
         let place = Place::new(&options.folder);
         let reactor_options = ReactorOptions { overprovisioned: options.overprovisioned, ..ReactorOptions::default() };
-        let (path, blocks_first, redo_bytes) = (place.path().to_owned(), options.blocks_first(), options.redo_bytes);
+        let (path, blocks_first, options) = (place.path().to_owned(), options.blocks_first(), options.clone());
         run_local(reactor_options, |reactor| async move {
             let file = reactor.open(&path, OpenOptions::CREATE).await?;
             reactor.write_zeros(file, 0, (blocks_first + BLOCKS) * BLOCK_SIZE as u64).await?;
@@ -159,10 +203,10 @@ impl Nodes {
         let addresses = free_addresses(&options.addresses_of(count)?)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let start = |index: usize| {
-            let (path, addresses) = (place.path().to_owned(), addresses.clone());
-            let make =
-                move |reactor: Reactor| async move { Ok((open(&reactor, index, &path, &addresses, redo_bytes).await?, ())) };
-            Shard::start(options.pin.then_some(index % cores), &format!("node{}", index + 1), reactor_options, make)
+            let (path, addresses, options) = (place.path().to_owned(), addresses.clone(), options.clone());
+            let core = options.pin.then_some(index % cores);
+            let make = move |reactor: Reactor| async move { Ok((open(&reactor, index, &path, &addresses, &options).await?, ())) };
+            Shard::start(core, &format!("node{}", index + 1), reactor_options, make)
         };
         let starting = (0..count).map(start).collect::<Outcome<Vec<_>>>()?;
         let nodes = starting.into_iter().map(|starting| Ok(starting.wait()?.0)).collect::<Outcome<Vec<_>>>()?;
@@ -176,6 +220,21 @@ impl Nodes {
         let found: Vec<_> = blocks.filter(|block| self.map.master(*block) == master).skip(skip).take(count).collect();
         assert_eq!(found.len(), count, "{master} masters too few blocks for the benchmark");
         found
+    }
+
+    /// Blocks that all nodes have sent to each other by RDMA and by TCP, and bytes of them that they copied.
+    ///
+    /// # Errors
+    /// When a shard is gone.
+    pub fn blocks_sent(&self) -> Outcome<BlocksSent> {
+        let mut sum = BlocksSent::default();
+        for node in &self.nodes {
+            let stats = node.run(|parts| async move { Ok(parts.interconnect.stats()) })?;
+            sum.by_rdma += stats.blocks_rdma.sent;
+            sum.by_tcp += stats.blocks_tcp.sent;
+            sum.bytes_copied += stats.blocks_rdma.bytes_copied + stats.blocks_tcp.bytes_copied;
+        }
+        Ok(sum)
     }
 
     /// Messages about blocks that all nodes have sent to each other, by kind.
@@ -192,7 +251,8 @@ impl Nodes {
     }
 }
 
-async fn open(reactor: &Reactor, index: usize, path: &Path, addresses: &[SocketAddr], redo_bytes: u64) -> Outcome<Parts> {
+async fn open(reactor: &Reactor, index: usize, path: &Path, addresses: &[SocketAddr], options: &Options) -> Outcome<Parts> {
+    let redo_bytes = options.redo_bytes;
     let (node, shard) = (NODES[index], ShardId(0));
     let file = reactor.open(path, OpenOptions::WRITE).await?;
     let mut settings = Settings::new(1, node, Incarnation(1), shard, 1, addresses[index]);
@@ -200,6 +260,11 @@ async fn open(reactor: &Reactor, index: usize, path: &Path, addresses: &[SocketA
     settings.peers = peers.filter(|(peer, _)| *peer != node).collect();
     let clock = ScnClock::new();
     let interconnect = Interconnect::new(reactor, &clock, settings);
+    if options.transport == Transport::Rdma {
+        // As a node with poll_us: shards that look for work before they sleep look for what comes by RDMA as well.
+        let poll = if options.overprovisioned { Duration::ZERO } else { RDMA_POLL };
+        interconnect.use_device(addresses[index], addresses.len() - 1, true, poll)?;
+    }
     let gcs = Gcs::new(GcsParts {
         reactor: reactor.clone(),
         interconnect: interconnect.clone(),
@@ -223,9 +288,14 @@ async fn open(reactor: &Reactor, index: usize, path: &Path, addresses: &[SocketA
             frames: FRAMES,
             dirty_percent_max: 90,
             checkpoint_interval_ms: 3_600_000,
+            register_memory: interconnect.has_rdma(),
             ..CacheConfig::default()
         },
     })?;
+    if let Some((start, bytes)) = cache.memory() {
+        // SAFETY: the cache has just promised that it stays mapped.
+        unsafe { interconnect.register_frames(start, bytes) }.map_err(|fault| fault.to_string())?;
+    }
     gcs.attach(&cache);
     interconnect.register(Service::Gcs, Rc::new(gcs.clone()));
     let ges = Ges::new(&interconnect, Rc::new(NoTransactions), DEADLOCK_TIMEOUT);
@@ -234,5 +304,5 @@ async fn open(reactor: &Reactor, index: usize, path: &Path, addresses: &[SocketA
     interconnect.set_epoch(Epoch(1));
     interconnect.start().await?;
     interconnect.all_up().await;
-    Ok(Parts { reactor: reactor.clone(), cache, log, gcs, ges, bare, _interconnect: interconnect })
+    Ok(Parts { reactor: reactor.clone(), cache, log, gcs, ges, bare, interconnect })
 }

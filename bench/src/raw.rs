@@ -218,7 +218,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
     }
 
     let mut report = Report::new("raw");
-    report.setting("transport", "tcp");
+    report.setting("transport", options.nodes.transport.words());
     report.setting("idle shards", options.nodes.idle_words());
     report.setting("pinned", options.nodes.pin);
     report.setting("rounds", options.rounds);

@@ -21,7 +21,7 @@ use rustydb::volume::change::Change;
 
 use crate::Outcome;
 use crate::load::{Limit, Load, OPEN_LOOP_WORKERS, Schedule, drive};
-use crate::nodes::{NODES, Nodes, Options as NodesOptions, Parts};
+use crate::nodes::{NODES, Nodes, Options as NodesOptions, Parts, Transport};
 use crate::raw::{PingPong, Size};
 use crate::report::{Report, Samples, Target};
 
@@ -293,7 +293,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
     }
 
     let mut report = Report::new("transfer");
-    report.setting("transport", "tcp");
+    report.setting("transport", options.nodes.transport.words());
     report.setting("nodes", count);
     report.setting("idle shards", options.nodes.idle_words());
     report.setting("pinned", options.nodes.pin);
@@ -315,6 +315,12 @@ pub fn run(options: &Options) -> Outcome<Report> {
             report.figure(format!("{}, two-way / bare round trip, medians", set.name), ratio, "times", Some(TRANSFER_TARGET));
         }
     }
+    let sent = nodes.blocks_sent()?;
+    report.condition(format!("blocks sent: {} by RDMA, {} by TCP", sent.by_rdma, sent.by_tcp));
+    let copied = sent.bytes_copied as f64 / (sent.by_rdma + sent.by_tcp).max(1) as f64;
+    // By RDMA a block goes from frame to frame.
+    let wanted = (options.nodes.transport == Transport::Rdma).then_some(Target::Exactly(0.0));
+    report.figure("bytes copied by the nodes' processes", copied, "a block", wanted);
     if options.concurrency > 0 {
         many_at_once(&nodes, options, &many, &mut report)?;
     }

@@ -54,6 +54,9 @@ struct Arguments {
     /// transfer, raw, lock: addresses of this host that the nodes listen on, separated by commas; default 127.0.0.1 and on
     #[arg(long, global = true, value_name = "ADDRESSES", value_delimiter = ',')]
     address: Vec<IpAddr>,
+    /// transfer, raw, lock: how blocks and messages travel; rdma wants a build with it (docs/rdma.md) and --address
+    #[arg(long, global = true, value_enum, default_value_t = Transport::Tcp)]
+    transport: Transport,
     /// Pin shards to cores (reads, store: the last core; the others: the first ones)
     #[arg(long, global = true)]
     pin: bool,
@@ -122,9 +125,6 @@ enum What {
         /// Rounds in which all ways have their turns
         #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         rounds: u32,
-        /// How blocks travel between the nodes
-        #[arg(long, value_enum, default_value_t = Transport::Tcp)]
-        transport: Transport,
         /// Whether one of the two nodes is the block's master, or a third
         #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Way::TwoWay, Way::ThreeWay])]
         path: Vec<Way>,
@@ -251,6 +251,8 @@ enum Durable {
 enum Transport {
     /// TCP
     Tcp,
+    /// RDMA
+    Rdma,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -321,7 +323,11 @@ impl What {
     fn run(&self, arguments: &Arguments) -> Outcome<Vec<Report>> {
         let (folder, overprovisioned, pin) = (arguments.dir.clone(), arguments.overprovisioned, arguments.pin);
         let (addresses, redo_bytes) = (arguments.address.clone(), nodes::REDO_BYTES);
-        let nodes = nodes::Options { folder: folder.clone(), overprovisioned, pin, addresses, redo_bytes };
+        let transport = match arguments.transport {
+            Transport::Tcp => nodes::Transport::Tcp,
+            Transport::Rdma => nodes::Transport::Rdma,
+        };
+        let nodes = nodes::Options { folder: folder.clone(), overprovisioned, pin, addresses, transport, redo_bytes };
         let report = match self {
             What::Log { bytes, rounds, operations, durable, asked } => {
                 let load =
@@ -330,7 +336,7 @@ impl What {
                     (*bytes as usize, *rounds, *operations, durable.map(DurableMethod::from));
                 log::run(&log::Options { folder, bytes, rounds, operations, overprovisioned, durable, load })
             }
-            What::Transfer { rounds, transport: Transport::Tcp, path, mode, concurrency, rate, contended } => {
+            What::Transfer { rounds, path, mode, concurrency, rate, contended } => {
                 let paths = path.iter().map(|way| match way {
                     Way::TwoWay => BlockPath::TwoWay,
                     Way::ThreeWay => BlockPath::ThreeWay,

@@ -40,7 +40,7 @@ impl Run {
     /// A node is to leave for good: after its death, or while it serves.
     pub(super) fn remove(&mut self, node: usize) {
         let stay = self.members.iter().filter(|member| member.place == Place::Member).count();
-        if stay <= NODES_MIN - 1 || self.members[node].place != Place::Member {
+        if stay < NODES_MIN || self.members[node].place != Place::Member {
             return;
         }
         self.events.note(format_args!("node{} is to leave for good", node + 1));

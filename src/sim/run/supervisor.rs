@@ -61,7 +61,7 @@ impl Member {
 
     /// How many members its view has.
     pub(super) fn sees(&self) -> usize {
-        self.hosted.as_ref().map_or(0, |hosted| hosted.status().get().members.iter().count())
+        self.hosted.as_ref().map_or(0, |hosted| hosted.status().get().members.len())
     }
 
     /// Is where it shall be: open, or gone for good.

@@ -74,11 +74,6 @@ impl Default for Needs {
     }
 }
 
-/// Whether the protocol is RDMA and nothing else, as operators write it in the file.
-fn wants_rdma(protocol: Protocol) -> bool {
-    format!("{protocol:?}").eq_ignore_ascii_case("rdma")
-}
-
 impl Needs {
     /// From a configuration file, if there is one, and the volume of the command line, which comes first.
     #[must_use]
@@ -124,7 +119,7 @@ impl Needs {
             uring_only: config.engine.io_driver == IoDriver::Uring,
             poll_only: config.engine.io_driver == IoDriver::Poll,
             connections: config.server.max_connections,
-            rdma: wants_rdma(config.rac.interconnect.protocol),
+            rdma: config.rac.interconnect.protocol == Protocol::Rdma,
             tcp_only: config.rac.interconnect.protocol == Protocol::Tcp,
             statistics_folder: config.server.statistics_folder.clone(),
             ha: config.ha.clone(),
