@@ -228,6 +228,15 @@ pub struct ServerConfig {
     pub statistics_folder: PathBuf,
     /// Milliseconds between two publications of the statistics. 10 to 60,000; default 250.
     pub statistics_interval: u64,
+    /// Unix socket at which native clients on this host come in, which then talk through rings in shared memory; for the
+    /// server's own user only. Empty, the default: none.
+    pub native_socket: PathBuf,
+    /// Where native clients come in over TCP, without being asked who they are. Default: nowhere.
+    pub native_address: Option<SocketAddr>,
+    /// Most native clients at once, each served by a thread of its own. 1 to 4,096; default 64.
+    pub native_clients: u64,
+    /// Microseconds that such a thread looks for the next request before it sleeps. 0 to 1,000,000; default 0.
+    pub native_spin: u64,
 }
 
 /// `[engine]`
@@ -323,6 +332,10 @@ impl Default for ServerConfig {
             drain_timeout: 5,
             statistics_folder: PathBuf::from("/dev/shm"),
             statistics_interval: 250,
+            native_socket: PathBuf::new(),
+            native_address: None,
+            native_clients: 64,
+            native_spin: 0,
         }
     }
 }
@@ -502,6 +515,8 @@ impl Config {
         within("server.max_connections", self.server.max_connections, 1, 100_000)?;
         within("server.drain_timeout", self.server.drain_timeout, 0, 3_600)?;
         within("server.statistics_interval", self.server.statistics_interval, 10, 60_000)?;
+        within("server.native_clients", self.server.native_clients, 1, 4_096)?;
+        within("server.native_spin", self.server.native_spin, 0, 1_000_000)?;
         within("engine.shards", self.engine.shards, 1, SHARDS_MAX as u64)?;
         within("engine.undo_retention", self.engine.undo_retention, 0, 604_800)?;
         within("engine.deadlock_timeout", self.engine.deadlock_timeout, 10, 60_000)?;

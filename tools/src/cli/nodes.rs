@@ -231,6 +231,9 @@ fn set_addresses(table: &mut Table, pg: SocketAddr, http: SocketAddr) -> Result<
     let server = table_of(table, &["server"])?;
     server.insert("pg_address".into(), Value::String(pg.to_string()));
     server.insert("http_address".into(), Value::String(http.to_string()));
+    // Two nodes can't listen in one place.
+    server.remove("native_socket");
+    server.remove("native_address");
     Ok(())
 }
 

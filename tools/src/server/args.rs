@@ -101,6 +101,10 @@ pub struct DevOptions {
     #[arg(long, value_name = "PORT", default_value_t = 7433)]
     pub(super) interconnect_port: u16,
 
+    /// Port of every node for native clients over TCP; 0: none. On this machine they come in by DIR/nodeN.native anyway
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    pub(super) native_port: u16,
+
     /// How the nodes do their I/O: auto, uring or poll
     #[arg(long, value_name = "DRIVER", default_value = "auto", value_parser = ["auto", "uring", "poll"])]
     pub(super) io_driver: String,

@@ -22,6 +22,8 @@ use super::args::DevOptions;
 use super::{Failure, init};
 use crate::http;
 
+/// What the system allows for a Unix socket's path.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
 const CLUSTER_NAME: &str = "dev";
 const RESTARTS_MAX: u32 = 5;
 const START_WITHIN: Duration = Duration::from_secs(120);
@@ -129,15 +131,29 @@ fn write_config(options: &DevOptions, number: u8, path: &Path) -> Result<(), Fai
          [cluster.nodes]\n{members}\n\
          [rac.storage]\nshared_storage_path = {storage:?}\n\n\
          [rac.cache_fusion]\nglobal_cache_size = {cache}\n\n\
-         [server]\npg_address = \"{pg}\"\nhttp_address = \"{http}\"\n\n\
+         [server]\npg_address = \"{pg}\"\nhttp_address = \"{http}\"\n{native}\n\
          [engine]\nshards = {shards}\noverprovisioned = true\nio_driver = \"{driver}\"\n",
         cache = options.cache_size.0,
+        native = native(options, number, &storage),
         pg = address(number, options.pg_port),
         http = address(number, options.http_port),
         shards = options.shards,
         driver = options.io_driver,
     );
     fs::write(path, text).map_err(|error| Failure::new(format!("can't write {}: {error}", path.display())))
+}
+
+/// Where a node's native clients come in.
+fn native(options: &DevOptions, number: u8, folder: &Path) -> String {
+    let mut lines = String::new();
+    let socket = folder.join(format!("node{number}.native"));
+    if socket.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
+        lines += &format!("native_socket = {socket:?}\n");
+    }
+    if options.native_port != 0 {
+        lines += &format!("native_address = \"{}\"\n", address(number, options.native_port));
+    }
+    lines
 }
 
 fn catch_signals() {

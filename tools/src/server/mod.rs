@@ -5,6 +5,7 @@ mod clients;
 mod dev;
 mod init;
 mod metrics;
+mod native;
 mod node;
 mod statistics;
 

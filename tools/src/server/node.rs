@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use super::Failure;
 use super::clients::{Clients, DRAIN_TIMEOUT_S_MAX};
+use super::native;
 use super::statistics::Statistics;
 
 /// Threads that serve clients; the shards have their own.
@@ -123,6 +124,8 @@ async fn serve(
         ended = page_ended(page) => return Err(ended),
     }
     let database = Database::new(node.store().clone(), Limits::default()).map_err(Failure::new)?;
+    // Until this function ends: then its clients' transactions are given up.
+    let _native = native::start(&config.server, &database);
     let server = wire::Server::new(database, config.server.max_connections as usize);
     clients.serve(&server);
     let address = config.server.pg_address;
