@@ -102,8 +102,18 @@ pub(super) fn two_addresses(reactor: &Reactor) -> Vec<SocketAddr> {
     reactor.local::<Two>().expect("just set").0.clone()
 }
 
-/// A device in memory.
-pub(super) fn device_for_test(network: &Rc<SoftNetwork>, address: SocketAddr, slots: u32) -> Rc<dyn super::rdma::verbs::Verbs> {
+/// A device of the transport of now; in memory, where that is TCP.
+pub(super) fn device_for_test(
+    reactor: &Reactor,
+    network: &Rc<SoftNetwork>,
+    address: SocketAddr,
+    slots: u32,
+) -> Rc<dyn super::rdma::verbs::Verbs> {
+    #[cfg(feature = "rdma")]
+    if let Transport::Device(_) = TRANSPORT.with_borrow(Transport::clone) {
+        return Device::open(reactor, address, slots, SEND_SLOTS).expect("a device");
+    }
+    let _ = reactor;
     network.device(address, slots, SEND_SLOTS)
 }
 

@@ -271,7 +271,7 @@ impl Node {
         settings.heartbeat_interval = Duration::from_millis(5);
         settings.heartbeat_timeout = Duration::from_secs(30);
         let net = Interconnect::new(reactor, &ScnClock::new(), settings);
-        net.use_rdma(device_for_test(network, address(node), 2 * SLOTS_PER_LANE as u32), required, Duration::ZERO);
+        net.use_rdma(device_for_test(reactor, network, address(node), 2 * SLOTS_PER_LANE as u32), required, Duration::ZERO);
         let heard = Rc::new(Heard::default());
         net.register(Service::Txn, heard.clone());
         net.register(Service::Gcs, Rc::new(AlsoHeard(heard.clone())));
@@ -378,36 +378,41 @@ fn connections_whose_lanes_fail_at_any_moment_lose_and_double_nothing() {
 
 #[test]
 fn a_block_goes_from_frame_to_frame_and_without_a_place_with_its_message() {
-    run(|reactor| async move {
-        let network = SoftNetwork::new(1);
-        let [one, two] = two(&reactor, &network).await;
-        let place = one.net.expose(RequestId(7), one.frames.take().unwrap()).unwrap();
-        until(&reactor, "the other's memory", || {
-            two.send_block(1, RequestId(6), Place::NONE, 0x66);
-            !one.heard.blocks.borrow().is_empty()
-        })
-        .await;
-        until(&reactor, "rest", || two.frames.free.borrow().len() == FRAMES).await;
-        let (before, writes) = (one.net.stats().blocks_rdma, network.writes());
-        assert!(before.bytes_copied >= BLOCK_SIZE as u64 && writes == 0, "{before:?}");
-        let sent = two.net.stats().blocks_rdma;
-        two.send_block(1, RequestId(7), place, 0x77);
-        until(&reactor, "the block", || one.heard.blocks.borrow().contains(&(RequestId(7), 0x77))).await;
-        let after = one.net.stats().blocks_rdma;
-        assert_eq!((after.received, after.bytes_copied), (before.received + 1, before.bytes_copied));
-        assert_eq!((two.net.stats().blocks_rdma.bytes_copied, network.writes()), (sent.bytes_copied, 1));
-        until(&reactor, "the sender's frame", || two.frames.free.borrow().len() == FRAMES).await;
-        assert_eq!(one.frames.free.borrow().len(), FRAMES, "the receiver's too");
-        // One that was answered otherwise, and a place that no node has.
-        let _ = one.net.expose(RequestId(8), one.frames.take().unwrap()).unwrap();
-        one.net.answered(RequestId(8));
-        assert_eq!(one.frames.free.borrow().len(), FRAMES);
-        two.send_block(1, RequestId(9), Place(FRAMES as u64 + 1), 0x99);
-        until(&reactor, "the block", || one.heard.blocks.borrow().contains(&(RequestId(9), 0x99))).await;
-        assert_eq!(network.writes(), 1);
-        one.net.close();
-        two.net.close();
-    });
+    run(from_frame_to_frame);
+    #[cfg(feature = "rdma")]
+    super::super::tests::on_devices(|| run(from_frame_to_frame));
+}
+
+async fn from_frame_to_frame(reactor: Reactor) {
+    let network = SoftNetwork::new(1);
+    let [one, two] = two(&reactor, &network).await;
+    let writes = || two.net.stats().rdma.unwrap().writes;
+    let place = one.net.expose(RequestId(7), one.frames.take().unwrap()).unwrap();
+    until(&reactor, "the other's memory", || {
+        two.send_block(1, RequestId(6), Place::NONE, 0x66);
+        !one.heard.blocks.borrow().is_empty()
+    })
+    .await;
+    until(&reactor, "rest", || two.frames.free.borrow().len() == FRAMES).await;
+    let before = one.net.stats().blocks_rdma;
+    assert!(before.bytes_copied >= BLOCK_SIZE as u64 && writes() == 0, "{before:?}");
+    let sent = two.net.stats().blocks_rdma;
+    two.send_block(1, RequestId(7), place, 0x77);
+    until(&reactor, "the block", || one.heard.blocks.borrow().contains(&(RequestId(7), 0x77))).await;
+    let after = one.net.stats().blocks_rdma;
+    assert_eq!((after.received, after.bytes_copied), (before.received + 1, before.bytes_copied));
+    assert_eq!((two.net.stats().blocks_rdma.bytes_copied, writes()), (sent.bytes_copied, 1));
+    until(&reactor, "the sender's frame", || two.frames.free.borrow().len() == FRAMES).await;
+    assert_eq!(one.frames.free.borrow().len(), FRAMES, "the receiver's too");
+    // One that was answered otherwise, and a place that no node has.
+    let _ = one.net.expose(RequestId(8), one.frames.take().unwrap()).unwrap();
+    one.net.answered(RequestId(8));
+    assert_eq!(one.frames.free.borrow().len(), FRAMES);
+    two.send_block(1, RequestId(9), Place(FRAMES as u64 + 1), 0x99);
+    until(&reactor, "the block", || one.heard.blocks.borrow().contains(&(RequestId(9), 0x99))).await;
+    assert_eq!(writes(), 1);
+    one.net.close();
+    two.net.close();
 }
 
 /// Requests, blocks, and changes of the epoch on either side, with writes that are as late as can be. Whether no frame was

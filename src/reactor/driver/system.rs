@@ -130,8 +130,9 @@ impl<X: Default> Descriptors<X> {
     pub(super) fn close(&mut self, handle: Handle) -> bool {
         let descriptor = self.get(handle);
         descriptor.closing = true;
-        if descriptor.in_flight > 0 && descriptor.is_socket {
-            // SAFETY: the descriptor is open; this ends the operations that wait on it.
+        if descriptor.is_socket {
+            // SAFETY: the descriptor is open; this ends the operations that wait on it, and tells the peer now. Kernels before 6.13
+            // put off the closing of a ring's registered file until every operation submitted before has ended, on whatever file.
             unsafe { libc::shutdown(descriptor.fd.as_raw_fd(), libc::SHUT_RDWR) };
         }
         descriptor.in_flight == 0
