@@ -34,7 +34,8 @@ fn seconds(seed: u64, seconds: u64) -> Options {
 #[test]
 fn fixed_seeds_keep_their_promises() {
     let (mut faults, mut lives, mut committed) = (0, 0, 0);
-    for seed in [4, 14, 112, 128] {
+    // Of nodes that join, that leave, and neither.
+    for seed in [26, 32, 112, 128] {
         let outcome = kept_its_promises(&seconds(seed, 20));
         faults += outcome.faults;
         lives += outcome.lives;
@@ -173,17 +174,6 @@ fn a_recovery_before_the_fence_is_noticed() {
 #[test]
 fn a_message_of_an_older_epoch_is_noticed() {
     is_noticed(DesignRule::OlderEpochsDropped, &[Fault::Crash, Fault::SlowNetwork], 500);
-}
-
-/// Writes take long, so that blocks change while they are written and are given away right after; then their new owners die.
-#[test]
-fn a_stale_wrote_that_clears_the_owner_is_noticed() {
-    is_noticed_in(GcsRule::StaleWroteClearsNothing, |seed| {
-        let (options, plan) = busy(seed, &[Fault::Crash], [700, 1_500, 3_000][seed as usize % 3]);
-        let slow = [8_000, 20_000][seed as usize % 2];
-        let world = SimOptions { write_us: (2_000, slow), durable_us: (2_000, 8_000), network_us: (10, 8_000), ..plan.world };
-        (Options { duration: Duration::from_secs(30), ..options }, Plan { world, ..plan })
-    });
 }
 
 #[test]

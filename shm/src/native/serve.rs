@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -75,7 +75,8 @@ enum Connection {
 pub struct Endpoint {
     shared: Arc<Shared>,
     listeners: Vec<JoinHandle<()>>,
-    /// Connecting to these wakes the listeners.
+    /// What they listen on, to end that.
+    doors: Vec<OwnedFd>,
     address: Option<SocketAddr>,
 }
 
@@ -93,20 +94,22 @@ impl Endpoint {
         let address = tcp.as_ref().map(TcpListener::local_addr).transpose()?;
         let shared =
             Arc::new(Shared { options, make: Box::new(make), ending: AtomicBool::new(false), clients: Mutex::default() });
-        let mut listeners = Vec::new();
+        let (mut listeners, mut doors) = (Vec::new(), Vec::new());
         if let Some(listener) = unix {
             let shared = shared.clone();
+            doors.push(OwnedFd::from(listener.try_clone()?));
             listeners.push(named("native").spawn(move || {
                 shared.listen(|| listener.accept().map(|(stream, _)| Connection::Local(stream)));
             })?);
         }
         if let Some(listener) = tcp {
             let shared = shared.clone();
+            doors.push(OwnedFd::from(listener.try_clone()?));
             listeners.push(named("native").spawn(move || {
                 shared.listen(|| listener.accept().map(|(stream, _)| Connection::Tcp(stream)));
             })?);
         }
-        Ok(Endpoint { shared, listeners, address })
+        Ok(Endpoint { shared, listeners, doors, address })
     }
 
     /// Where it listens for TCP, if it does.
@@ -126,13 +129,13 @@ impl Drop for Endpoint {
     /// Ends all connections and waits, for at most [`END_PATIENCE`], until their transactions have been given up.
     fn drop(&mut self) {
         self.shared.ending.store(true, Ordering::SeqCst);
-        // A listener that waits looks up when somebody comes.
-        if let Some(path) = &self.shared.options.socket {
-            UnixStream::connect(path).ok();
-            std::fs::remove_file(path).ok();
+        for door in self.doors.drain(..) {
+            // SAFETY: the descriptor is ours; a listener that waits at it gets EINVAL. Whether it can be reached by its path or
+            // address is of no account: those may have gone.
+            unsafe { libc::shutdown(door.as_raw_fd(), libc::SHUT_RDWR) };
         }
-        if let Some(address) = self.address {
-            TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok();
+        if let Some(path) = &self.shared.options.socket {
+            std::fs::remove_file(path).ok();
         }
         for listener in self.listeners.drain(..) {
             listener.join().ok();
@@ -158,7 +161,9 @@ fn named(name: &str) -> std::thread::Builder {
 
 /// Listens on a path of its own: what stands there is replaced if it is a socket that nobody listens on.
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    if UnixStream::connect(path).is_err() && path.symlink_metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+    let is_socket = path.symlink_metadata().is_ok_and(|there| there.file_type().is_socket());
+    let nobody_listens = || UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if is_socket && nobody_listens() {
         std::fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
@@ -202,6 +207,7 @@ impl Shared {
             match accept() {
                 Ok(connection) if !self.ending.load(Ordering::SeqCst) => self.admit(connection),
                 Ok(_) => {}
+                Err(_) if self.ending.load(Ordering::SeqCst) => return,
                 // Out of descriptors, most likely: those connected go on, the next try may find one.
                 Err(_) => std::thread::sleep(Duration::from_millis(100)),
             }

@@ -102,6 +102,26 @@ impl Served {
     }
 }
 
+#[test]
+fn an_endpoint_ends_though_its_socket_has_gone() {
+    let mut served = Served::start(4, Duration::ZERO);
+    std::fs::remove_file(&served.socket).expect("somebody tidies up");
+    let endpoint = served.endpoint.take();
+    let end = std::thread::spawn(move || drop(endpoint));
+    until("it has ended", || end.is_finished());
+}
+
+#[test]
+fn only_a_socket_that_nobody_listens_on_is_replaced() {
+    let path = std::env::temp_dir().join(format!("rustydb-native-{}-link", std::process::id()));
+    std::os::unix::fs::symlink("/nowhere", &path).expect("a folder of our own");
+    let options = EndpointOptions { socket: Some(path.clone()), address: None, clients_max: 1, spin: Duration::ZERO };
+    let refused = Endpoint::start(options, || Err::<Box<dyn Handler>, _>(Refusal::new())).is_err();
+    let left = path.symlink_metadata().is_ok();
+    std::fs::remove_file(&path).ok();
+    assert!(refused && left, "refused: {refused}, left: {left}");
+}
+
 fn until(what: &str, holds: impl Fn() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
     while !holds() {

@@ -40,6 +40,20 @@ fn started(pid: u32) -> Option<u64> {
     if matches!(state, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
 }
 
+impl Process {
+    /// Whether it has ended, as seen from its own PID namespace. Where `/proc` does not show it (`hidepid`), it is there as long as
+    /// anything has its number.
+    fn has_ended(&self) -> bool {
+        if self.started != 0 && fs::exists(format!("/proc/{}/stat", self.pid)).unwrap_or(true) {
+            return started(self.pid) != Some(self.started);
+        }
+        let Ok(pid) = i32::try_from(self.pid) else { return true };
+        // SAFETY: signal 0 is none: only whether it could be sent is asked.
+        let there = unsafe { libc::kill(pid, 0) } == 0;
+        !there && std::io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
+    }
+}
+
 /// Whether the writer of a file still writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Liveness {
@@ -64,7 +78,7 @@ impl Liveness {
             return Liveness::Ended;
         }
         let same_namespace = header.process.namespace == own_namespace() && header.process.namespace != 0;
-        if same_namespace && started(header.process.pid) != Some(header.process.started) {
+        if same_namespace && header.process.has_ended() {
             return Liveness::Dead(silence_ms);
         }
         let allowed_ms = (u64::from(header.interval_ms) * SILENT_INTERVALS).max(SILENT_MS_MIN);

@@ -5,9 +5,9 @@
 //! whoever has died in the middle of one will not finish it.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
@@ -90,7 +90,12 @@ impl Reader {
     /// # Errors
     /// The system's; what stands in it is looked at by [`Reader::snapshot`].
     pub fn open(path: &Path) -> Result<Reader, ReadError> {
-        Ok(Reader { file: File::open(path)? })
+        // Anybody may put something of such a name there: a pipe would be waited for, a link would lead elsewhere.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file").into());
+        }
+        Ok(Reader { file })
     }
 
     pub(super) fn of(file: File) -> Reader {

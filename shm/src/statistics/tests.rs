@@ -247,6 +247,19 @@ fn what_is_no_file_of_this_version_is_refused_by_name() {
 }
 
 #[test]
+fn what_is_no_file_is_not_waited_for() {
+    let folder = Folder::new();
+    let path = folder.0.join("rustydb-x.stats");
+    let name = std::ffi::CString::new(path.to_str().expect("plain")).expect("plain");
+    // SAFETY: the name is a C string.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    assert!(Reader::open(&path).is_err());
+    std::fs::remove_file(&path).expect("ours");
+    std::os::unix::fs::symlink("/etc/hostname", &path).expect("ours");
+    assert!(Reader::open(&path).is_err());
+}
+
+#[test]
 fn a_file_that_is_cut_short_under_a_reader_is_an_error() {
     let folder = Folder::new();
     let (path, writers) = written(&folder);

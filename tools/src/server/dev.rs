@@ -351,10 +351,15 @@ fn stop(nodes: &mut [Node]) {
 /// What the nodes have left in shared memory: of a node in production it stays, to be looked at.
 fn forget_statistics(nodes: &[Node]) {
     let folder = ServerConfig::default().statistics_folder;
+    let here = statistics::own_process().namespace;
     for path in statistics::find(&folder).unwrap_or_default() {
-        let writer =
-            statistics::Reader::open(&path).and_then(|reader| reader.snapshot()).map(|snapshot| snapshot.header.process.pid);
-        if writer.is_ok_and(|pid| nodes.iter().any(|node| node.pid == Some(pid))) {
+        let Ok(header) = statistics::Reader::open(&path).and_then(|reader| reader.snapshot()).map(|it| it.header) else {
+            continue;
+        };
+        let ours = |node: &Node| node.pid == Some(header.process.pid) && u16::from(node.number) == header.node;
+        // Numbers of processes are used again, and are others in other containers.
+        let from_here = header.process.namespace == here && header.cluster == CLUSTER_NAME;
+        if from_here && nodes.iter().any(ours) {
             fs::remove_file(path).ok();
         }
     }
