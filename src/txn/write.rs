@@ -19,6 +19,10 @@ use super::types::WaitPolicy;
 use super::undo::RECORD_REDO_MAX;
 use super::visibility::{Claim, TxnState, claim};
 
+/// A row that is still a dead transaction's after so many attempts to roll it back has lost its undo: that is damage, and no
+/// reason to try for ever.
+const ROLL_BACKS_MAX: u32 = 10_000;
+
 /// Most redo of one row's change with its undo, bytes.
 pub(super) const ROW_REDO_MAX: usize = 2 * CELL_MAX + 2 * KEY_MAX + RECORD_REDO_MAX;
 
@@ -138,6 +142,7 @@ impl Txns {
         let &Wanted { txn, tree, key, how } = wanted;
         let mut known = Known::default();
         let mut need = if how.expect_bytes > 0 { value_bytes(key.len(), how.expect_bytes) } else { 0 };
+        let mut roll_backs = 0;
         loop {
             txn.cancel().check()?;
             let id = self.ensure_id(txn).await?;
@@ -147,7 +152,16 @@ impl Txns {
                 Step::Again(again) => match again {
                     Again::Room(bytes) => need = bytes,
                     Again::Undo => {}
-                    Again::RollBack(dead) => self.roll_row_back(tree, key, dead).await?,
+                    Again::RollBack(dead) => {
+                        self.roll_row_back(tree, key, dead).await?;
+                        roll_backs += 1;
+                        if roll_backs == ROLL_BACKS_MAX {
+                            return Err(TxnError::Corrupt(format!(
+                                "the row of {} at key {key:02x?} is still {dead}'s after {roll_backs} attempts to roll it back",
+                                tree.partition()
+                            )));
+                        }
+                    }
                     Again::Wait(owner) => {
                         known.state = None;
                         match how.wait {
