@@ -233,17 +233,23 @@ impl Simulated {
     }
 }
 
+/// A block is made by its master, changed by a second node and read by a third, with each transfer's messages counted.
+fn transfers_take_what_the_protocol_says(cluster: &Simulated, sent: &mut u64) -> BlockId {
+    let block = mastered_by(0);
+    cluster.on(0, async move |node| node.create(block).await);
+    assert_eq!(cluster.messages(sent), 0, "created by its master");
+    cluster.on(1, async move |node| node.increment(block).await);
+    assert_eq!(cluster.messages(sent), 3, "2-way: request, data, done");
+    assert_eq!(cluster.on(2, async move |node| node.count(block).await), 1);
+    assert_eq!(cluster.messages(sent), 4, "3-way: request, forward, data, done");
+    block
+}
+
 #[test]
 fn a_transfer_takes_the_messages_that_the_protocol_says() {
     let cluster = Simulated::start(1, quiet());
-    let block = mastered_by(0);
     let mut sent = 0;
-    cluster.on(0, async move |node| node.create(block).await);
-    assert_eq!(cluster.messages(&mut sent), 0, "created by its master");
-    cluster.on(1, async move |node| node.increment(block).await);
-    assert_eq!(cluster.messages(&mut sent), 3, "2-way: request, data, done");
-    assert_eq!(cluster.on(2, async move |node| node.count(block).await), 1);
-    assert_eq!(cluster.messages(&mut sent), 4, "3-way: request, forward, data, done");
+    let block = transfers_take_what_the_protocol_says(&cluster, &mut sent);
     cluster.on(2, async move |node| node.increment(block).await);
     assert_eq!(cluster.messages(&mut sent), 5, "upgrade: request, invalidate, its answer, grant, done");
     assert_eq!((cluster.sent(Kind::Forward), cluster.sent(Kind::Miss)), (1, 0));
@@ -534,14 +540,7 @@ fn by_rdma_the_protocol_is_the_same_and_copies_nothing() {
         let cluster = Simulated::start(1, quiet());
         cluster.world.run_for(Duration::from_millis(200));
         assert!(cluster.nodes.iter().all(|node| node.by_rdma()), "every pair has a lane");
-        let block = mastered_by(0);
-        let mut sent = 0;
-        cluster.on(0, async move |node| node.create(block).await);
-        assert_eq!(cluster.messages(&mut sent), 0, "created by its master");
-        cluster.on(1, async move |node| node.increment(block).await);
-        assert_eq!(cluster.messages(&mut sent), 3, "2-way: request, data, done");
-        assert_eq!(cluster.on(2, async move |node| node.count(block).await), 1);
-        assert_eq!(cluster.messages(&mut sent), 4, "3-way: request, forward, data, done");
+        transfers_take_what_the_protocol_says(&cluster, &mut 0);
         for node in &cluster.nodes {
             let stats = node.interconnect.stats();
             assert_eq!((stats.blocks_tcp, stats.blocks_rdma.bytes_copied), (Default::default(), 0));

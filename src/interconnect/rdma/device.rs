@@ -24,6 +24,7 @@ use super::verbs::{
 };
 use crate::ids::BLOCK_SIZE;
 use crate::interconnect::header::HEADER_BYTES;
+use crate::reactor::driver::RawAddress;
 use crate::reactor::sync::Notify;
 use crate::reactor::{Adopted, Class, Reactor, TaskHandle};
 
@@ -109,36 +110,6 @@ fn set_nonblocking(fd: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// A socket address in the form of the C library, in memory large enough for every family.
-fn raw_address(address: SocketAddr) -> libc::sockaddr_storage {
-    // SAFETY: sockaddr_storage is plain data, all zeros is a valid value.
-    let mut raw: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
-    match address {
-        SocketAddr::V4(address) => {
-            let value = libc::sockaddr_in {
-                sin_family: libc::AF_INET as libc::sa_family_t,
-                sin_port: address.port().to_be(),
-                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
-                sin_zero: [0; 8],
-            };
-            // SAFETY: sockaddr_storage is at least as large and as aligned as every socket address.
-            unsafe { (&raw mut raw).cast::<libc::sockaddr_in>().write(value) };
-        }
-        SocketAddr::V6(address) => {
-            let value = libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                sin6_port: address.port().to_be(),
-                sin6_flowinfo: address.flowinfo(),
-                sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
-                sin6_scope_id: address.scope_id(),
-            };
-            // SAFETY: as above.
-            unsafe { (&raw mut raw).cast::<libc::sockaddr_in6>().write(value) };
-        }
-    }
-    raw
-}
-
 async fn watch(adopted: Adopted, watched: Rc<Watched>, woken: Rc<Notify>) {
     loop {
         adopted.readable().await;
@@ -219,8 +190,8 @@ impl Device {
                 return Err(no_device(io::Error::last_os_error()));
             }
             self.listener.set(listener);
-            let mut raw = raw_address(address);
-            if sys::rdma_bind_addr(listener, (&raw mut raw).cast()) != 0 {
+            let mut raw = RawAddress::from(address);
+            if sys::rdma_bind_addr(listener, raw.as_mut_ptr().cast()) != 0 {
                 return Err(no_device(io::Error::last_os_error()));
             }
             self.context = (*listener).verbs;
@@ -501,14 +472,14 @@ impl Verbs for Device {
 
     fn connect(&self, to: SocketAddr, greeting: &[u8; GREETING_BYTES]) -> Result<Pair, VerbsFault> {
         let any_port: IpAddr = self.address.ip();
-        let (mut from, mut to) = (raw_address(SocketAddr::new(any_port, 0)), raw_address(to));
+        let (mut from, mut to) = (RawAddress::from(SocketAddr::new(any_port, 0)), RawAddress::from(to));
         let mut id = null_mut();
         // SAFETY: the channel is open; addresses are live during the calls; the id is destroyed with its pair, or here.
         unsafe {
             if sys::rdma_create_id(self.connections_channel, &mut id, null_mut(), sys::rdma_port_space::RDMA_PS_TCP) != 0 {
                 return Err(system("rdma_create_id"));
             }
-            if sys::rdma_resolve_addr(id, (&raw mut from).cast(), (&raw mut to).cast(), RESOLVE_MS) != 0 {
+            if sys::rdma_resolve_addr(id, from.as_mut_ptr().cast(), to.as_mut_ptr().cast(), RESOLVE_MS) != 0 {
                 let fault = system("rdma_resolve_addr");
                 sys::rdma_destroy_id(id);
                 return Err(fault);

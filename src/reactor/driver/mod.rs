@@ -18,6 +18,8 @@ use super::time::Clock;
 pub mod poll;
 pub mod sim;
 mod system;
+#[cfg(feature = "rdma")]
+pub(crate) use system::RawAddress;
 pub mod uring;
 
 /// An open file, listener or stream of a driver: index and generation, so that a stale one is noticed.

@@ -255,7 +255,7 @@ pub(super) fn shutdown_send(fd: RawFd) {
 }
 
 /// A socket address in the kernel's form.
-pub(super) struct RawAddress {
+pub(crate) struct RawAddress {
     pub(super) storage: libc::sockaddr_storage,
     pub(super) length: libc::socklen_t,
 }
@@ -267,7 +267,7 @@ impl RawAddress {
         RawAddress { storage, length: size_of::<libc::sockaddr_storage>() as libc::socklen_t }
     }
 
-    pub(super) fn from(address: SocketAddr) -> RawAddress {
+    pub(crate) fn from(address: SocketAddr) -> RawAddress {
         let mut raw = RawAddress::empty();
         match address {
             SocketAddr::V4(address) => {
@@ -320,7 +320,7 @@ impl RawAddress {
         (&raw const self.storage).cast()
     }
 
-    pub(super) fn as_mut_ptr(&mut self) -> *mut libc::sockaddr {
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut libc::sockaddr {
         (&raw mut self.storage).cast()
     }
 }
