@@ -4,22 +4,15 @@ reservations and gone on; then it wakes with a cache full of what was true and w
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
-sys.dont_write_bytecode = True
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests/cluster"))
+from vm_cluster import TIMES, OnDevices, wait_until
+
 import psycopg
-from conftest import BIN, Cluster
 from transfers import Transfers
 
-# The processor is emulated: everything has ten times as long.
-SETTINGS = """
-[rac.interconnect]
-heartbeat_interval = 1000
-heartbeat_timeout = 8000
+SETTINGS = TIMES + """
 [ha]
 fencing_method = "persistent_reservation"
 disk_heartbeat_interval = 1000
@@ -29,52 +22,8 @@ read_lease = 4000
 LOST = 3
 
 
-class OnPaths(Cluster):
-    """Nodes on loopback addresses, each with a path of its own."""
-
-    def __init__(self, folder, disks):
-        self.folder, self.nodes, self.disks = folder, len(disks), disks
-        self.pg, self.http, self.interconnect = 5432, 8080, 7433
-        self.processes = {}
-
-    def start(self):
-        self.folder.mkdir()
-        initialise = [BIN / "rusty-db-server", "--init-rac", "--shared-storage", self.disks[0], "--max-nodes", "3"]
-        subprocess.run(initialise, check=True)
-        members = "".join(f'node{n} = "{self.host(n)}:{self.interconnect}"\n' for n in self.numbers())
-        for node in self.numbers():
-            (self.folder / f"node{node}.toml").write_text(
-                f'[cluster]\ncluster_name = "rustydb"\nnode_id = "node{node}"\n[cluster.nodes]\n{members}'
-                f'[rac.storage]\nshared_storage_path = "{self.disks[node - 1]}"\n'
-                "[rac.cache_fusion]\nglobal_cache_size = 16777216\n"
-                f'[server]\npg_address = "{self.host(node)}:{self.pg}"\nhttp_address = "{self.host(node)}:{self.http}"\n{SETTINGS}'
-            )
-            self.start_node(node)
-        self.wait_healthy(300)
-        return self
-
-    def start_node(self, node):
-        log = open(self.folder / f"node{node}.log", "ab")
-        command = [BIN / "rusty-db-server", "--config", self.folder / f"node{node}.toml"]
-        self.processes[node] = subprocess.Popen(command, stdout=log, stderr=log)
-
-    @property
-    def process(self):
-        return next((process for process in self.processes.values() if process.poll() is not None), self.processes[1])
-
-    def log(self, node):
-        return (self.folder / f"node{node}.log").read_text(errors="replace")
-
-
-def wait_until(cluster, what, within=200):
-    until = time.monotonic() + within
-    while not what():
-        assert time.monotonic() < until, cluster.logs()
-        time.sleep(0.1)
-
-
 def main(disks):
-    cluster = OnPaths(Path("/tmp/cluster"), disks).start()
+    cluster = OnDevices(disks, SETTINGS).start()
     for node in cluster.numbers():
         assert "protected by persistent_reservation first" in cluster.log(node), cluster.log(node)
     print("three nodes serve, protected by reservations")
@@ -88,7 +37,7 @@ def main(disks):
     asks.execute("select v from seen where id = 1")
     os.kill(cluster.processes[LOST].pid, signal.SIGSTOP)
     stopped = time.monotonic()
-    wait_until(cluster, lambda: cluster.health(1).get("members") == ["node1", "node2"])
+    wait_until(cluster, lambda: cluster.members(1) == ["node1", "node2"])
     fenced = cluster.log(1) + cluster.log(2)
     assert re.search(r"node3.* is fenced by persistent_reservation", fenced), cluster.logs()
     print(f"fenced and gone on {time.monotonic() - stopped:.0f} s after it was stopped")
@@ -109,14 +58,12 @@ def main(disks):
     print("it woke up and ended by itself")
 
     cluster.start_node(LOST)
-    wait_until(cluster, lambda: all(len(cluster.health(node).get("members", [])) == 3 for node in cluster.numbers()), 400)
+    wait_until(cluster, lambda: all(len(cluster.members(node)) == 3 for node in cluster.numbers()), 400)
     assert cluster.psql(LOST, "select v from seen", "-At", timeout=200).strip() == "1"
     load.stop()
     load.check(cluster.numbers())
     print(f"joined again; {sum(len(client.acknowledged) for client in load.clients)} acknowledged transfers are all there")
-    for process in cluster.processes.values():
-        process.send_signal(signal.SIGTERM)
-    assert [process.wait(200) for process in cluster.processes.values()] == [0, 0, 0], cluster.logs()
+    cluster.stop()
 
 
 main(sys.argv[1:])

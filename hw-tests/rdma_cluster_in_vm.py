@@ -1,0 +1,104 @@
+"""In the virtual machine: three nodes whose Cache Fusion goes by RDMA, each with a soft-RoCE device. pgbench on all of them; then
+RoCE's packets to one node are lost while the clients go on; then that node is killed. No money is made or lost, and what went by RDMA was
+not copied."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+from vm_cluster import TIMES, OnDevices, wait_until
+
+from test_pgbench import check_balances, done
+from transfers import Transfers
+
+SETTINGS = TIMES + """
+protocol = "auto"
+[ha]
+fencing_method = "process"
+disk_heartbeat_interval = 1000
+disk_timeout = 15000
+"""
+LOST = 3
+CUT = [
+    "add table inet cut",
+    "add chain inet cut in { type filter hook input priority 0; }",
+    f"add rule inet cut in iifname w{LOST - 1} udp dport 4791 drop",
+]
+
+
+class OverRdma(OnDevices):
+    def address_between_nodes(self, node):
+        return f"10.2.0.{node}"
+
+    def lanes(self, node):
+        """The peers that this node has reached by RDMA, as often as it did."""
+        return re.findall(r"by RDMA from now on peer=node(\d)", self.log(node))
+
+    def total(self, name):
+        """A statistic, over all nodes and their shards."""
+        found = [re.findall(rf"^rustydb_{name}(?:{{[^}}]*}})? (\S+)$", self.metrics(node), re.M) for node in self.numbers()]
+        assert all(found), f"{name} is in {[bool(values) for values in found]}\n{self.metrics(1)}"
+        return sum(float(value) for values in found for value in values)
+
+
+def pgbench_everywhere(cluster, seconds, meanwhile=lambda: None):
+    began = time.monotonic()
+    runs = [cluster.pgbench(node, "-n", "-c", "2", "-j", "1", "-T", str(seconds), "-M", "prepared", wait=False) for node in cluster.numbers()]
+    meanwhile()
+    transactions = 0
+    for run in runs:
+        out, _ = run.communicate(timeout=300)
+        assert run.returncode == 0, out + cluster.logs()
+        transactions += done(out)
+    check_balances(cluster)
+    print(f"{transactions} transactions of pgbench in {time.monotonic() - began:.0f} s; the balances agree on all nodes", flush=True)
+
+
+def lose_packets(cluster):
+    time.sleep(3)
+    for rule in CUT:
+        subprocess.run(["nft", rule], check=True)
+    wait_until(cluster, lambda: "not by RDMA" in cluster.log(1) and "not by RDMA" in cluster.log(2))
+
+
+def main(disk):
+    cluster = OverRdma([disk] * 3, SETTINGS).start()
+    wait_until(cluster, lambda: all(len(set(cluster.lanes(node))) == 2 for node in cluster.numbers()))
+    print("three nodes serve, all by RDMA", flush=True)
+    cluster.pgbench(1, "-i", "-q", "-s", "1")
+    pgbench_everywhere(cluster, 20)
+    by_rdma, copied = cluster.total("interconnect_rdma_blocks_sent_total"), cluster.total("interconnect_rdma_copied_bytes_total")
+    print(f"{by_rdma:.0f} blocks by RDMA, {copied:.0f} bytes of them copied", flush=True)
+    assert by_rdma > 100 and copied == 0
+
+    pgbench_everywhere(cluster, 20, lambda: lose_packets(cluster))
+    print("RoCE's packets to a node were lost, and nobody noticed", flush=True)
+    known = {node: len(cluster.lanes(node)) for node in cluster.numbers()}
+    subprocess.run(["nft", "delete table inet cut"], check=True)
+    wait_until(cluster, lambda: all(len(cluster.lanes(node)) > known[node] for node in cluster.numbers()))
+    print("back to RDMA", flush=True)
+
+    load = Transfers(cluster, [1, 2, 3], each=1).start()
+    wait_until(cluster, lambda: all(len(client.done_at) > 3 for client in load.clients))
+    cluster.processes[LOST].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    wait_until(cluster, lambda: cluster.members(1) == ["node1", "node2"])
+    wait_until(cluster, lambda: all(client.done_at[-1] > killed + 5 for client in load.of(1, 2)))
+    for client in load.of(1, 2):
+        assert not client.errors, f"{client.errors[:3]}\n{cluster.logs()}"
+    print("killed; the others have recovered it and go on", flush=True)
+    known = {node: len(cluster.lanes(node)) for node in cluster.numbers()}
+    cluster.processes[LOST].wait()
+    cluster.start_node(LOST)
+    wait_until(cluster, lambda: all(len(cluster.members(node)) == 3 for node in cluster.numbers()), 400)
+    wait_until(cluster, lambda: all(len(cluster.lanes(node)) > known[node] for node in cluster.numbers()))
+    load.stop()
+    load.check(cluster.numbers())
+    check_balances(cluster)
+    print(f"back by RDMA; {sum(len(client.acknowledged) for client in load.clients)} acknowledged transfers are all there")
+    cluster.stop()
+
+
+main(sys.argv[1])

@@ -1,0 +1,72 @@
+"""Clusters in the virtual machine: nodes with configuration files of their own, on devices instead of a file. The processor is
+emulated: everything has ten times as long as elsewhere."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests/cluster"))
+from conftest import BIN, Cluster
+
+TIMES = """
+[rac.interconnect]
+heartbeat_interval = 1000
+heartbeat_timeout = 8000
+"""
+
+
+class OnDevices(Cluster):
+    """One node for each of `disks`, which are ways to the same device."""
+
+    def __init__(self, disks, settings):
+        self.folder, self.nodes, self.disks, self.settings = Path("/tmp/cluster"), len(disks), disks, settings
+        self.pg, self.http, self.interconnect = 5432, 8080, 7433
+        self.processes = {}
+
+    def address_between_nodes(self, node):
+        return self.host(node)
+
+    def start(self):
+        self.folder.mkdir()
+        initialise = [BIN / "rusty-db-server", "--init-rac", "--shared-storage", self.disks[0], "--max-nodes", str(self.nodes), "--volume-size", "512MiB"]
+        subprocess.run(initialise, check=True)
+        members = "".join(f'node{n} = "{self.address_between_nodes(n)}:{self.interconnect}"\n' for n in self.numbers())
+        for node in self.numbers():
+            (self.folder / f"node{node}.toml").write_text(
+                f'[cluster]\ncluster_name = "rustydb"\nnode_id = "node{node}"\n[cluster.nodes]\n{members}'
+                f'[rac.storage]\nshared_storage_path = "{self.disks[node - 1]}"\n'
+                "[rac.cache_fusion]\nglobal_cache_size = 16777216\n"
+                f'[server]\npg_address = "{self.host(node)}:{self.pg}"\nhttp_address = "{self.host(node)}:{self.http}"\n{self.settings}'
+            )
+            self.start_node(node)
+        self.wait_healthy(300)
+        return self
+
+    def start_node(self, node):
+        log = open(self.folder / f"node{node}.log", "ab")
+        command = [BIN / "rusty-db-server", "--config", self.folder / f"node{node}.toml"]
+        self.processes[node] = subprocess.Popen(command, stdout=log, stderr=log)
+
+    @property
+    def process(self):
+        return next((process for process in self.processes.values() if process.poll() is not None), self.processes[1])
+
+    def log(self, node):
+        return (self.folder / f"node{node}.log").read_text(errors="replace")
+
+    def members(self, node):
+        return self.health(node).get("members", [])
+
+    def stop(self):
+        for process in self.processes.values():
+            process.terminate()
+        assert [process.wait(200) for process in self.processes.values()] == [0] * self.nodes, self.logs()
+
+
+def wait_until(cluster, what, within=200):
+    until = time.monotonic() + within
+    while not what():
+        assert time.monotonic() < until, cluster.logs()
+        time.sleep(0.1)
