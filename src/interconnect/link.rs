@@ -50,9 +50,6 @@ pub(super) struct Link {
     returned: Notify,
     /// The way beside the connection, where there is RDMA.
     pub lane: RefCell<LaneEnd>,
-    /// Both directions go by RDMA, or did.
-    pub by_rdma: Cell<bool>,
-    pub became_ready: Notify,
     /// The handlers know of it, and messages may be sent.
     pub announced: Cell<bool>,
 }
@@ -71,8 +68,6 @@ impl Link {
             lent: Cell::new(0),
             returned: Notify::new(),
             lane: RefCell::default(),
-            by_rdma: Cell::new(false),
-            became_ready: Notify::new(),
             announced: Cell::new(false),
         })
     }
@@ -102,13 +97,14 @@ impl Link {
     /// Ends the connection, soon: never calls a handler before it returns. The first reason counts. What waits for the lane stays
     /// until that is destroyed: its device may be reading it.
     pub fn fail(&self, reason: DownReason) {
-        let mut fault = self.fault.borrow_mut();
-        if fault.is_none() {
-            *fault = Some(reason);
-            self.queue.borrow_mut().clear();
-            self.ended.notify_all();
-            self.became_ready.notify_all();
+        if self.has_failed() {
+            return;
         }
+        *self.fault.borrow_mut() = Some(reason);
+        let waiting = self.queue.take();
+        self.ended.notify_all();
+        // Whose frames the cache takes back, so not within the borrow.
+        drop(waiting);
     }
 
     /// Ends the reader and the writer.

@@ -303,8 +303,9 @@ impl Interconnect {
         // The handlers know the interconnect.
         let inner = Rc::downgrade(&interconnect.0);
         reactor.at_end(move || {
-            let handlers = inner.upgrade().map(|inner| inner.handlers.take());
-            drop(handlers);
+            if let Some(inner) = inner.upgrade() {
+                inner.close();
+            }
         });
         interconnect
     }
@@ -513,10 +514,10 @@ impl Interconnect {
 
     /// Enters an epoch. Epochs only grow.
     pub fn set_epoch(&self, epoch: Epoch) {
-        assert!(epoch >= self.0.epoch.get(), "from {} back to {epoch}", self.0.epoch.get());
-        self.0.epoch.set(epoch);
+        let before = self.0.epoch.replace(epoch);
+        assert!(epoch >= before, "from {before} back to {epoch}");
         if let Some(rdma) = self.0.rdma() {
-            rdma.on_epoch(&self.0);
+            rdma.on_epoch(&self.0, before);
         }
     }
 
@@ -589,22 +590,7 @@ impl Interconnect {
 
     /// Ends all connections and stops listening. What is queued is not sent. Handlers are not told; they are let go.
     pub fn close(&self) {
-        self.0.closed.set(true);
-        for task in self.0.tasks.take() {
-            task.abort();
-        }
-        for peer in self.0.all_peers() {
-            if let Some(link) = peer.link.take() {
-                link.fail(DownReason::ClosedHere);
-                link.stop();
-                rdma::forget(&self.0, &link);
-            }
-            *peer.down_reason.borrow_mut() = DownReason::ClosedHere;
-        }
-        if let Some(rdma) = self.0.rdma() {
-            rdma.close();
-        }
-        *self.0.handlers.borrow_mut() = Default::default();
+        self.0.close();
     }
 
     fn peer(&self, node: NodeId) -> Option<&Rc<Peer>> {
@@ -612,7 +598,36 @@ impl Interconnect {
     }
 }
 
+/// Whoever ends without closing it: a device must not go on with memory that is somebody else's again.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.close();
+        }
+    }
+}
+
 impl Inner {
+    fn close(&self) {
+        self.closed.set(true);
+        for task in self.tasks.take() {
+            task.abort();
+        }
+        for peer in self.all_peers() {
+            if let Some(link) = peer.link.take() {
+                link.fail(DownReason::ClosedHere);
+                link.stop();
+                rdma::forget(self, &link);
+            }
+            *peer.down_reason.borrow_mut() = DownReason::ClosedHere;
+        }
+        if let Some(rdma) = self.rdma() {
+            rdma.close();
+        }
+        let handlers = self.handlers.take();
+        drop(handlers);
+    }
+
     fn peer(&self, node: NodeId) -> Option<&Rc<Peer>> {
         self.peers.get(usize::from(node.0)).and_then(OnceCell::get)
     }

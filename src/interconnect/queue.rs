@@ -98,9 +98,4 @@ impl SendQueue {
         }
         batch
     }
-
-    /// Forgets everything that waits.
-    pub fn clear(&mut self) {
-        *self = SendQueue::default();
-    }
 }

@@ -238,10 +238,6 @@ async fn converse(inner: &Rc<Inner>, peer: &Rc<Peer>, stream: Stream, hello: &He
     let writer = inner.reactor.spawn(Class::High, "interconnect write", link::write(link.clone(), stream.clone()));
     link.tasks.borrow_mut().extend([reader, writer]);
     rdma::link_is_up(inner, &link);
-    if needs_rdma {
-        let waiting = wait_for_rdma(inner.clone(), peer.clone(), link.clone());
-        link.tasks.borrow_mut().push(inner.reactor.spawn(Class::Critical, "interconnect by RDMA", waiting));
-    }
     let reason = link::watch(inner, peer, &link).await;
     link.stop();
     // First the lane, whose device may be reading what waits; then everything else.
@@ -267,25 +263,13 @@ async fn converse(inner: &Rc<Inner>, peer: &Rc<Peer>, stream: Stream, hello: &He
     link.announced.get()
 }
 
-fn announce(inner: &Rc<Inner>, peer: &Peer, link: &Link) {
+/// The handlers hear of the peer, before any message of it.
+pub(super) fn announce(inner: &Inner, peer: &Peer, link: &Link) {
     peer.log.reset();
     link.announced.set(true);
     tracing::info!(peer = %peer.node, life = %link.incarnation, "connected");
     inner.each_handler(|handler| handler.on_peer_up(peer.node));
     peer.changed.notify_all();
-}
-
-async fn wait_for_rdma(inner: Rc<Inner>, peer: Rc<Peer>, link: Rc<Link>) {
-    loop {
-        let ready = link.became_ready.notified();
-        if link.has_failed() {
-            return;
-        }
-        if link.by_rdma.get() {
-            return announce(&inner, &peer, &link);
-        }
-        ready.await;
-    }
 }
 
 fn count_unmet(inner: &Inner, unmet: &Unmet) {

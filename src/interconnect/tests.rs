@@ -15,7 +15,7 @@ use zerocopy::{FromBytes, IntoBytes};
 #[cfg(feature = "rdma")]
 use super::rdma::Device;
 use super::rdma::soft::SoftNetwork;
-use super::rdma::{SEND_SLOTS, SLOTS_PER_LANE};
+use super::rdma::{SEND_SLOTS_PER_LANE, SLOTS_PER_LANE};
 use super::*;
 use crate::ids::{BlockId, BlockNo, PartitionId, RequestId, Scn};
 use crate::reactor::thread::run_local;
@@ -83,11 +83,12 @@ pub(crate) fn equip(net: &Interconnect, address: SocketAddr) {
     match &TRANSPORT.with_borrow(Transport::clone) {
         Transport::Tcp => {}
         Transport::Soft(network) => {
-            net.use_rdma(network.device(address, 4 * SLOTS_PER_LANE as u32, SEND_SLOTS), false, Duration::ZERO)
+            net.use_rdma(network.device(address, 4 * SLOTS_PER_LANE as u32, 4 * SEND_SLOTS_PER_LANE), false, Duration::ZERO)
         }
         #[cfg(feature = "rdma")]
         Transport::Device(_) => {
-            let device = Device::open(net.reactor(), address, 4 * SLOTS_PER_LANE as u32, SEND_SLOTS).expect("a device");
+            let device =
+                Device::open(net.reactor(), address, 4 * SLOTS_PER_LANE as u32, 4 * SEND_SLOTS_PER_LANE).expect("a device");
             net.use_rdma(device, false, Duration::ZERO);
         }
     }
@@ -107,14 +108,14 @@ pub(super) fn device_for_test(
     reactor: &Reactor,
     network: &Rc<SoftNetwork>,
     address: SocketAddr,
-    slots: u32,
+    lanes: u32,
 ) -> Rc<dyn super::rdma::verbs::Verbs> {
     #[cfg(feature = "rdma")]
     if let Transport::Device(_) = TRANSPORT.with_borrow(Transport::clone) {
-        return Device::open(reactor, address, slots, SEND_SLOTS).expect("a device");
+        return Device::open(reactor, address, lanes * SLOTS_PER_LANE as u32, lanes * SEND_SLOTS_PER_LANE).expect("a device");
     }
     let _ = reactor;
-    network.device(address, slots, SEND_SLOTS)
+    network.device(address, lanes * SLOTS_PER_LANE as u32, lanes * SEND_SLOTS_PER_LANE)
 }
 
 /// Runs something on the real devices, where some are named.

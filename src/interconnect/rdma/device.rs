@@ -350,12 +350,15 @@ impl Device {
                 None => Event::Returned { slot },
             };
             self.found.borrow_mut().push(event);
-            return;
+            if worked {
+                return;
+            }
         }
         let Some(pair) = pair else { return };
         if worked {
             self.found.borrow_mut().push(Event::Sent { pair, id: completion.wr_id });
         } else {
+            // After a failed receive, too, the queue pair is in its error state, and what it was to bring is lost.
             // SAFETY: the library returns a constant string for every number.
             let why = unsafe { CStr::from_ptr(sys::ibv_wc_status_str(completion.status)) };
             self.fail(pair, why.to_string_lossy().into_owned());

@@ -9,13 +9,13 @@
 //! writes into no frame of the former one.
 //!
 //! A lane that is made later counts too, unless its sender was told, when it was made, not to write for that epoch any more
-//! (its *floor*). Bounds: [`EXPOSED_MAX`] frames, exposed and in quarantine together; more requests are answered by messages
+//! (its *floor*). A lane that brings no such word for too long is ended by whoever owns it ([`ExposedFrames::kept_since`]). Bounds: [`EXPOSED_MAX`] frames, exposed and in quarantine together; more requests are answered by messages
 //! with the block in them.
 
 use std::collections::HashMap;
 
 use crate::ids::{Epoch, NodeId, RequestId};
-use crate::reactor::IoBuf;
+use crate::reactor::{Instant, IoBuf};
 use crate::rules::{DesignRule, kept};
 
 use super::stream::Generation;
@@ -28,10 +28,17 @@ struct Exposed {
     frame: IoBuf,
 }
 
+/// A frame whose request will have no answer.
+struct Abandoned {
+    epoch: Epoch,
+    frame: IoBuf,
+    since: Instant,
+}
+
 struct Open {
     node: NodeId,
     generation: Generation,
-    /// The latest epoch that it has brought word of. Starts right below the floor.
+    /// Nothing of an earlier epoch is written by it any more: the floor, or the latest epoch that it has brought word of.
     heard: Epoch,
 }
 
@@ -39,7 +46,8 @@ struct Open {
 #[derive(Default)]
 pub struct ExposedFrames {
     live: HashMap<RequestId, Exposed>,
-    quarantine: Vec<Exposed>,
+    /// In the order in which they came.
+    quarantine: Vec<Abandoned>,
     lanes: Vec<Open>,
 }
 
@@ -65,15 +73,16 @@ impl ExposedFrames {
     }
 
     /// None of the requests of now will be answered: their epoch is over. Gives back what nobody can write into.
-    pub fn abandon(&mut self) -> Vec<IoBuf> {
-        self.quarantine.extend(self.live.drain().map(|(_, exposed)| exposed));
+    pub fn abandon(&mut self, now: Instant) -> Vec<IoBuf> {
+        let abandoned = |(_, Exposed { epoch, frame })| Abandoned { epoch, frame, since: now };
+        self.quarantine.extend(self.live.drain().map(abandoned));
         self.free()
     }
 
     /// A lane is about to be offered, or accepted, whose other end is told not to write for epochs before `floor`.
     pub fn lane_opens(&mut self, node: NodeId, generation: Generation, floor: Epoch) {
         assert!(!self.lanes.iter().any(|lane| lane.node == node), "{node} has two lanes");
-        self.lanes.push(Open { node, generation, heard: Epoch(floor.0.saturating_sub(1)) });
+        self.lanes.push(Open { node, generation, heard: floor });
     }
 
     /// Lanes that there are, or will be at once.
@@ -101,14 +110,21 @@ impl ExposedFrames {
     /// Takes out of quarantine what nobody can write into.
     fn free(&mut self) -> Vec<IoBuf> {
         let lowest = self.lanes.iter().map(|lane| lane.heard).min();
-        let is_free = |exposed: &Exposed| match lowest {
-            Some(heard) => heard > exposed.epoch || !kept(DesignRule::AbandonedFramesQuarantined),
+        let is_free = |abandoned: &Abandoned| match lowest {
+            Some(heard) => heard > abandoned.epoch || !kept(DesignRule::AbandonedFramesQuarantined),
             None => true,
         };
         let (free, still) = std::mem::take(&mut self.quarantine).into_iter().partition(is_free);
         self.quarantine = still;
-        let free: Vec<Exposed> = free;
-        free.into_iter().map(|exposed| exposed.frame).collect()
+        let free: Vec<Abandoned> = free;
+        free.into_iter().map(|abandoned| abandoned.frame).collect()
+    }
+
+    /// Since when the lane to this node alone would keep a frame in quarantine.
+    #[must_use]
+    pub fn kept_since(&self, node: NodeId) -> Option<Instant> {
+        let lane = self.lanes.iter().find(|lane| lane.node == node)?;
+        self.quarantine.iter().find(|abandoned| lane.heard <= abandoned.epoch).map(|abandoned| abandoned.since)
     }
 
     /// Frames exposed now, and in quarantine.

@@ -16,7 +16,7 @@ use super::super::header::{FrameFault, Header, Service, WireHeader};
 use super::super::link::Link;
 use super::super::queue::QueuedBody;
 use super::super::stats::Counters;
-use super::super::{Inner, Message, Peer};
+use super::super::{Inner, Message, Peer, tcp};
 use super::verbs::{GREETING_BYTES, Incoming, Pair};
 use super::{Generation, NumberedStream, Place, StreamFault, Window};
 use crate::ids::{BLOCK_SIZE, Epoch, NodeId, RequestId};
@@ -46,7 +46,7 @@ const ATTEMPT_TIME: Duration = Duration::from_secs(10);
 const RETRY: Duration = if cfg!(test) { Duration::from_millis(5) } else { Duration::from_secs(2) };
 
 /// Longest pause between attempts.
-const RETRY_MAX: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(60) };
+pub(super) const RETRY_MAX: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(60) };
 
 /// First bytes of the greeting that goes with a request to connect.
 const GREETING_MAGIC: [u8; 4] = *b"RDIC";
@@ -68,6 +68,8 @@ struct WireTerms {
 struct WireMemory {
     start: U64,
     bytes: U64,
+    /// No frame of an earlier epoch may be written into, by any lane.
+    floor: U64,
     key: U32,
     zero: U32,
 }
@@ -94,6 +96,7 @@ pub(super) struct PeerMemory {
     pub start: u64,
     pub bytes: u64,
     pub key: u32,
+    pub floor: Epoch,
 }
 
 /// A message on its way to a lane.
@@ -148,10 +151,13 @@ pub(in super::super) struct LaneEnd {
     pub(super) attempt: Option<Attempt>,
     pub(super) memory: Option<PeerMemory>,
     last: Generation,
+    /// The attempt that this side has refused last.
+    refused: Option<Generation>,
     /// Our end of this lane is destroyed, the other has not said so yet.
     awaits_down: Option<Generation>,
     retry_at: Option<Instant>,
-    retry: Duration,
+    /// The pause before the latest attempt: none once a lane has carried a block's worth of bytes.
+    pub(super) retry: Duration,
     /// The failure has been told in the log.
     told: bool,
 }
@@ -189,6 +195,9 @@ impl LaneEnd {
         let mut done = Vec::new();
         while let Some(message) = self.stream.acknowledged(packets) {
             self.bytes -= message.bytes();
+            if message.header.body_len as usize >= BLOCK_SIZE {
+                self.retry = Duration::ZERO;
+            }
             done.push(message);
         }
         done
@@ -251,12 +260,18 @@ fn terms(inner: &Inner) -> WireTerms {
     WireTerms { floor: U64::new(inner.epoch.get().0), window: U32::new(super::WINDOW as u32), zero: U32::ZERO }
 }
 
-/// Tells the other side where this side's frames are.
+/// Tells the other side where this side's frames are. Not before the first epoch of this life: whoever is still in a former one may
+/// have been told to write what the former life had asked for.
 pub(super) fn tell_memory(inner: &Inner, link: &Link) {
     let Some(memory) = inner.rdma().and_then(|rdma| rdma.memory.get()) else { return };
+    let floor = inner.epoch.get();
+    if floor == Epoch::default() {
+        return;
+    }
     let wire = WireMemory {
         start: U64::new(memory.start as u64),
         bytes: U64::new(memory.bytes as u64),
+        floor: U64::new(floor.0),
         key: U32::new(memory.keys.remote),
         zero: U32::ZERO,
     };
@@ -290,6 +305,11 @@ pub(in super::super) fn tick(inner: &Inner, link: &Rc<Link>) {
             drop(lane);
             return end(inner, link, &format!("nothing was acknowledged for {} ms", limit.as_millis()));
         }
+        // Whoever is connected and in no later view would bring no word of one, ever.
+        if rdma.exposed.borrow().kept_since(link.node).is_some_and(|since| now.since(since) >= limit) {
+            drop(lane);
+            return end(inner, link, &format!("it brought no word of a later epoch for {} ms", limit.as_millis()));
+        }
         if attempt.connected && attempt.window.sent() == attempt.sent_before {
             attempt.says_something = true;
             drop(lane);
@@ -308,7 +328,7 @@ pub(in super::super) fn tick(inner: &Inner, link: &Rc<Link>) {
         lane.put_off(now);
         return;
     }
-    let generation = Generation(lane.last.0 + 1);
+    let generation = rdma.next_attempt();
     lane.begin(generation, now);
     drop(lane);
     rdma.exposed.borrow_mut().lane_opens(link.node, generation, inner.epoch.get());
@@ -349,7 +369,9 @@ pub(in super::super) fn on_message(
             }
             let full = rdma.exposed.borrow().lanes() >= rdma.lanes_max();
             if full || rdma.disabled.borrow().is_some() || offer.window.get() != super::WINDOW as u32 {
-                link.lane.borrow_mut().last = generation;
+                let mut lane = link.lane.borrow_mut();
+                (lane.last, lane.refused) = (generation, Some(generation));
+                drop(lane);
                 step(inner, link, LANE_REFUSE, generation);
                 return Ok(());
             }
@@ -370,10 +392,11 @@ pub(in super::super) fn on_message(
                 Err(fault) => end(inner, link, &fault.to_string()),
             }
         }
-        LANE_REFUSE if is_now => {
+        // It may have failed here before the answer came; the other side has nothing to say of it then.
+        LANE_REFUSE if is_now || link.lane.borrow().awaits_down == Some(generation) => {
             {
                 let mut lane = link.lane.borrow_mut();
-                lane.attempt = None;
+                (lane.attempt, lane.awaits_down) = (None, None);
                 lane.put_off(inner.reactor.now());
                 lane.retry_at = Some(inner.reactor.now() + RETRY_MAX);
             }
@@ -384,7 +407,7 @@ pub(in super::super) fn on_message(
         LANE_SWITCH if is_now => {
             link.lane.borrow_mut().stream.on_switch(generation).map_err(FrameFault::Stream)?;
             step(inner, link, LANE_GO, generation);
-            note_ready(link);
+            note_ready(inner, link);
         }
         LANE_GO if is_now => {
             link.lane.borrow_mut().stream.on_go(generation).map_err(FrameFault::Stream)?;
@@ -395,17 +418,23 @@ pub(in super::super) fn on_message(
                 end(inner, link, "its end has failed");
             }
             let mut lane = link.lane.borrow_mut();
+            if lane.refused == Some(generation) {
+                // The two crossed.
+                return Ok(());
+            }
             if lane.awaits_down != Some(generation) {
                 return Err(impossible);
             }
             lane.awaits_down = None;
-            let rest = lane.stream.on_down(generation, header.request.0).map_err(FrameFault::Stream)?;
+            let down = lane.stream.on_down(generation, header.request.0).map_err(FrameFault::Stream)?;
             lane.bytes = 0;
             drop(lane);
-            let count = rest.len() as u64;
+            // The frames go back to the cache, which may have a lot to do about it.
+            drop(down.arrived);
+            let count = down.again.len() as u64;
             Counters::change(&inner.counters.rdma, |rdma| rdma.sent_again += count);
             let mut queue = link.queue.borrow_mut();
-            for Outgoing { header, body, .. } in rest {
+            for Outgoing { header, body, .. } in down.again {
                 match body {
                     OutgoingBody::Bytes(bytes) => queue.push(&header, QueuedBody::Bytes(&bytes)),
                     OutgoingBody::Block(block) => queue.push(&header, QueuedBody::Block(block)),
@@ -415,7 +444,8 @@ pub(in super::super) fn on_message(
         }
         LANE_MEMORY => {
             let wire = WireMemory::read_from_bytes(body).map_err(|_| unreadable)?;
-            let memory = PeerMemory { start: wire.start.get(), bytes: wire.bytes.get(), key: wire.key.get() };
+            let (start, bytes, floor) = (wire.start.get(), wire.bytes.get(), Epoch(wire.floor.get()));
+            let memory = PeerMemory { start, bytes, key: wire.key.get(), floor };
             if memory.start.checked_add(memory.bytes).is_none() || !memory.bytes.is_multiple_of(BLOCK_SIZE as u64) {
                 return Err(unreadable);
             }
@@ -490,23 +520,24 @@ pub(super) fn on_connected(inner: &Inner, link: &Rc<Link>) {
     let generation = attempt.generation;
     attempt.since = now;
     lane.stream.switch(generation);
-    (lane.retry, lane.retry_at) = (Duration::ZERO, None);
+    lane.retry_at = None;
     lane.told = false;
     drop(lane);
     Counters::change(&inner.counters.rdma, |rdma| rdma.lanes_connected += 1);
     let device = inner.rdma().map(|rdma| rdma.verbs.name());
     tracing::info!(peer = %link.node, device, "by RDMA from now on");
     step(inner, link, LANE_SWITCH, generation);
-    note_ready(link);
+    note_ready(inner, link);
 }
 
 /// Where only RDMA is wanted the peer counts as connected when both directions go that way.
-fn note_ready(link: &Link) {
-    let lane = link.lane.borrow();
-    let connected = lane.attempt.as_ref().is_some_and(|attempt| attempt.connected);
-    if connected && lane.stream.receives_by().is_some() {
-        link.by_rdma.set(true);
-        link.became_ready.notify_all();
+fn note_ready(inner: &Inner, link: &Rc<Link>) {
+    let is_ready = {
+        let lane = link.lane.borrow();
+        lane.attempt.as_ref().is_some_and(|attempt| attempt.connected) && lane.stream.receives_by().is_some()
+    };
+    if let Some(peer) = inner.peer(link.node).filter(|_| is_ready && !link.announced.get() && !link.has_failed()) {
+        tcp::announce(inner, peer, link);
     }
 }
 

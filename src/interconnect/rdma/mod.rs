@@ -34,19 +34,22 @@ pub use self::device::Device;
 pub use self::exposed::{EXPOSED_MAX, ExposedFrames};
 pub(super) use self::lane::{LaneEnd, forget, link_is_up, on_message as on_link_message, tick};
 pub use self::stream::{Generation, NumberedStream, StreamFault};
-use self::verbs::{LocalFuture, MemoryKeys, Pair, Verbs, VerbsFault};
+use self::verbs::{LocalFuture, MemoryKeys, Pair, SLOT_BYTES, Verbs, VerbsFault};
 pub use self::window::{ACK_EVERY, NeverSent, WINDOW, WINDOW_RESERVE, Window};
 use super::link::Link;
 use super::stats::{Counters, RdmaTraffic};
-use super::{DownReason, Inner};
+use super::{BODY_BYTES_MAX, DownReason, HEADER_BYTES, Inner};
 use crate::ids::{BLOCK_SIZE, Epoch, RequestId};
 use crate::reactor::{Instant, IoBuf, Reactor};
 
 /// Receive slots that one lane may need.
 pub const SLOTS_PER_LANE: u64 = WINDOW + WINDOW_RESERVE;
 
-/// Send slots of a shard, for what does not fit into a work request.
-pub const SEND_SLOTS: u32 = 128;
+/// Send slots that one lane may use at a time, for what does not fit into a work request: enough for the longest message, and no other
+/// lane's, so that a peer that takes nothing holds nobody else up.
+pub const SEND_SLOTS_PER_LANE: u32 = 32;
+
+const _: () = assert!(SEND_SLOTS_PER_LANE as usize * SLOT_BYTES > 2 * (HEADER_BYTES + BODY_BYTES_MAX));
 
 /// Lanes that there are slots for beyond those to the peers that are known at the start.
 #[cfg(feature = "rdma")]
@@ -55,8 +58,9 @@ const LANES_MORE: usize = 4;
 /// The device of an interface, with slots for so many peers and a few more.
 #[cfg(feature = "rdma")]
 pub(super) fn open_device(reactor: &Reactor, address: SocketAddr, peers: usize) -> Result<Rc<dyn Verbs>, String> {
-    let slots = (peers + LANES_MORE) * SLOTS_PER_LANE as usize;
-    let device = Device::open(reactor, address, slots as u32, SEND_SLOTS).map_err(|fault| fault.to_string())?;
+    let lanes = (peers + LANES_MORE) as u32;
+    let (receive, send) = (lanes * SLOTS_PER_LANE as u32, lanes * SEND_SLOTS_PER_LANE);
+    let device = Device::open(reactor, address, receive, send).map_err(|fault| fault.to_string())?;
     Ok(device)
 }
 
@@ -98,17 +102,23 @@ pub(super) struct Rdma {
     /// Whose lane a pair is.
     pairs: RefCell<HashMap<Pair, Rc<Link>>>,
     send_slots: RefCell<Vec<u32>>,
+    send_slots_per_lane: usize,
     /// Receive slots to be given back.
     returned: RefCell<Vec<u32>>,
     /// Links with something to post.
     ready: RefCell<Vec<Rc<Link>>>,
     filled: crate::reactor::sync::Notify,
+    /// Attempts made so far: a late request to connect of one is never taken for another's, of whichever connection.
+    attempts: Cell<u64>,
 }
 
 impl Rdma {
     pub fn new(verbs: Rc<dyn Verbs>, required: bool, poll: Duration) -> Rc<Rdma> {
         let slots = (0..verbs.receive_slots()).collect();
         let send_slots = (0..verbs.send_slots()).collect();
+        let lanes = u64::from(verbs.receive_slots()) / SLOTS_PER_LANE;
+        let send_slots_per_lane = u64::from(verbs.send_slots()) / lanes.max(1);
+        assert!(send_slots_per_lane >= u64::from(SEND_SLOTS_PER_LANE), "{lanes} lanes have {} send slots", verbs.send_slots());
         Rc::new(Rdma {
             verbs,
             required,
@@ -118,9 +128,11 @@ impl Rdma {
             exposed: RefCell::default(),
             pairs: RefCell::default(),
             send_slots: RefCell::new(send_slots),
+            send_slots_per_lane: send_slots_per_lane as usize,
             returned: RefCell::new(slots),
             ready: RefCell::default(),
             filled: crate::reactor::sync::Notify::new(),
+            attempts: Cell::new(0),
         })
     }
 
@@ -188,7 +200,7 @@ impl Rdma {
     pub fn abandon(&self, inner: &Inner) {
         let live = self.exposed.borrow().counts().0 as u64;
         Counters::change(&inner.counters.rdma, |rdma| rdma.quarantined_total += live);
-        let free = self.exposed.borrow_mut().abandon();
+        let free = self.exposed.borrow_mut().abandon(inner.reactor.now());
         // Whose end the cache hears of, so not within the borrow.
         drop(free);
     }
@@ -204,9 +216,19 @@ impl Rdma {
         drop(free);
     }
 
-    /// The epoch is another: every lane brings word of it.
-    pub fn on_epoch(&self, inner: &Inner) {
-        self.each_link(inner, |link| self.acknowledge_soon(link));
+    /// The epoch is another: every lane brings word of it. The first is the one from which on frames can be exposed.
+    pub fn on_epoch(&self, inner: &Inner, before: Epoch) {
+        self.each_link(inner, |link| {
+            if before == Epoch::default() {
+                lane::tell_memory(inner, link);
+            }
+            self.acknowledge_soon(link);
+        });
+    }
+
+    fn next_attempt(&self) -> Generation {
+        self.attempts.set(self.attempts.get() + 1);
+        Generation(self.attempts.get())
     }
 
     /// The lane has something to say, if only that.

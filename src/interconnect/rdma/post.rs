@@ -50,7 +50,7 @@ fn post(inner: &Rc<Inner>, rdma: &Rdma, link: &Rc<Link>) -> bool {
             Parts::Staged => packets_of(message.header.body_len as usize),
         };
         let staged = if matches!(parts, Parts::Staged) { packets as usize } else { 0 };
-        if !attempt.window.has_room(packets, packets + 1) || rdma.send_slots.borrow().len() < staged {
+        if !attempt.window.has_room(packets, packets + 1) || attempt.window.staged() + staged > rdma.send_slots_per_lane {
             break;
         }
         put(message, &parts, attempt, rdma, &mut work, &mut counted, &mut blocks);
@@ -95,9 +95,10 @@ fn packets_of(body: usize) -> u64 {
 }
 
 /// Whether the block may be written into the other side's frame: at this moment, not when it was queued (the rule of frames).
-fn may_write(message: &Outgoing, attempt: &Attempt, now: Epoch) -> bool {
+fn may_write(message: &Outgoing, attempt: &Attempt, peer: &PeerMemory, now: Epoch) -> bool {
     let epoch = message.header.epoch;
-    message.place != Place::NONE && epoch >= attempt.floor && (epoch == now || !kept(DesignRule::WritesOfThisEpoch))
+    let floor = attempt.floor.max(peer.floor);
+    message.place != Place::NONE && epoch >= floor && (epoch == now || !kept(DesignRule::WritesOfThisEpoch))
 }
 
 fn parts_of(message: &Outgoing, attempt: &Attempt, own: Option<OwnMemory>, peer: Option<PeerMemory>, now: Epoch) -> Parts {
@@ -107,7 +108,7 @@ fn parts_of(message: &Outgoing, attempt: &Attempt, own: Option<OwnMemory>, peer:
         OutgoingBody::Block(block) => block,
     };
     let (Some(own), Some(peer)) = (own, peer) else { return Parts::Staged };
-    if !may_write(message, attempt, now) {
+    if !may_write(message, attempt, &peer, now) {
         return Parts::Staged;
     }
     let offset = (message.place.0 - 1).checked_mul(BLOCK_SIZE as u64);

@@ -1,6 +1,6 @@
 //! A device in memory: several nodes of one thread, connected by nothing. For tests of everything above the verbs, with the
 //! faults that a real device has: work that is late, a queue pair that fails with work under way (which may still arrive),
-//! memory that can't be registered, a peer that can't be reached.
+//! memory that can't be registered, a peer that can't be reached, or takes nothing, or nothing that is long.
 //!
 //! One [`SoftNetwork`] per test, one [`SoftVerbs`] per shard; all in one thread. It is as strict as a device: a write outside
 //! of registered memory fails the pair, a message that finds no receive slot is counted ([`SoftNetwork::not_ready`]) and waits.
@@ -46,6 +46,15 @@ enum Payload {
     },
 }
 
+impl Payload {
+    fn bytes(&self) -> usize {
+        match self {
+            Payload::Write { .. } => BLOCK_SIZE,
+            Payload::Late { bytes, .. } | Payload::Message { bytes, .. } => bytes.len(),
+        }
+    }
+}
+
 struct End {
     device: usize,
     other: Option<Pair>,
@@ -68,6 +77,8 @@ struct Device {
     memory: Vec<Memory>,
     slots: Vec<Vec<u8>>,
     free: VecDeque<u32>,
+    /// Nothing arrives here.
+    held: bool,
     staged: Vec<Vec<u8>>,
     woken: Rc<Notify>,
 }
@@ -82,6 +93,8 @@ pub struct SoftNetwork {
     held: Cell<bool>,
     unreachable: Cell<bool>,
     memlock: Cell<Option<u64>>,
+    packet_max: Cell<Option<usize>>,
+    greetings: RefCell<Vec<[u8; GREETING_BYTES]>>,
     not_ready: Cell<u64>,
     writes: Cell<u64>,
 }
@@ -107,6 +120,8 @@ impl SoftNetwork {
             held: Cell::new(false),
             unreachable: Cell::new(false),
             memlock: Cell::new(None),
+            packet_max: Cell::new(None),
+            greetings: RefCell::default(),
             not_ready: Cell::new(0),
             writes: Cell::new(0),
         })
@@ -131,6 +146,25 @@ impl SoftNetwork {
     pub fn hold(&self, held: bool) {
         self.held.set(held);
         self.wake_all();
+    }
+
+    /// As [`hold`](Self::hold), of what is on its way to one device.
+    pub fn hold_device(&self, address: SocketAddr, held: bool) {
+        let mut devices = self.devices.borrow_mut();
+        devices.iter_mut().filter(|device| device.address == Some(address)).for_each(|device| device.held = held);
+        drop(devices);
+        self.wake_all();
+    }
+
+    /// From now on a pair fails that carries more bytes at a time.
+    pub fn limit_packets(&self, bytes: Option<usize>) {
+        self.packet_max.set(bytes);
+    }
+
+    /// What came with each request to connect.
+    #[must_use]
+    pub fn greetings(&self) -> Vec<[u8; GREETING_BYTES]> {
+        self.greetings.borrow().clone()
     }
 
     /// While unreachable no connection is made.
@@ -200,7 +234,7 @@ impl SoftNetwork {
 
     /// Lets some of what is on its way to a device arrive.
     fn deliver_to(&self, device: usize) {
-        if self.held.get() {
+        if self.held.get() || self.devices.borrow()[device].held {
             return;
         }
         let to_here = |end: &End, ends: &BTreeMap<Pair, End>| {
@@ -238,6 +272,10 @@ impl SoftNetwork {
             return true;
         };
         let Flight { id, signalled, what } = flight;
+        if self.packet_max.get().is_some_and(|most| what.bytes() > most) {
+            self.fail_end(pair, "retry count exceeded");
+            return true;
+        }
         let arrived = match &what {
             Payload::Write { from, to, key } => {
                 // SAFETY: whoever posted it keeps the block until the work is known to be done.
@@ -310,6 +348,7 @@ impl Verbs for SoftVerbs {
 
     fn connect(&self, to: SocketAddr, greeting: &[u8; GREETING_BYTES]) -> Result<Pair, VerbsFault> {
         let network = &self.network;
+        network.greetings.borrow_mut().push(*greeting);
         let pair = network.new_end(self.device, None);
         let target = network.devices.borrow().iter().position(|device| device.address == Some(to));
         match target.filter(|_| !network.unreachable.get()) {
@@ -445,7 +484,8 @@ impl Verbs for SoftVerbs {
                 let target = end.other.and_then(|other| ends.get(&other)).map(|other| other.device);
                 target == Some(self.device) && !end.wire.is_empty()
             });
-            !devices[self.device].events.is_empty() || (on_its_way && !self.network.held.get())
+            let held = self.network.held.get() || devices[self.device].held;
+            !devices[self.device].events.is_empty() || (on_its_way && !held)
         };
         if busy {
             return Box::pin(std::future::ready(()));

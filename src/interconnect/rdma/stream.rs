@@ -35,6 +35,15 @@ struct Unacknowledged<T> {
     packets: u64,
 }
 
+/// What is left of a lane.
+#[derive(Debug)]
+pub struct Down<T> {
+    /// Goes over TCP now, in order.
+    pub again: Vec<T>,
+    /// The other side has it, though it had not said so.
+    pub arrived: Vec<T>,
+}
+
 /// What the other side said that can't be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StreamFault {
@@ -204,15 +213,15 @@ impl<T> NumberedStream<T> {
     }
 
     /// The other side's end is no more, and it has `number` messages. Ours has ended before. Gives back what goes over TCP
-    /// now, in order.
+    /// now, in order, and what has arrived.
     ///
     /// # Errors
     /// When it can't have that number.
-    pub fn on_down(&mut self, generation: Generation, number: u64) -> Result<Vec<T>, StreamFault> {
+    pub fn on_down(&mut self, generation: Generation, number: u64) -> Result<Down<T>, StreamFault> {
         match self.sending {
             Sending::Unknown(own) if own == generation => {}
             // The lane never came to be on this side.
-            Sending::Tcp => return Ok(Vec::new()),
+            Sending::Tcp => return Ok(Down { again: Vec::new(), arrived: Vec::new() }),
             _ => return Err(StreamFault::Step(generation)),
         }
         // What went over TCP before the lane may still be on its way, and will come.
@@ -221,12 +230,12 @@ impl<T> NumberedStream<T> {
         if number < lowest || number > self.sent {
             return Err(StreamFault::Received { number, lowest, sent: self.sent });
         }
-        let again = self.unacknowledged.drain(..).filter(|kept| kept.number >= number).map(|kept| kept.message);
-        let mut rest: Vec<T> = again.collect();
-        rest.extend(self.waiting.drain(..));
-        self.sent = number + rest.len() as u64;
+        let (lost, arrived): (Vec<_>, Vec<_>) = self.unacknowledged.drain(..).partition(|kept| kept.number >= number);
+        let mut again: Vec<T> = lost.into_iter().map(|kept| kept.message).collect();
+        again.extend(self.waiting.drain(..));
+        self.sent = number + again.len() as u64;
         self.sending = Sending::Tcp;
-        Ok(rest)
+        Ok(Down { again, arrived: arrived.into_iter().map(|kept| kept.message).collect() })
     }
 
     /// The lane that this side's messages go by.

@@ -21,13 +21,8 @@ pub(super) fn take_all(inner: &Rc<Inner>, rdma: &Rc<Rdma>, events: &mut Vec<Even
             Event::Sent { pair, id } => {
                 let Some(link) = link_of(rdma, pair) else { continue };
                 let freed = link.lane.borrow_mut().on_pair(pair).map(|attempt| attempt.window.completed(id)).unwrap_or_default();
-                if freed.is_empty() {
-                    rdma.post_soon(&link);
-                } else {
-                    // Any lane may have waited for one.
-                    rdma.send_slots.borrow_mut().extend(freed);
-                    rdma.pairs.borrow().values().for_each(|link| rdma.post_soon(link));
-                }
+                rdma.send_slots.borrow_mut().extend(freed);
+                rdma.post_soon(&link);
             }
             Event::Received { pair, slot, bytes, immediate } => {
                 Counters::change(&inner.counters.rdma, |rdma| rdma.received += 1);
@@ -71,7 +66,6 @@ fn take_packet(inner: &Rc<Inner>, rdma: &Rc<Rdma>, link: &Rc<Link>, pair: Pair, 
     }
     // The first message may be quicker than the word that the pair is connected.
     lane::on_connected(inner, link);
-    link.last_heard.set(inner.reactor.now());
     let done = {
         let mut lane = link.lane.borrow_mut();
         let Some(attempt) = lane.on_pair(pair) else { return };
@@ -125,8 +119,9 @@ fn take_message(
         if there != expected {
             return Err(wrong_length);
         }
-        note(link, pair, header.is_block())?;
-        take_block_or_nothing(inner, rdma, link, &header, slot, bytes);
+        if note(link, pair, header.is_block())? {
+            take_block_or_nothing(inner, rdma, link, &header, slot, bytes);
+        }
         return Ok(());
     }
     let mut body = Vec::with_capacity(header.body_len as usize);
@@ -134,13 +129,14 @@ fn take_message(
     assemble(inner, link, pair, &wire, body)
 }
 
-/// Counts a message that has come whole.
-fn note(link: &Link, pair: Pair, is_block: bool) -> Result<(), FrameFault> {
+/// Counts a message that has come whole. False where the lane has ended meanwhile: the other side has been told that it did not
+/// come, and sends it again.
+fn note(link: &Link, pair: Pair, is_block: bool) -> Result<bool, FrameFault> {
     let mut lane = link.lane.borrow_mut();
-    let Some(attempt) = lane.on_pair(pair) else { return Ok(()) };
+    let Some(attempt) = lane.on_pair(pair) else { return Ok(false) };
     attempt.owes_block |= is_block;
     let generation = attempt.generation;
-    lane.stream.came_by_lane(generation).map_err(FrameFault::Stream)
+    lane.stream.came_by_lane(generation).map_err(FrameFault::Stream).map(|()| true)
 }
 
 /// Delivers a body that is there whole, or keeps it until it is.
@@ -157,8 +153,9 @@ fn assemble(inner: &Rc<Inner>, link: &Rc<Link>, pair: Pair, wire: &WireHeader, b
         return Ok(());
     }
     wire.verify(&body)?;
-    note(link, pair, false)?;
-    link::deliver(inner, link, &header, Arrival::Lane, |_| Some(Body::Bytes(body)));
+    if note(link, pair, false)? {
+        link::deliver(inner, link, &header, Arrival::Lane, |_| Some(Body::Bytes(body)));
+    }
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Lanes that fail at any point of a stream of messages, and frames that others may still write into.
 
+mod faults;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ptr::NonNull;
@@ -8,9 +10,9 @@ use std::time::Duration;
 
 use super::super::tests::{device_for_test, two_addresses};
 use super::super::{Body, DownReason, Handler, Header, Interconnect, Message, Service, Settings};
+use super::Place;
 use super::soft::SoftNetwork;
 use super::stream::{Generation, NumberedStream};
-use super::{Place, SLOTS_PER_LANE};
 use crate::clock::ScnClock;
 use crate::ids::{BLOCK_SIZE, BlockId, BlockNo, Epoch, Incarnation, NodeId, PartitionId, RequestId, ShardId};
 use crate::reactor::thread::run_local;
@@ -83,8 +85,8 @@ impl Side {
             Wire::Down(generation, number) => {
                 self.end_lane();
                 assert_eq!(self.awaits_down.take(), Some(generation));
-                let rest = self.stream.on_down(generation, number).unwrap();
-                self.tcp.extend(rest.into_iter().map(Wire::Message));
+                let down = self.stream.on_down(generation, number).unwrap();
+                self.tcp.extend(down.again.into_iter().map(Wire::Message));
                 (self.posted, self.taken) = (0, 0);
             }
         }
@@ -232,6 +234,7 @@ struct Heard {
 
 impl Handler for Heard {
     fn on_message(&self, _: NodeId, header: &Header, body: Body) {
+        assert!(self.ups.get() > 0, "a message of a peer that nobody knows to be there");
         match body {
             Body::Block(block) => self.blocks.borrow_mut().push((header.request, block.as_slice()[BLOCK_SIZE - 1])),
             Body::Bytes(bytes) => {
@@ -271,7 +274,7 @@ impl Node {
         settings.heartbeat_interval = Duration::from_millis(5);
         settings.heartbeat_timeout = Duration::from_secs(30);
         let net = Interconnect::new(reactor, &ScnClock::new(), settings);
-        net.use_rdma(device_for_test(reactor, network, address(node), 2 * SLOTS_PER_LANE as u32), required, Duration::ZERO);
+        net.use_rdma(device_for_test(reactor, network, address(node), 2), required, Duration::ZERO);
         let heard = Rc::new(Heard::default());
         net.register(Service::Txn, heard.clone());
         net.register(Service::Gcs, Rc::new(AlsoHeard(heard.clone())));

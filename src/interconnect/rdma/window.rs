@@ -115,6 +115,12 @@ impl Window {
         self.sent
     }
 
+    /// Send slots in use.
+    #[must_use]
+    pub fn staged(&self) -> usize {
+        self.staged.len()
+    }
+
     /// A send slot belongs to a work request until that is done.
     pub fn stage(&mut self, work: u64, slot: u32) {
         self.staged.push_back((work, slot));
