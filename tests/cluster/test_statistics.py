@@ -32,8 +32,8 @@ def cli(*arguments, check=True):
 
 
 def files(cluster):
-    """Where the nodes of this cluster publish: other clusters may run on this machine."""
-    by_pid = {node["pid"]: node["source"] for node in json.loads(cli("stats", "--json", "--filter", "sessions")) if "pid" in node}
+    """Where the nodes of this cluster publish: other clusters run on this machine, or have left files under numbers used again."""
+    by_pid = {node["pid"]: node["source"] for node in json.loads(cli("stats", "--json", "--filter", "sessions")) if node.get("alive")}
     return {number: by_pid[pid] for number, pid in cluster.pids().items()}
 
 

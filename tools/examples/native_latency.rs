@@ -9,8 +9,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustydb::histogram::Histogram;
+use rustydb::histogram::{Histogram, SUB_BITS, UNIT_SHIFT};
 use rustydb_shm::native::{Client, ClientOptions, Value};
+use rustydb_shm::statistics;
 
 const ROWS: i64 = 1000;
 /// Requests of one way before the next has its turn.
@@ -142,8 +143,16 @@ fn main() {
     println!("{:<28}{:>5}{:>10}{:>10}{:>10}{:>10}", "", "", "count", "p50 us", "p99 us", "mean us");
     for ((name, _), taken) in ways.iter().zip(&taken) {
         for (what, latency) in ["get", "put"].iter().zip(taken) {
-            let us = |quantile| latency.quantile_ns(quantile) as f64 / 1e3;
-            println!("{name:<28}{what:>5}{:>10}{:>10.1}{:>10.1}{:>10.1}", latency.count(), us(0.5), us(0.99), latency.mean_us());
+            let latency = statistics::Histogram {
+                unit_shift: UNIT_SHIFT as u8,
+                sub_bits: SUB_BITS as u8,
+                buckets: latency.buckets().to_vec(),
+                sum: latency.sum_ns(),
+                max: latency.max_ns(),
+            };
+            let us = |quantile| latency.quantile(quantile).unwrap_or(0) as f64 / 1e3;
+            let mean = latency.mean().unwrap_or(0.0) / 1e3;
+            println!("{name:<28}{what:>5}{:>10}{:>10.1}{:>10.1}{mean:>10.1}", latency.count(), us(0.5), us(0.99));
         }
     }
 }

@@ -186,6 +186,54 @@ fn native_clients_and_sql_see_the_same_rows() {
         assert_eq!(sql.run(&format!("update accounts set balance = 5 where id = {} returning balance", base + 3)), ["5.00"]);
     }
 
+    // A row that is longer than a message is an error of its statement, and of the transaction.
+    assert_eq!(sql.run("create table wide (id int primary key, t text)"), [""; 0]);
+    assert_eq!(sql.run("insert into wide values (1, repeat('x', 300000)), (2, 'short')"), [""; 0]);
+    let wide = |client: &mut Client, id| client.get("wide", &[Value::Int(id)]).map_err(|error| error.sqlstate().to_owned());
+    for client in &mut cluster.clients() {
+        assert_eq!(wide(client, 1), Err("54000".into()));
+        assert!(wide(client, 2).is_ok_and(|row| row.is_some()), "outside of a transaction nothing else has failed");
+        client.begin(Isolation::ReadCommitted).expect("begun");
+        assert_eq!(wide(client, 1), Err("54000".into()));
+        assert_eq!(wide(client, 2), Err("25P02".into()));
+        assert_eq!(client.commit().expect_err("it has failed").sqlstate(), "25P02");
+        assert!(wide(client, 2).is_ok_and(|row| row.is_some()));
+    }
+
+    // Drained, the node waits for who has a transaction, cuts off who waits for a lock when the time is over, and is healthy again.
+    let [mut idle, mut waits] = cluster.clients();
+    let [mut holds, mut commits] = cluster.clients();
+    let row = |n: i64| [Value::Int(n), "Ada".into(), "1".into(), Value::Null];
+    holds.begin(Isolation::ReadCommitted).expect("begun");
+    holds.put("accounts", &row(4)).expect("locked");
+    commits.begin(Isolation::ReadCommitted).expect("begun");
+    commits.put("accounts", &row(5)).expect("put");
+    waits.begin(Isolation::ReadCommitted).expect("begun");
+    let waiting = std::thread::spawn(move || waits.put("accounts", &[Value::Int(4), "Bob".into(), "2".into(), Value::Null]));
+    let health = || http::health(cluster.http, Duration::from_secs(5)).expect("it answers");
+    http::order(cluster.http, Duration::from_secs(5), "/api/v1/node/drain/3").expect("it is drained");
+    assert_eq!(idle.get("accounts", &[Value::Int(1)]).expect_err("sent away").sqlstate(), "57P01");
+    commits.commit().expect("there was time");
+    let now = health();
+    assert!(now.status == "draining" && now.detail.ends_with("left"), "{now:?}");
+    // The SQL session of this test is idle: it has gone.
+    let until = Instant::now() + Duration::from_secs(60);
+    while health().status != "drained" {
+        assert!(Instant::now() < until, "{:?}", health());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // It may have got the lock of the other, which was cut off at the same time.
+    if let Err(told) = waiting.join().expect("no panic") {
+        assert_eq!(told.sqlstate(), "57P01", "{told}");
+    }
+    assert_eq!(holds.commit().expect_err("cut off").sqlstate(), "57P01");
+    assert!(Client::connect_tcp(cluster.native, ClientOptions::default()).is_err(), "nobody is let in");
+    http::order(cluster.http, Duration::from_secs(5), "/api/v1/node/undrain").expect("it serves again");
+    let mut sql = Sql::connect(cluster.pg);
+    let owners = sql.run("select id, balance from accounts where id in (4, 5) order by id");
+    assert_eq!(owners, ["4|10.50", "5|1.00"], "what was cut off has not happened");
+    drop(sql);
+
     // The node dies: both hear of it by a code, and find the next life where this one was.
     let mut clients = cluster.clients();
     let pid = http::health(cluster.http, Duration::from_secs(5)).expect("it serves").pid;

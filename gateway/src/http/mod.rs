@@ -175,12 +175,18 @@ async fn picture(State(cluster): State<ClusterSource>) -> Json<Cluster> {
 
 async fn metrics(State(statistics): State<Arc<dyn Statistics>>) -> Response {
     let kind = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    statistics.text().map_or_else(unavailable, |text| (kind, text).into_response())
+    aside(move || statistics.text()).await.map_or_else(unavailable, |text| (kind, text).into_response())
 }
 
 async fn image(State(statistics): State<Arc<dyn Statistics>>) -> Response {
     let kind = [(CONTENT_TYPE, "application/octet-stream")];
-    statistics.image().map_or_else(unavailable, |image| (kind, image).into_response())
+    aside(move || statistics.image()).await.map_or_else(unavailable, |image| (kind, image).into_response())
+}
+
+/// Reads statistics, which may wait for a publication to end, in a thread that no client's task waits for.
+async fn aside<T: Send + 'static>(read: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    let read = tokio::task::spawn_blocking(read).await;
+    read.unwrap_or_else(|_| Err("the statistics could not be read: see the node's log".into()))
 }
 
 fn unavailable(why: String) -> Response {

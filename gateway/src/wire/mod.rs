@@ -95,15 +95,13 @@ impl Server {
         }
     }
 
-    /// Accepts clients until the task is dropped. Calls `listening` once the port is open.
+    /// Accepts clients until the task is dropped.
     ///
     /// # Errors
-    /// When the address is in use or not this machine's; the message names it.
-    pub async fn serve(self: Arc<Self>, address: SocketAddr, listening: impl FnOnce()) -> std::io::Result<()> {
-        let listener = TcpListener::bind(address).await.map_err(|error| {
-            std::io::Error::new(error.kind(), format!("can't listen for PostgreSQL clients on {address}: {error}"))
-        })?;
-        listening();
+    /// When the runtime can't wait at the listener.
+    pub async fn serve(self: Arc<Self>, listener: std::net::TcpListener) -> std::io::Result<()> {
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {

@@ -9,6 +9,9 @@ use std::time::Duration;
 use super::link::{Link, LinkError};
 use super::wire::{Isolation, MESSAGE_BYTES_MAX, Reply, Request, Value};
 
+/// The code of a node's farewell.
+const SENT_AWAY: &str = "57P01";
+
 /// How a client waits.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientOptions {
@@ -29,7 +32,8 @@ impl Default for ClientOptions {
 /// Why a request was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientError {
-    /// The server says so; the connection goes on. A transaction that was open has failed and can only be rolled back.
+    /// The server says so; the connection goes on, unless the code is 57P01: the node sends its clients away, and the request was
+    /// not done. A transaction that was open has failed and can only be rolled back.
     Refused {
         /// PostgreSQL's code.
         sqlstate: String,
@@ -134,7 +138,12 @@ impl Client {
             self.link = None;
         }
         match decoded? {
-            Reply::Refused { sqlstate, message } => Err(ClientError::Refused { sqlstate, message }),
+            Reply::Refused { sqlstate, message } => {
+                if sqlstate == SENT_AWAY {
+                    self.link = None;
+                }
+                Err(ClientError::Refused { sqlstate, message })
+            }
             reply => Ok(reply),
         }
     }

@@ -1,8 +1,9 @@
-//! A connection that carries messages: a pair of rings with a bell for each side and a socket whose end tells of a death, or a
-//! TCP stream.
+//! A connection that carries messages: a pair of rings and a socket, whose bytes wake and whose end tells of a death, or a TCP
+//! stream.
 //!
 //! Owned by one thread, which waits in it. A side that finds its ring empty (or full) spins for as long as it was told to,
-//! then says that it sleeps, looks once more, and sleeps on its bell and on the socket.
+//! then says that it sleeps, looks once more, and sleeps on the socket. The server never waits for a client anywhere else: each
+//! call on the socket says for itself that it does not block, so that nothing a client does to its end can change that.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -17,11 +18,11 @@ use super::wire::MESSAGE_BYTES_MAX;
 /// The first bytes from each side.
 const MAGIC: [u8; 8] = *b"RdbNativ";
 /// This protocol.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Longest refusal.
 const REFUSAL_BYTES_MAX: usize = 1024;
-/// Descriptors that come with rings: the memory, the server's bell, the client's.
-const DESCRIPTORS: usize = 3;
+/// Most of a peer's rings at its bell that are taken at once.
+const RUNG_BYTES: usize = 64;
 
 /// Why a connection is over.
 #[derive(Debug)]
@@ -77,9 +78,7 @@ pub(super) enum Link {
 pub(super) struct Rings {
     come: Consumer,
     go: Producer,
-    bell: OwnedFd,
-    peers_bell: OwnedFd,
-    /// Nothing is said on it any more; it ends with the peer.
+    /// A byte on it wakes; nothing else is said on it any more, and it ends with the peer.
     socket: UnixStream,
     spin: Duration,
 }
@@ -92,39 +91,40 @@ enum Woken {
 
 impl Rings {
     fn ring_for_peer(&self) {
-        // A bell that is full already has been rung.
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: eight bytes of ours into a descriptor that we own.
-        unsafe { libc::write(self.peers_bell.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        // What does not fit any more stands behind rings enough. A peer that is gone is found by the next wait.
+        // SAFETY: a byte that outlives the call, into a socket that we own.
+        unsafe { libc::send(self.socket.as_raw_fd(), b"!".as_ptr().cast(), 1, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     }
 
     fn wait(&self, until: Option<Instant>) -> io::Result<Woken> {
-        let wanted = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut both = [wanted(self.bell.as_raw_fd()), wanted(self.socket.as_raw_fd())];
+        let mut socket = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         // Whoever rings and does nothing else gains no time by it.
         if left.is_some_and(|left| left.is_zero()) {
             return Ok(Woken::TimedOut);
         }
         let left_ms = left.map_or(-1, |left| left.as_millis().min(1_000_000) as libc::c_int + 1);
-        // SAFETY: two structures of ours, which outlive the call.
-        let ready = unsafe { libc::poll(both.as_mut_ptr(), 2, left_ms) };
+        // SAFETY: a structure of ours, which outlives the call.
+        let ready = unsafe { libc::poll(&raw mut socket, 1, left_ms) };
         if ready < 0 {
             let error = io::Error::last_os_error();
             return if error.kind() == io::ErrorKind::Interrupted { Ok(Woken::ByBell) } else { Err(error) };
         }
-        if both[0].revents != 0 {
-            let mut count = [0u8; 8];
-            // SAFETY: eight bytes of ours; the bell does not block.
-            unsafe { libc::read(self.bell.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        if socket.revents == 0 {
+            // The time is over, or nearly: the next look tells.
             return Ok(Woken::ByBell);
         }
-        // Whatever comes on the socket now is none of the protocol.
-        if both[1].revents != 0 {
-            return Ok(Woken::Closed);
+        let mut rung = [0u8; RUNG_BYTES];
+        // SAFETY: the bytes are ours, as many as said, and outlive the call.
+        let taken = unsafe { libc::recv(socket.fd, rung.as_mut_ptr().cast(), rung.len(), libc::MSG_DONTWAIT) };
+        match taken {
+            0 => Ok(Woken::Closed),
+            1.. => Ok(Woken::ByBell),
+            _ => match io::Error::last_os_error().kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Woken::ByBell),
+                _ => Ok(Woken::Closed),
+            },
         }
-        // The time is over, or nearly: the next look tells.
-        Ok(Woken::ByBell)
     }
 
     fn recv(&mut self, until: Option<Instant>) -> Result<Vec<u8>, LinkError> {
@@ -218,33 +218,24 @@ impl Link {
     pub(super) fn ask_for_rings(mut socket: UnixStream, spin: Duration, patience: Duration) -> Result<Link, LinkError> {
         socket.set_read_timeout(Some(patience))?;
         greet(&mut socket)?;
-        let (head, descriptors) = recv_with_descriptors(&socket)?;
+        let (head, memory) = recv_with_descriptor(&socket)?;
         accepted(head, &mut socket)?;
-        let [memory, servers_bell, bell]: [OwnedFd; DESCRIPTORS] =
-            descriptors.try_into().map_err(|_| LinkError::Broken("a greeting without rings".into()))?;
-        let memory = Memory::open(memory)?;
+        let memory = Memory::open(memory.ok_or_else(|| LinkError::Broken("a greeting without rings".into()))?)?;
         Ok(Link::Shared(Box::new(Rings {
             come: Consumer::new(&memory, Which::Replies),
             go: Producer::new(&memory, Which::Requests),
-            bell,
-            peers_bell: servers_bell,
             socket,
             spin,
         })))
     }
 
     /// The rings that a client has asked for; made here, by who serves it.
-    pub(super) fn give_rings(mut socket: UnixStream, spin: Duration) -> Result<Link, LinkError> {
+    pub(super) fn give_rings(socket: UnixStream, spin: Duration) -> Result<Link, LinkError> {
         let (memory, descriptor) = Memory::create()?;
-        let (bell, clients_bell) = (eventfd()?, eventfd()?);
-        let descriptors = [descriptor.as_raw_fd(), bell.as_raw_fd(), clients_bell.as_raw_fd()];
-        send_with_descriptors(&socket, &answer_head(0, 0), descriptors)?;
-        socket.flush()?;
+        send_with_descriptor(&socket, &answer_head(0, 0), descriptor.as_raw_fd())?;
         Ok(Link::Shared(Box::new(Rings {
             come: Consumer::new(&memory, Which::Requests),
             go: Producer::new(&memory, Which::Replies),
-            bell,
-            peers_bell: clients_bell,
             socket,
             spin,
         })))
@@ -276,10 +267,40 @@ fn greet(stream: &mut impl Write) -> io::Result<()> {
     stream.write_all(&hello)
 }
 
-/// Reads a client's greeting.
-pub(super) fn greeted(stream: &mut impl Read) -> Result<(), LinkError> {
-    let mut hello = [0; 16];
-    stream.read_exact(&mut hello)?;
+/// A connected socket of either kind.
+pub(super) trait Socket: Read + Write {
+    /// How long a read may take.
+    fn read_within(&self, patience: Duration) -> io::Result<()>;
+}
+
+impl Socket for UnixStream {
+    fn read_within(&self, patience: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(patience))
+    }
+}
+
+impl Socket for TcpStream {
+    fn read_within(&self, patience: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(patience))
+    }
+}
+
+/// Reads a client's greeting, all of it within `patience`, however it comes.
+pub(super) fn greeted(stream: &mut impl Socket, patience: Duration) -> Result<(), LinkError> {
+    let (mut hello, mut filled, until) = ([0; 16], 0, Instant::now() + patience);
+    while filled < hello.len() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(LinkError::TimedOut);
+        }
+        stream.read_within(left)?;
+        match stream.read(&mut hello[filled..]) {
+            Ok(0) => return Err(LinkError::Closed),
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     if hello[..8] != MAGIC {
         return Err(LinkError::Broken("it is no native client of RustyDB".into()));
     }
@@ -319,26 +340,17 @@ fn accepted(head: [u8; 16], stream: &mut impl Read) -> Result<(), LinkError> {
     if status == 0 { Ok(()) } else { Err(LinkError::Refused(String::from_utf8_lossy(&why).into_owned())) }
 }
 
-fn eventfd() -> io::Result<OwnedFd> {
-    // SAFETY: no memory is handed over; the descriptor that comes back is nobody's yet.
-    match unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) } {
-        -1 => Err(io::Error::last_os_error()),
-        // SAFETY: as above.
-        descriptor => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
-    }
-}
+const DESCRIPTOR_BYTES: usize = size_of::<RawFd>();
 
-const DESCRIPTOR_BYTES: usize = DESCRIPTORS * size_of::<RawFd>();
-
-/// Room for a control message with the descriptors, aligned as its header wants.
+/// Room for a control message with a descriptor, aligned as its header wants.
 #[repr(C, align(8))]
 struct Control([u8; 64]);
 
-fn send_with_descriptors(socket: &UnixStream, bytes: &[u8; 16], descriptors: [RawFd; DESCRIPTORS]) -> io::Result<()> {
+fn send_with_descriptor(socket: &UnixStream, bytes: &[u8; 16], descriptor: RawFd) -> io::Result<()> {
     let mut control = Control([0; 64]);
     let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: all zeros is a valid header; its pointers are to locals that outlive the call. The control message's place
-    // and lengths are those that the macros say for three descriptors, which the buffer has room for.
+    // and lengths are those that the macros say for a descriptor, which the buffer has room for.
     let sent = unsafe {
         assert!(libc::CMSG_SPACE(DESCRIPTOR_BYTES as u32) as usize <= control.0.len());
         let mut header: libc::msghdr = std::mem::zeroed();
@@ -349,8 +361,7 @@ fn send_with_descriptors(socket: &UnixStream, bytes: &[u8; 16], descriptors: [Ra
         (*first).cmsg_level = libc::SOL_SOCKET;
         (*first).cmsg_type = libc::SCM_RIGHTS;
         (*first).cmsg_len = libc::CMSG_LEN(DESCRIPTOR_BYTES as u32) as _;
-        let place = libc::CMSG_DATA(first);
-        std::ptr::copy_nonoverlapping(descriptors.as_ptr().cast::<u8>(), place, DESCRIPTOR_BYTES);
+        libc::CMSG_DATA(first).cast::<RawFd>().write_unaligned(descriptor);
         libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL)
     };
     match sent {
@@ -360,7 +371,8 @@ fn send_with_descriptors(socket: &UnixStream, bytes: &[u8; 16], descriptors: [Ra
     }
 }
 
-fn recv_with_descriptors(socket: &UnixStream) -> io::Result<([u8; 16], Vec<OwnedFd>)> {
+/// Sixteen bytes, and the descriptor that came with them; more of those are closed.
+fn recv_with_descriptor(socket: &UnixStream) -> io::Result<([u8; 16], Option<OwnedFd>)> {
     let mut bytes = [0u8; 16];
     let mut control = Control([0; 64]);
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
@@ -390,7 +402,16 @@ fn recv_with_descriptors(socket: &UnixStream) -> io::Result<([u8; 16], Vec<Owned
         }
         received
     };
-    if received == 16 { Ok((bytes, descriptors)) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    if received == 16 { Ok((bytes, descriptors.pop())) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+#[cfg(test)]
+impl Link {
+    /// Rings for the peer, whether it sleeps or not.
+    pub(super) fn ring(&self) {
+        let Link::Shared(rings) = self else { panic!("a stream has no bell") };
+        rings.ring_for_peer();
+    }
 }
 
 /// A memory that a test may write anything into, in the hands of a peer.
@@ -398,23 +419,9 @@ fn recv_with_descriptors(socket: &UnixStream) -> io::Result<([u8; 16], Vec<Owned
 pub(super) fn pair(spin: Duration) -> (Link, Link, std::sync::Arc<Memory>) {
     let (memory, _descriptor) = Memory::create().expect("memory");
     let (one, other) = UnixStream::pair().expect("sockets");
-    let (bell, peers_bell) = (eventfd().expect("a bell"), eventfd().expect("a bell"));
-    let same = |fd: &OwnedFd| fd.try_clone().expect("a descriptor");
-    let server = Rings {
-        come: Consumer::new(&memory, Which::Requests),
-        go: Producer::new(&memory, Which::Replies),
-        bell: same(&bell),
-        peers_bell: same(&peers_bell),
-        socket: one,
-        spin,
-    };
-    let client = Rings {
-        come: Consumer::new(&memory, Which::Replies),
-        go: Producer::new(&memory, Which::Requests),
-        bell: peers_bell,
-        peers_bell: bell,
-        socket: other,
-        spin,
-    };
+    let server =
+        Rings { come: Consumer::new(&memory, Which::Requests), go: Producer::new(&memory, Which::Replies), socket: one, spin };
+    let client =
+        Rings { come: Consumer::new(&memory, Which::Replies), go: Producer::new(&memory, Which::Requests), socket: other, spin };
     (Link::Shared(Box::new(server)), Link::Shared(Box::new(client)), memory)
 }

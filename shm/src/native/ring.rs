@@ -57,7 +57,12 @@ impl Memory {
                 descriptor => File::from_raw_fd(descriptor),
             }
         };
-        file.set_len(MEMORY_BYTES as u64)?;
+        // All pages are there before the first store: memory that is full is an error here and no signal later.
+        // SAFETY: a descriptor that we own.
+        match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, MEMORY_BYTES as libc::off_t) } {
+            0 => {}
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
         let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
         // SAFETY: a descriptor that we own.
         if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {

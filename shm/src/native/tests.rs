@@ -1,14 +1,17 @@
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::link::pair;
-use super::serve::converse;
+use super::leaving::Gate;
+use super::link::{Link, LinkError, greeted, pair};
+use super::ring::Memory;
 use super::*;
 
 type Rows = BTreeMap<i64, Vec<Value>>;
@@ -17,8 +20,14 @@ type Rows = BTreeMap<i64, Vec<Value>>;
 struct Table {
     committed: Arc<Mutex<Rows>>,
     own: Option<Rows>,
+    failed: bool,
     /// How many transactions were given up by a handler's end.
     given_up: Arc<AtomicUsize>,
+}
+
+/// A handler's life at one end of a connection.
+fn converse(link: &mut Link, handler: &mut dyn Handler) -> Result<(), LinkError> {
+    serve::converse(link, handler, &Gate::default(), &AtomicBool::new(false))
 }
 
 impl Drop for Table {
@@ -37,7 +46,24 @@ fn number(values: &[Value]) -> i64 {
 }
 
 impl Handler for Table {
+    fn too_long(&mut self, bytes: usize) -> Reply {
+        self.failed = self.own.is_some();
+        Reply::Refused { sqlstate: "54000".into(), message: format!("{bytes} bytes") }
+    }
+
+    fn in_transaction(&self) -> bool {
+        self.own.is_some()
+    }
+
+    fn interrupter(&self) -> Interrupter {
+        Box::new(|_, _| ())
+    }
+
     fn answer(&mut self, request: Request) -> Reply {
+        if self.failed && request != Request::Rollback {
+            return Reply::Refused { sqlstate: "25P02".into(), message: "the transaction has failed".into() };
+        }
+        self.failed = false;
         let mut all = self.committed.lock().expect("nobody panics");
         let rows = self.own.as_mut().unwrap_or(&mut all);
         match request {
@@ -84,20 +110,27 @@ impl Served {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("rustydb-native-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let socket = std::env::temp_dir().join(name);
-        let options =
-            EndpointOptions { socket: Some(socket.clone()), address: Some(([127, 0, 0, 1], 0).into()), clients_max, spin };
+        let options = EndpointOptions { socket: Some(socket.clone()), clients_max, spin };
+        let tcp = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         let (committed, given_up) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
         let count = given_up.clone();
         let make = move || {
-            let table = Table { committed: Arc::clone(&committed), own: None, given_up: count.clone() };
+            let table = Table { committed: Arc::clone(&committed), own: None, failed: false, given_up: count.clone() };
             Ok(Box::new(table) as Box<dyn Handler>)
         };
-        Served { endpoint: Some(Endpoint::start(options, make).expect("ports")), socket, given_up }
+        Served { endpoint: Some(Endpoint::start(options, Some(tcp), make).expect("ports")), socket, given_up }
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        self.endpoint.as_ref().expect("it serves")
+    }
+
+    fn address(&self) -> std::net::SocketAddr {
+        self.endpoint().address().expect("it listens")
     }
 
     fn clients(&self, options: ClientOptions) -> [Client; 2] {
-        let address = self.endpoint.as_ref().and_then(Endpoint::address).expect("it listens");
-        [Client::connect_local(&self.socket, options), Client::connect_tcp(address, options)]
+        [Client::connect_local(&self.socket, options), Client::connect_tcp(self.address(), options)]
             .map(|client| client.expect("let in"))
     }
 }
@@ -115,8 +148,8 @@ fn an_endpoint_ends_though_its_socket_has_gone() {
 fn only_a_socket_that_nobody_listens_on_is_replaced() {
     let path = std::env::temp_dir().join(format!("rustydb-native-{}-link", std::process::id()));
     std::os::unix::fs::symlink("/nowhere", &path).expect("a folder of our own");
-    let options = EndpointOptions { socket: Some(path.clone()), address: None, clients_max: 1, spin: Duration::ZERO };
-    let refused = Endpoint::start(options, || Err::<Box<dyn Handler>, _>(Refusal::new())).is_err();
+    let options = EndpointOptions { socket: Some(path.clone()), clients_max: 1, spin: Duration::ZERO };
+    let refused = Endpoint::start(options, None, || Err::<Box<dyn Handler>, _>(Refusal::new())).is_err();
     let left = path.symlink_metadata().is_ok();
     std::fs::remove_file(&path).ok();
     assert!(refused && left, "refused: {refused}, left: {left}");
@@ -172,8 +205,12 @@ fn long_messages_go_round_the_ring_and_too_long_ones_are_refused() {
         }
         let long = vec![Value::Int(1), Value::Bytes(vec![0; MESSAGE_BYTES_MAX])];
         assert_eq!(client.put("t", &long).expect_err("too long").sqlstate(), "54000");
-        // Twenty such rows are no answer, which ends nothing.
+        // Twenty such rows are no answer, which ends a transaction and nothing else.
         assert_eq!(client.scan("t", None, None, 100).expect_err("too long").sqlstate(), "54000");
+        client.begin(Isolation::ReadCommitted).expect("begun");
+        assert_eq!(client.scan("t", None, None, 100).expect_err("too long").sqlstate(), "54000");
+        assert_eq!(client.get("t", &[Value::Int(1)]).expect_err("it has failed").sqlstate(), "25P02");
+        client.rollback().expect("rolled back");
         assert_eq!(client.delete("t", &[Value::Int(19)]), Ok(true));
     }
 }
@@ -189,7 +226,7 @@ fn a_client_that_goes_in_the_middle_gives_its_transaction_up() {
     }
     let [mut client, _other] = served.clients(ClientOptions::default());
     assert_eq!(client.get("t", &[Value::Int(1)]), Ok(None));
-    until("the end of the first two", || served.endpoint.as_ref().is_some_and(|endpoint| endpoint.clients() == 2));
+    until("the end of the first two", || served.endpoint().clients() == 2);
 }
 
 #[test]
@@ -209,28 +246,141 @@ fn a_server_that_ends_is_an_error_with_a_code() {
 
 #[test]
 fn more_clients_than_allowed_are_told_so() {
-    let served = Served::start(2, Duration::ZERO);
+    let served = Served::start(1, Duration::ZERO);
     let clients = served.clients(ClientOptions::default());
-    let refused = Client::connect_local(&served.socket, ClientOptions::default()).err().expect("there are two");
-    assert!(refused.to_string().contains("2 native clients already"), "{refused}");
+    let more = [
+        Client::connect_local(&served.socket, ClientOptions::default()),
+        Client::connect_tcp(served.address(), ClientOptions::default()),
+    ];
+    for refused in more.map(|more| more.err().expect("there is one already")) {
+        assert!(refused.to_string().contains("1 native clients already"), "{refused}");
+    }
     drop(clients);
-    let empty = || served.endpoint.as_ref().is_some_and(|endpoint| endpoint.clients() == 0);
+    let empty = || served.endpoint().clients() == 0;
     until("their places", empty);
     drop(served.clients(ClientOptions::default()));
     until("their places", empty);
     // What is no client is told nothing, and takes no place for long.
     let mut stranger = UnixStream::connect(&served.socket).expect("it listens");
-    std::io::Write::write_all(&mut stranger, b"GET / HTTP/1.0\r\n").expect("written");
+    stranger.write_all(b"GET / HTTP/1.0\r\n").expect("written");
     let mut answer = Vec::new();
     std::io::Read::read_to_end(&mut stranger, &mut answer).ok();
     assert!(answer.is_empty());
 }
 
 #[test]
+fn who_says_nothing_over_tcp_takes_no_place_of_the_rings() {
+    let served = Served::start(2, Duration::ZERO);
+    let silent = [0; 2].map(|_| TcpStream::connect(served.address()).expect("it listens"));
+    until("both to be noticed", || served.endpoint().clients() == 2);
+    let mut client = Client::connect_local(&served.socket, ClientOptions::default()).expect("let in");
+    assert_eq!(client.get("t", &[Value::Int(1)]), Ok(None));
+    drop(silent);
+    until("their places", || served.endpoint().clients() == 1);
+}
+
+#[test]
+fn a_greeting_that_comes_byte_by_byte_is_not_waited_for() {
+    let (mut slow, mut server) = UnixStream::pair().expect("sockets");
+    let slow = std::thread::spawn(move || {
+        // Each byte within the patience, all of them far beyond it; nobody reads the last ones.
+        b"RdbNativ\x02\0\0\0\0\0\0\0".iter().for_each(|byte| {
+            std::thread::sleep(Duration::from_millis(40));
+            slow.write_all(&[*byte]).ok();
+        });
+    });
+    assert!(matches!(greeted(&mut server, Duration::from_millis(100)), Err(LinkError::TimedOut)));
+    drop(server);
+    slow.join().expect("it only writes");
+}
+
+#[test]
+fn clients_are_sent_away_when_their_transactions_have_ended() {
+    let served = Served::start(4, Duration::ZERO);
+    let (mut idle, mut busy) = (served.clients(ClientOptions::default()), served.clients(ClientOptions::default()));
+    let mut stays = served.clients(ClientOptions::default());
+    for client in busy.iter_mut().chain(&mut stays) {
+        client.begin(Isolation::ReadCommitted).expect("begun");
+    }
+    served.endpoint().send_away("the node is being drained");
+    until("the idle ones to go", || served.endpoint().clients() == 4);
+    for client in &mut idle {
+        let told = client.put("t", &[Value::Int(1)]).expect_err("sent away");
+        let words = "terminating connection because the node is being drained; connect to another node (57P01)";
+        assert_eq!(told.to_string(), words);
+        assert_eq!(client.get("t", &[Value::Int(1)]).expect_err("it has gone").sqlstate(), "08006");
+    }
+    for (number, client) in (2..).zip(&mut busy) {
+        client.put("t", &[Value::Int(number)]).expect("its transaction goes on");
+        client.commit().expect("and is committed");
+        assert_eq!(client.get("t", &[Value::Int(number)]).expect_err("sent away").sqlstate(), "57P01");
+    }
+    for refused in [
+        Client::connect_local(&served.socket, ClientOptions::default()),
+        Client::connect_tcp(served.address(), ClientOptions::default()),
+    ] {
+        let refused = refused.err().expect("nobody is let in").to_string();
+        assert!(refused.contains("the node is being drained: no connections are accepted"), "{refused}");
+    }
+    served.endpoint().cut_off();
+    until("the others to go", || served.endpoint().clients() == 0);
+    assert_eq!(served.given_up.load(Ordering::SeqCst), 2);
+    for client in &mut stays {
+        assert_eq!(client.commit().expect_err("cut off").sqlstate(), "57P01");
+    }
+    served.endpoint().welcome_again();
+    let [mut client, _] = served.clients(ClientOptions::default());
+    assert_eq!(client.get("t", &[Value::Int(1)]), Ok(None), "what was not done was not done");
+    assert!(client.get("t", &[Value::Int(3)]).expect("read").is_some(), "the last that was committed");
+}
+
+#[test]
+fn a_client_that_never_pauses_does_not_outlast_the_end() {
+    let mut served = Served::start(1, Duration::ZERO);
+    let socket = UnixStream::connect(&served.socket).expect("it listens");
+    let mut link = Link::ask_for_rings(socket, Duration::ZERO, Duration::from_secs(5)).expect("let in");
+    link.send(&Request::Begin(Isolation::ReadCommitted).encode(), None).expect("sent");
+    link.recv(None).expect("begun");
+    let get = Request::Get { table: "t".into(), key: vec![Value::Int(1)] }.encode();
+    // There is always a request in the ring: its server never comes to wait.
+    (0..500).for_each(|_| link.send(&get, None).expect("sent"));
+    let ended = Arc::new(AtomicBool::new(false));
+    let stop = ended.clone();
+    let floods = std::thread::spawn(move || {
+        while !stop.load(Ordering::SeqCst) {
+            if link.send(&get, None).is_err() || link.recv(None).is_err() {
+                break;
+            }
+        }
+    });
+    served.endpoint = None;
+    let given_up = served.given_up.load(Ordering::SeqCst);
+    ended.store(true, Ordering::SeqCst);
+    floods.join().expect("it only asks");
+    assert_eq!(given_up, 1, "its transaction has ended with the endpoint");
+}
+
+#[test]
+fn the_memory_of_rings_is_there_before_it_is_used() {
+    use std::os::unix::fs::MetadataExt;
+    let (_memory, descriptor) = Memory::create().expect("memory");
+    let file = std::fs::File::from(descriptor);
+    let there = file.metadata().expect("ours");
+    assert!(there.blocks() * 512 >= there.len(), "{} blocks of {} bytes", there.blocks(), there.len());
+}
+
+#[test]
+fn a_peer_that_never_listens_to_its_bell_keeps_nobody() {
+    let (server, _client, _memory) = pair(Duration::ZERO);
+    // More than any socket takes.
+    (0..100_000).for_each(|_| server.ring());
+}
+
+#[test]
 fn a_client_that_leaves_its_replies_in_the_ring_stops_nobody() {
     let (mut server, mut client, _memory) = pair(Duration::ZERO);
     let serving = std::thread::spawn(move || {
-        let mut table = Table { committed: Arc::default(), own: None, given_up: Arc::default() };
+        let mut table = Table { committed: Arc::default(), own: None, failed: false, given_up: Arc::default() };
         converse(&mut server, &mut table)
     });
     let put = Request::Put { table: "t".into(), row: vec![Value::Int(1), Value::Bytes(vec![7; 100_000])] }.encode();
@@ -294,6 +444,18 @@ fn any_reply() -> impl Strategy<Value = Reply> {
 struct Echo;
 
 impl Handler for Echo {
+    fn too_long(&mut self, bytes: usize) -> Reply {
+        Reply::Refused { sqlstate: "54000".into(), message: format!("{bytes} bytes") }
+    }
+
+    fn in_transaction(&self) -> bool {
+        false
+    }
+
+    fn interrupter(&self) -> Interrupter {
+        Box::new(|_, _| ())
+    }
+
     fn answer(&mut self, request: Request) -> Reply {
         Reply::Refused { sqlstate: "XX000".into(), message: format!("{request:?}") }
     }

@@ -22,4 +22,4 @@ pub use reader::{ReadError, Reader, find};
 pub use schema::{Kind, Metric, Scope};
 pub use snapshot::{Group, Header, NodeState, Snapshot, Stage, Value};
 pub use table::{prometheus, quantity};
-pub use writer::{Description, GroupWriter, LiveState, NodeWriter, Slots, Writers, create, create_unnamed};
+pub use writer::{Description, GroupWriter, NodeWriter, Slots, Writers, create, create_unnamed};

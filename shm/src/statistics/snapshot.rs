@@ -34,10 +34,11 @@ pub struct Header {
 }
 
 /// Where in its life a node is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Stage {
-    /// A number that this version does not know.
+    /// None yet, or a number that this version does not know.
+    #[default]
     Unknown = 0,
     /// Opens the volume, connects.
     Starting = 1,
@@ -86,8 +87,8 @@ impl Stage {
     }
 }
 
-/// How a node was when it wrote last.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a node says of itself beside its metrics: how it was when it wrote last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeState {
     /// When that was, milliseconds since 1970.
     pub heartbeat_ms: u64,
@@ -95,7 +96,7 @@ pub struct NodeState {
     pub stage: Stage,
     /// Since when, milliseconds since 1970.
     pub stage_since_ms: u64,
-    /// What it waited for, or why it has ended.
+    /// What it waited for, or why it has ended; cut to 128 bytes.
     pub detail: String,
     /// The membership's generation.
     pub epoch: u64,
@@ -156,7 +157,7 @@ pub struct Snapshot {
     pub groups: Vec<Group>,
 }
 
-/// Where things stand in a file; checked against its length.
+/// Where things stand in a file; checked against its length, which bounds what all values of all groups take.
 pub(super) struct Plan {
     pub(super) header: FileHeader,
     pub(super) groups: Vec<GroupEntry>,
@@ -193,25 +194,29 @@ impl Plan {
             return Err(damaged("its descriptions do not have the checksum that they should"));
         }
         let mut metrics = Vec::with_capacity(entries.len());
+        // What the values of a group of each scope take together.
+        let mut bytes_of = [layout::GROUP_HEAD_BYTES as u64; 2];
         for entry in &entries {
             let offset = entry.offset.get() as usize;
             let metric = metric(entry)?;
             let end = offset + metric.kind.words() * 8;
+            bytes_of[usize::from(metric.scope == Scope::Shard)] += metric.kind.words() as u64 * 8;
             let fits = |group: &&GroupEntry| group.scope != entry.scope || end as u64 <= group.bytes.get();
             if !offset.is_multiple_of(8) || offset < layout::GROUP_HEAD_BYTES || !groups.iter().all(|group| fits(&group)) {
                 return Err(damaged(format!("the value of {} lies outside of its group", metric.name)));
             }
             metrics.push((metric, offset));
         }
+        let mut bytes_of_all = 0u64;
         for group in &groups {
             let (offset, length) = (group.offset.get(), group.bytes.get());
             let inside = offset.checked_add(length).is_some_and(|end| end <= bytes.len() as u64);
-            if !inside
-                || offset % 8 != 0
-                || length < layout::GROUP_HEAD_BYTES as u64
-                || Scope::from_code(group.scope.get()).is_none()
-            {
-                return Err(damaged("a group of values lies outside of the file"));
+            let scope = Scope::from_code(group.scope.get()).filter(|_| inside && offset % 8 == 0);
+            let Some(scope) = scope else { return Err(damaged("a group of values lies outside of the file")) };
+            // What lies over each other could be described again and again, and a reader reserves memory for each description.
+            bytes_of_all += length;
+            if length < bytes_of[usize::from(scope == Scope::Shard)] || bytes_of_all > bytes.len() as u64 {
+                return Err(damaged("its values, or groups of them, lie over each other"));
             }
         }
         if bytes.len() < layout::ENTRIES_OFFSET {

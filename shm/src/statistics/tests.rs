@@ -57,12 +57,13 @@ fn description(incarnation: u64) -> Description {
     }
 }
 
-fn live(stage: Stage) -> LiveState {
-    LiveState { stage: Some(stage), detail: "waits for node2".into(), epoch: 7, members: 0b1010, ..LiveState::default() }
+fn state(heartbeat_ms: u64, stage: Stage) -> NodeState {
+    let detail = "waits for node2".into();
+    NodeState { heartbeat_ms, stage, stage_since_ms: 1010, detail, epoch: 7, members: 0b1010, ..NodeState::default() }
 }
 
 fn publish(writers: &mut Writers, value: u64) {
-    writers.state.publish(1000 + value, &live(Stage::Open));
+    writers.state.publish(&state(1000 + value, Stage::Open));
     writers.node.publish(1000 + value, value, |slots| slots.put(value));
     for shard in &mut writers.shards {
         shard.publish(1000 + value, value, |slots| {
@@ -204,7 +205,7 @@ fn a_process_that_is_gone_is_told_from_one_that_is_silent() {
     assert_eq!(Liveness::of(&earlier, 2_010), Liveness::Dead(1_000), "a later process has its number now");
     earlier.header.process.namespace += 1;
     assert_eq!(Liveness::of(&earlier, 2_010), Liveness::Running, "numbers of another container say nothing here");
-    writers.state.publish(2000, &live(Stage::Stopped));
+    writers.state.publish(&state(2000, Stage::Stopped));
     assert_eq!(Liveness::of(&read(&path).expect("whole"), 99_000), Liveness::Ended);
 }
 
@@ -244,6 +245,30 @@ fn what_is_no_file_of_this_version_is_refused_by_name() {
         assert!(refused(&bytes[..length]).contains("damaged"), "{length} bytes of it");
     }
     assert!(read(&folder.0.join("none")).is_err_and(|error| matches!(error, ReadError::Io(_))));
+}
+
+#[test]
+fn values_that_lie_over_each_other_are_refused_before_memory_is_taken_for_them() {
+    let folder = Folder::new();
+    let (path, _writers) = written(&folder);
+    let bytes = std::fs::read(path).expect("readable");
+    assert!(Snapshot::parse(&sealed(bytes.clone())).is_ok());
+    let refused = |bytes: Vec<u8>| Snapshot::parse(&sealed(bytes)).expect_err("it lies over itself").to_string();
+    // The second shard's group where the first one's is, and as long as the file allows.
+    let (first, second) = (512 + 32, 512 + 64);
+    let mut groups = bytes.clone();
+    groups.copy_within(first..first + 8, second);
+    let rest = bytes.len() as u64 - u64::from_le_bytes(bytes[first..first + 8].try_into().expect("eight"));
+    for group in [first, second] {
+        groups[group + 8..group + 16].copy_from_slice(&rest.to_le_bytes());
+    }
+    assert!(refused(groups).contains("lie over each other"));
+    // The second histogram where the first one is, with the greatest number of buckets that fits.
+    let metric = |number: usize| 512 + 3 * 32 + number * 256;
+    let mut metrics = bytes.clone();
+    metrics.copy_within(metric(2) + 240..metric(2) + 244, metric(3) + 240);
+    metrics[metric(3) + 252..metric(3) + 256].copy_from_slice(&400u32.to_le_bytes());
+    assert!(refused(metrics).contains("lie over each other"));
 }
 
 #[test]

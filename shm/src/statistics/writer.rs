@@ -20,7 +20,7 @@ use super::layout::{self, FileHeader, GroupEntry, MetricEntry, field, group, sta
 use super::process::own_process;
 use super::reader::Reader;
 use super::schema::{Kind, Metric, Scope};
-use super::snapshot::{Stage, checksum};
+use super::snapshot::{NodeState, checksum};
 
 /// Whose file it will be.
 #[derive(Clone, Debug)]
@@ -81,46 +81,14 @@ fn in_sequence(sequence: &AtomicU64, write: impl FnOnce()) {
     sequence.store(before.wrapping_add(2).to_le(), Ordering::Release);
 }
 
-/// What a node says of itself beside its metrics.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LiveState {
-    /// As in [`super::NodeState`].
-    pub stage: Option<Stage>,
-    /// What it waits for; cut to 128 bytes.
-    pub detail: String,
-    /// The membership's generation.
-    pub epoch: u64,
-    /// Bit n: node n is a member.
-    pub members: u128,
-    /// Bit n: node n is being recovered.
-    pub lost: u128,
-    /// Bit n: node n is one of the cluster's.
-    pub configured: u128,
-    /// Blocks recovered so far.
-    pub blocks_done: u64,
-    /// Blocks to recover.
-    pub blocks_total: u64,
-    /// Recoveries seen to their end.
-    pub recoveries: u64,
-    /// How long the last took.
-    pub recovery_us: u64,
-    /// Blocks that it made anew.
-    pub recovery_blocks: u64,
-}
-
 /// Publishes how the node is.
 pub struct NodeWriter {
     memory: Arc<Memory>,
-    stage: Option<Stage>,
-    stage_since_ms: u64,
 }
 
 impl NodeWriter {
-    /// Says how the node is at `now_ms`, milliseconds since 1970: this is its heartbeat.
-    pub fn publish(&mut self, now_ms: u64, live: &LiveState) {
-        if live.stage != self.stage {
-            (self.stage, self.stage_since_ms) = (live.stage, now_ms);
-        }
+    /// Says how the node is: this is its heartbeat.
+    pub fn publish(&mut self, now: &NodeState) {
         let words = self.memory.words(layout::STATE_OFFSET, state::WORDS);
         in_sequence(&words[state::SEQUENCE], || {
             let put = |number: usize, value| store(&words[number], value);
@@ -128,19 +96,19 @@ impl NodeWriter {
                 put(number, set as u64);
                 put(number + 1, (set >> 64) as u64);
             };
-            put(state::HEARTBEAT_MS, now_ms);
-            put(state::STAGE, live.stage.map_or(0, |stage| stage as u64));
-            put(state::STAGE_SINCE_MS, self.stage_since_ms);
-            put(state::EPOCH, live.epoch);
-            put_set(state::MEMBERS, live.members);
-            put_set(state::LOST, live.lost);
-            put_set(state::CONFIGURED, live.configured);
-            put(state::BLOCKS_DONE, live.blocks_done);
-            put(state::BLOCKS_TOTAL, live.blocks_total);
-            put(state::RECOVERIES, live.recoveries);
-            put(state::RECOVERY_US, live.recovery_us);
-            put(state::RECOVERY_BLOCKS, live.recovery_blocks);
-            let detail: [u8; layout::DETAIL_WORDS * 8] = field(&live.detail);
+            put(state::HEARTBEAT_MS, now.heartbeat_ms);
+            put(state::STAGE, now.stage as u64);
+            put(state::STAGE_SINCE_MS, now.stage_since_ms);
+            put(state::EPOCH, now.epoch);
+            put_set(state::MEMBERS, now.members);
+            put_set(state::LOST, now.lost);
+            put_set(state::CONFIGURED, now.configured);
+            put(state::BLOCKS_DONE, now.blocks_done);
+            put(state::BLOCKS_TOTAL, now.blocks_total);
+            put(state::RECOVERIES, now.recoveries);
+            put(state::RECOVERY_US, now.recovery_us);
+            put(state::RECOVERY_BLOCKS, now.recovery_blocks);
+            let detail: [u8; layout::DETAIL_WORDS * 8] = field(&now.detail);
             for (number, bytes) in detail.chunks_exact(8).enumerate() {
                 put(state::DETAIL + number, u64::from_le_bytes(bytes.try_into().expect("eight bytes")));
             }
@@ -266,7 +234,7 @@ fn fill(file: File, description: &Description, metrics: &[Metric]) -> io::Result
     });
     let node = writers.next().expect("the node's group is the first");
     let shards = writers.collect();
-    let state = NodeWriter { memory: memory.clone(), stage: None, stage_since_ms: 0 };
+    let state = NodeWriter { memory: memory.clone() };
     Ok(Writers { state, node, shards, reader })
 }
 

@@ -159,7 +159,7 @@ fn number(value: &Value) -> u64 {
 fn as_json(node: &Watched, filter: &str) -> Json {
     let (snapshot, liveness) = match &node.found {
         Ok(found) => found,
-        Err(error) => return json!({ "source": node.source, "error": error }),
+        Err(error) => return json!({ "source": node.source, "error": error.to_string() }),
     };
     let (header, state) = (&snapshot.header, &snapshot.state);
     let metrics = by_metric(snapshot).filter(|(metric, _)| metric.name.contains(filter)).map(|(metric, values)| {

@@ -1,10 +1,12 @@
 //! Nodes as their live statistics show them: those of this host by their files, others by their HTTP ports.
 
+use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustydb_shm::statistics::{Liveness, Reader, Snapshot, find};
+use rustydb_shm::statistics::{Liveness, ReadError, Reader, Snapshot, find};
 
 use crate::http;
 
@@ -34,7 +36,25 @@ pub(super) struct Watched {
     /// The file, or the address.
     pub(super) source: String,
     /// What it said, or why it says nothing.
-    pub(super) found: Result<(Snapshot, Liveness), String>,
+    pub(super) found: Result<(Snapshot, Liveness), Unread>,
+}
+
+/// Why a node's statistics can't be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// There is no such file, any more perhaps.
+    Gone,
+    /// Another reason, in words.
+    Because(String),
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unread::Gone => write!(f, "its statistics file is not there: the node was tidied up after, or somebody removed it"),
+            Unread::Because(why) => write!(f, "{why}"),
+        }
+    }
 }
 
 /// Now, in milliseconds since 1970.
@@ -69,7 +89,11 @@ fn of_file(path: &Path) -> Watched {
         let liveness = Liveness::of(&snapshot, now_ms());
         (snapshot, liveness)
     });
-    Watched { source: path.display().to_string(), found: found.map_err(|error| error.to_string()) }
+    let unread = |error| match error {
+        ReadError::Io(error) if error.kind() == io::ErrorKind::NotFound => Unread::Gone,
+        other => Unread::Because(other.to_string()),
+    };
+    Watched { source: path.display().to_string(), found: found.map_err(unread) }
 }
 
 fn of_port(address: SocketAddr) -> Watched {
@@ -80,7 +104,7 @@ fn of_port(address: SocketAddr) -> Watched {
         let liveness = if snapshot.state.stage.is_end() { Liveness::Ended } else { Liveness::Running };
         (snapshot, liveness)
     });
-    Watched { source: address.to_string(), found }
+    Watched { source: address.to_string(), found: found.map_err(Unread::Because) }
 }
 
 /// A node's state in one word.

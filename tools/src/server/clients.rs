@@ -1,4 +1,5 @@
-//! The clients of a running node, for operators: drained, taken again, told when the node can't answer.
+//! The clients of a running node, PostgreSQL's and native ones, for operators: drained, taken again, told when the node can't
+//! answer.
 //!
 //! On the gateway's runtime; one for the process. Bounded by itself: one order at a time, the newest counts.
 
@@ -8,6 +9,8 @@ use std::time::Duration;
 
 use rustydb::cluster::{Operator, Phase, Status};
 use rustydb_gateway::wire;
+use rustydb_shm::native::Endpoint;
+use tokio::time::Instant;
 
 /// How often it is looked whether all have gone.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -29,6 +32,8 @@ enum Stage {
 /// See the module.
 pub(super) struct Clients {
     server: OnceLock<Arc<wire::Server>>,
+    /// Held by clones only within a call: it ends when [`Native`] takes it out.
+    native: Mutex<Option<Arc<Endpoint>>>,
     operator: Operator,
     stage: Mutex<Stage>,
     /// Counts orders: a task that carries an older one out ends.
@@ -37,12 +42,24 @@ pub(super) struct Clients {
 
 impl Clients {
     pub(super) fn new(operator: Operator) -> Arc<Clients> {
-        Arc::new(Clients { server: OnceLock::new(), operator, stage: Mutex::new(Stage::Open), orders: AtomicU64::new(0) })
+        Arc::new(Clients {
+            server: OnceLock::new(),
+            native: Mutex::default(),
+            operator,
+            stage: Mutex::new(Stage::Open),
+            orders: AtomicU64::new(0),
+        })
     }
 
-    /// The node is open, these are its clients.
-    pub(super) fn serve(&self, server: &Arc<wire::Server>) {
+    /// The node is open, these are its clients; the native ones until what is given back is dropped.
+    pub(super) fn serve(self: &Arc<Self>, server: &Arc<wire::Server>, native: Option<Endpoint>) -> Native {
         self.server.set(server.clone()).ok().expect("a node opens once");
+        *self.native.lock().unwrap_or_else(PoisonError::into_inner) = native.map(Arc::new);
+        Native(self.clone())
+    }
+
+    fn native(&self) -> Option<Arc<Endpoint>> {
+        self.native.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn stage(&self) -> Stage {
@@ -54,9 +71,19 @@ impl Clients {
         self.orders.fetch_add(1, Ordering::AcqRel) + 1
     }
 
-    /// Sessions that go on now.
-    pub(super) fn sessions(&self) -> usize {
+    /// Sessions of PostgreSQL clients that go on now.
+    pub(super) fn sql_sessions(&self) -> usize {
         self.server.get().map_or(0, |server| server.sessions())
+    }
+
+    /// Native clients connected now.
+    pub(super) fn native_clients(&self) -> usize {
+        self.native().map_or(0, |native| native.clients())
+    }
+
+    /// All of them.
+    fn sessions(&self) -> usize {
+        self.sql_sessions() + self.native_clients()
     }
 
     /// What their statements have cost; nothing before the node is open.
@@ -66,7 +93,7 @@ impl Clients {
 
     /// What health says about the clients of a node that could serve them.
     pub(super) fn health(&self) -> Option<(&'static str, String)> {
-        let left = match self.server.get().map_or(0, |server| server.sessions()) {
+        let left = match self.sessions() {
             1 => "1 session left".to_owned(),
             many => format!("{many} sessions left"),
         };
@@ -85,15 +112,13 @@ impl Clients {
             return Err("the node is stopping".into());
         }
         let order = self.enter(Stage::Draining);
-        tracing::info!(sessions = server.sessions(), patience_s = patience.as_secs(), "drains: clients are sent away");
-        server.send_away(patience, "the node is being drained");
+        tracing::info!(sessions = self.sessions(), patience_s = patience.as_secs(), "drains: clients are sent away");
+        self.send_away(&server, patience, "the node is being drained");
         let this = self.clone();
+        let until = Instant::now() + patience;
         tokio::spawn(async move {
-            while server.sessions() > 0 {
-                if this.orders.load(Ordering::Acquire) != order {
-                    return;
-                }
-                tokio::time::sleep(LOOK_EVERY).await;
+            if !this.gone(until, || this.orders.load(Ordering::Acquire) != order).await {
+                return;
             }
             match this.operator.write_blocks().await {
                 Ok(true) => tracing::info!("drained: nobody is connected, and all blocks are written"),
@@ -116,6 +141,9 @@ impl Clients {
         }
         self.enter(Stage::Open);
         server.welcome_again();
+        if let Some(native) = self.native() {
+            native.welcome_again();
+        }
         tracing::info!("takes clients again");
         Ok("takes clients again".into())
     }
@@ -124,16 +152,36 @@ impl Clients {
     pub(super) async fn leave(&self, patience: Duration) {
         let Some(server) = self.server.get() else { return };
         self.enter(Stage::Stopping);
-        tracing::info!(sessions = server.sessions(), "stops: clients are sent away");
-        server.send_away(patience, "the node stops");
-        let gone = async {
-            while server.sessions() > 0 {
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        };
-        if tokio::time::timeout(patience + OVERDUE, gone).await.is_err() {
-            tracing::warn!(sessions = server.sessions(), "these sessions did not end in time");
+        tracing::info!(sessions = self.sessions(), "stops: clients are sent away");
+        self.send_away(server, patience, "the node stops");
+        let until = Instant::now() + patience;
+        if !self.gone(until, || Instant::now() > until + OVERDUE).await {
+            tracing::warn!(sessions = self.sessions(), "these sessions did not end in time");
         }
+    }
+
+    fn send_away(&self, server: &wire::Server, patience: Duration, why: &str) {
+        server.send_away(patience, why);
+        if let Some(native) = self.native() {
+            native.send_away(why);
+        }
+    }
+
+    /// Resolves to true when nobody is connected, and to false when `enough` says so. Native clients are cut off at `until`; PostgreSQL's
+    /// go by themselves then.
+    async fn gone(&self, until: Instant, enough: impl Fn() -> bool) -> bool {
+        while self.sessions() > 0 {
+            if enough() {
+                return false;
+            }
+            if Instant::now() >= until
+                && let Some(native) = self.native()
+            {
+                native.cut_off();
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        true
     }
 
     /// Ends what clients wait for while the node is suspended, and tells them why; runs until it is dropped.
@@ -142,7 +190,21 @@ impl Clients {
         loop {
             let now = status.when(|phase| *phase == Phase::Suspended).await;
             server.interrupt(&now.detail);
+            if let Some(native) = self.native() {
+                native.interrupt("57P03", &format!("the database is not available now: {}", now.detail));
+            }
             tokio::time::sleep(INTERRUPT_EVERY).await;
         }
+    }
+}
+
+/// Native clients are served until this is dropped; then their transactions have been given up, or soon will be.
+pub(super) struct Native(Arc<Clients>);
+
+impl Drop for Native {
+    fn drop(&mut self) {
+        // Not while it is locked: the end takes a moment.
+        let endpoint = self.0.native.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(endpoint);
     }
 }

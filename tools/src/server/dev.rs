@@ -3,7 +3,7 @@
 //! One thread, one loop. A node that ends by itself is started again and joins the others, which have gone on without it;
 //! one that does not come to serve is not started more than [`RESTARTS_MAX`] times in a row.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -101,10 +101,31 @@ fn claim(folder: &Path) -> Result<File, Failure> {
     Ok(file)
 }
 
+/// The ports of every node, each with the flag that chooses it. One port can't be two of them.
+fn ports(options: &DevOptions) -> Result<BTreeMap<u16, &'static str>, Failure> {
+    let shard_port = |shard| options.interconnect_port.checked_add(u16::from(shard)).filter(|port| *port != 0);
+    let interconnect = (0..options.shards).map(|shard| (shard_port(shard), "--interconnect-port"));
+    let one = |port, flag| (Some(port).filter(|port| *port != 0), flag);
+    let native = Some(one(options.native_port, "--native-port")).filter(|_| options.native_port != 0);
+    let clients = [one(options.pg_port, "--pg-port"), one(options.http_port, "--http-port")].into_iter().chain(native);
+    let mut ports = BTreeMap::new();
+    for (port, flag) in clients.chain(interconnect) {
+        let Some(port) = port else {
+            return Err(Failure::input(format!(
+                "{flag} leads beyond the ports that there are: choose one from 1 to 65535 less the shards"
+            )));
+        };
+        if let Some(other) = ports.insert(port, flag) {
+            return Err(Failure::input(format!("{flag} and {other} both use port {port}: choose another for one of them")));
+        }
+    }
+    Ok(ports)
+}
+
 fn check_ports(options: &DevOptions) -> Result<(), Failure> {
+    let ports = ports(options)?;
     for number in 1..=options.nodes {
-        let interconnect = (0..options.shards).map(|shard| (options.interconnect_port + u16::from(shard), "--interconnect-port"));
-        for (port, flag) in [(options.pg_port, "--pg-port"), (options.http_port, "--http-port")].into_iter().chain(interconnect) {
+        for (&port, flag) in &ports {
             let address = address(number, port);
             // Nodes that were just killed keep their ports for a moment.
             let until = Instant::now() + PORTS_FREE_WITHIN;
@@ -368,4 +389,29 @@ fn forget_statistics(nodes: &[Node]) {
 fn last_line(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("its log is empty").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::args::{Arguments, Command};
+    use super::*;
+
+    fn of(arguments: &[&str]) -> Result<Vec<u16>, String> {
+        let all = ["rusty-db-server", "dev"].iter().chain(arguments);
+        let Some(Command::Dev(options)) = Arguments::parse_from(all).command else { panic!("`dev` was asked for") };
+        ports(&options).map(|ports| ports.into_keys().collect()).map_err(|failure| failure.message)
+    }
+
+    #[test]
+    fn no_port_is_used_twice_and_none_lies_beyond_the_last() {
+        assert_eq!(of(&["--shards", "2"]), Ok(vec![5432, 7433, 7434, 8080]));
+        assert_eq!(of(&["--native-port", "7533"]), Ok(vec![5432, 7433, 7533, 8080]));
+        let refused = |arguments: &[&str]| of(arguments).expect_err("it can't be");
+        assert!(refused(&["--native-port", "5432"]).contains("--native-port and --pg-port both use port 5432"));
+        assert!(refused(&["--native-port", "7434", "--shards", "2"]).contains("both use port 7434"));
+        assert!(refused(&["--interconnect-port", "65535", "--shards", "2"]).contains("--interconnect-port leads beyond"));
+        assert!(refused(&["--pg-port", "0"]).contains("--pg-port leads beyond"));
+    }
 }

@@ -38,6 +38,7 @@ pub(super) fn node_metrics() -> Vec<Metric> {
     let one = |kind, name, unit, help| metric(Scope::Node, kind, name, String::new(), unit, help);
     vec![
         one(Kind::Gauge, "sessions", "sessions", "Sessions of PostgreSQL clients"),
+        one(Kind::Gauge, "native_clients", "clients", "Native clients, through rings and over TCP"),
         one(Kind::Counter, "statements_total", "statements", "Simple queries, and executions of prepared statements"),
         one(Kind::Counter, "statement_errors_total", "statements", "Of these, those that ended with an error"),
         one(LATENCY, "statement_seconds", "ns", "From a statement's arrival until its answer is on its way"),

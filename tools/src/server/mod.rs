@@ -4,6 +4,7 @@ mod args;
 mod clients;
 mod dev;
 mod init;
+mod listen;
 mod metrics;
 mod native;
 mod node;

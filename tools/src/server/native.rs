@@ -12,10 +12,12 @@ use rustydb::config::ServerConfig;
 use rustydb_gateway::sql::catalog::{Catalog, Column, Table};
 use rustydb_gateway::sql::error::SqlError;
 use rustydb_gateway::sql::types::{Datum, PgType, Row};
-use rustydb_gateway::sql::{Database, Execution, Prepared, SqlSession, Startup};
+use rustydb_gateway::sql::{Database, Execution, Prepared, SqlSession, Startup, TransactionStatus};
 use rustydb_shm::native::wire::{ROWS_MAX, row_bytes};
-use rustydb_shm::native::{Endpoint, EndpointOptions, Handler, Isolation, MESSAGE_BYTES_MAX, Reply, Request, Value};
+use rustydb_shm::native::{Endpoint, EndpointOptions, Handler, Interrupter, Isolation, MESSAGE_BYTES_MAX, Reply, Request, Value};
 use tokio::runtime::Handle;
+
+use super::listen::listen;
 
 /// Most tables whose statements a client's handler keeps.
 const TABLES_MAX: usize = 1_000;
@@ -31,13 +33,14 @@ pub(super) fn start(config: &ServerConfig, database: &Arc<Database>) -> Option<E
     if socket.is_none() && address.is_none() {
         return None;
     }
-    let options = EndpointOptions { socket, address, clients_max, spin: Duration::from_micros(config.native_spin) };
+    let options = EndpointOptions { socket, clients_max, spin: Duration::from_micros(config.native_spin) };
     let (database, runtime) = (database.clone(), Handle::current());
     let make = move || {
         let session = NativeSession::new(&database, runtime.clone())?;
         Ok(Box::new(session) as Box<dyn Handler>)
     };
-    match Endpoint::start(options, make) {
+    let port = address.map(|address| listen(address, "native clients", config)).transpose();
+    match port.and_then(|port| Endpoint::start(options, port, make)) {
         Ok(endpoint) => {
             tracing::info!(socket = %config.native_socket.display(), ?address, "serving native clients");
             Some(endpoint)
@@ -108,6 +111,12 @@ impl NativeSession {
                 Ok(Reply::Rows { rows, more })
             }
         }
+    }
+
+    /// The request has failed, and the transaction with it.
+    async fn failed(&mut self, error: &SqlError) -> Reply {
+        self.sql.after_error().await;
+        Reply::Refused { sqlstate: error.code().to_owned(), message: error.message().to_owned() }
     }
 
     async fn command(&mut self, text: &str) -> Result<Reply, SqlError> {
@@ -226,12 +235,25 @@ impl Handler for NativeSession {
         runtime.block_on(async {
             match self.carry_out(request).await {
                 Ok(reply) => reply,
-                Err(error) => {
-                    self.sql.after_error().await;
-                    Reply::Refused { sqlstate: error.code().to_owned(), message: error.message().to_owned() }
-                }
+                Err(error) => self.failed(&error).await,
             }
         })
+    }
+
+    fn too_long(&mut self, bytes: usize) -> Reply {
+        let message =
+            format!("the answer of {bytes} bytes is longer than the {MESSAGE_BYTES_MAX} of a message: use SQL for such rows");
+        let error = SqlError::new("54000", message);
+        self.runtime.clone().block_on(self.failed(&error))
+    }
+
+    fn in_transaction(&self) -> bool {
+        self.sql.transaction_status() != TransactionStatus::Idle
+    }
+
+    fn interrupter(&self) -> Interrupter {
+        let canceler = self.sql.canceler();
+        Box::new(move |sqlstate, words| canceler.interrupt(sqlstate, words.to_owned()))
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use super::Failure;
 use super::clients::{Clients, DRAIN_TIMEOUT_S_MAX};
+use super::listen::listen;
 use super::native;
 use super::statistics::Statistics;
 
@@ -124,17 +125,16 @@ async fn serve(
         ended = page_ended(page) => return Err(ended),
     }
     let database = Database::new(node.store().clone(), Limits::default()).map_err(Failure::new)?;
-    // Until this function ends: then its clients' transactions are given up.
-    let _native = native::start(&config.server, &database);
-    let server = wire::Server::new(database, config.server.max_connections as usize);
-    clients.serve(&server);
     let address = config.server.pg_address;
-    let listening = move || {
-        serving.store(true, Ordering::Release);
-        tracing::info!(%address, "serving PostgreSQL clients");
-    };
+    let port = listen(address, "PostgreSQL clients", &config.server).map_err(Failure::input)?;
+    let native = native::start(&config.server, &database);
+    let server = wire::Server::new(database, config.server.max_connections as usize);
+    // Native clients until this function ends: then their transactions are given up.
+    let _native = clients.serve(&server, native);
+    serving.store(true, Ordering::Release);
+    tracing::info!(%address, "serving PostgreSQL clients");
     // Goes on while the node stops, to tell those who come.
-    let mut listener = tokio::spawn(server.serve(address, listening));
+    let mut listener = tokio::spawn(server.serve(port));
     tokio::select! {
         _ = node.status().when(Phase::is_over) => return Ok(()),
         () = clients.watch(node.status()) => {}

@@ -15,7 +15,7 @@ use rustydb::config::Config;
 use rustydb::histogram::Histogram;
 use rustydb::ids::NodeId;
 use rustydb_gateway::http;
-use rustydb_shm::statistics::{self as shm, Description, GroupWriter, LiveState, NodeWriter, Reader, Stage, Writers};
+use rustydb_shm::statistics::{self as shm, Description, GroupWriter, NodeState, NodeWriter, Reader, Stage, Writers};
 
 use super::clients::Clients;
 use super::metrics::{Source, node_metrics, shard_sources};
@@ -132,7 +132,7 @@ impl Publishing {
         self.pages.0.set(reader).ok();
         let interval = Duration::from_millis(server.statistics_interval);
         self.shards.publish(interval, shards.into_iter().map(publisher).collect());
-        let mut heart = Heart { state, node, recoveries: 0, recovered_before: None };
+        let mut heart = Heart { state, node, stage: Stage::Unknown, stage_since_ms: 0, recoveries: 0, recovered_before: None };
         while {
             heart.beat(&self.status.get(), &self.clients);
             pause(interval)
@@ -164,6 +164,8 @@ fn publisher(mut group: GroupWriter) -> Publisher {
 struct Heart {
     state: NodeWriter,
     node: GroupWriter,
+    stage: Stage,
+    stage_since_ms: u64,
     recoveries: u64,
     recovered_before: Option<RecoveryTimes>,
 }
@@ -175,26 +177,29 @@ impl Heart {
             self.recovered_before = now.last_recovery;
         }
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
+        if stage(&now.phase) != self.stage {
+            (self.stage, self.stage_since_ms) = (stage(&now.phase), now_ms);
+        }
         let recovery = now.recovery.as_ref();
-        self.state.publish(
-            now_ms,
-            &LiveState {
-                stage: Some(stage(&now.phase)),
-                detail: now.detail.clone(),
-                epoch: now.epoch.0,
-                members: set(now.members.iter().copied()),
-                lost: recovery.map_or(0, |recovery| set(recovery.lost.iter().copied())),
-                configured: set(now.roster.present().map(|(node, _)| node)),
-                blocks_done: recovery.map_or(0, |recovery| recovery.blocks_done),
-                blocks_total: recovery.map_or(0, |recovery| recovery.blocks_total),
-                recoveries: self.recoveries,
-                recovery_us: now.last_recovery.map_or(0, |last| last.total_us),
-                recovery_blocks: now.last_recovery.map_or(0, |last| last.blocks),
-            },
-        );
+        self.state.publish(&NodeState {
+            heartbeat_ms: now_ms,
+            stage: self.stage,
+            stage_since_ms: self.stage_since_ms,
+            detail: now.detail.clone(),
+            epoch: now.epoch.0,
+            members: set(now.members.iter().copied()),
+            lost: recovery.map_or(0, |recovery| set(recovery.lost.iter().copied())),
+            configured: set(now.roster.present().map(|(node, _)| node)),
+            blocks_done: recovery.map_or(0, |recovery| recovery.blocks_done),
+            blocks_total: recovery.map_or(0, |recovery| recovery.blocks_total),
+            recoveries: self.recoveries,
+            recovery_us: now.last_recovery.map_or(0, |last| last.total_us),
+            recovery_blocks: now.last_recovery.map_or(0, |last| last.blocks),
+        });
         let (statements, process) = (clients.statements(), process());
         self.node.publish(now_ms, monotonic_ns(), |slots| {
-            slots.put(clients.sessions() as u64);
+            slots.put(clients.sql_sessions() as u64);
+            slots.put(clients.native_clients() as u64);
             slots.put(statements.statements);
             slots.put(statements.errors);
             let latency = &statements.latency;
@@ -254,12 +259,40 @@ mod tests {
 
     #[test]
     fn readers_and_the_engine_mean_the_same_buckets() {
-        use rustydb::histogram::{BUCKETS, SUB_BITS, UNIT_SHIFT, end_of_ns};
+        use rustydb::histogram::{BUCKETS, SUB_BITS, UNIT_SHIFT, bucket_of};
         let kind = Kind::Histogram { unit_shift: UNIT_SHIFT as u8, sub_bits: SUB_BITS as u8, buckets: BUCKETS as u32 };
         let read = shm::Histogram::empty(kind).expect("a histogram");
-        for bucket in 0..BUCKETS {
-            assert_eq!(read.end_of(bucket), end_of_ns(bucket), "bucket {bucket}");
+        let mut ns = 0;
+        while ns < 200_000_000_000 {
+            let bucket = bucket_of(ns);
+            assert!(ns < read.end_of(bucket), "{ns} ns in bucket {bucket}");
+            assert!(bucket == 0 || ns >= read.end_of(bucket - 1), "{ns} ns in bucket {bucket}");
+            ns += 1 + ns / 61;
         }
+        assert_eq!((bucket_of(u64::MAX), bucket_of(64_500_000_000)), (BUCKETS - 1, BUCKETS - 1));
+        for bucket in 16..BUCKETS - 1 {
+            let width = read.end_of(bucket) - read.end_of(bucket - 1);
+            assert!(width * 8 <= read.end_of(bucket - 1), "bucket {bucket} is wider than an eighth");
+        }
+    }
+
+    #[test]
+    fn quantiles_are_right_to_an_eighth() {
+        use rustydb::histogram::{SUB_BITS, UNIT_SHIFT};
+        let mut histogram = Histogram::default();
+        (1..=1000).for_each(|us| histogram.record_ns(us * 1000));
+        let read = shm::Histogram {
+            unit_shift: UNIT_SHIFT as u8,
+            sub_bits: SUB_BITS as u8,
+            buckets: histogram.buckets().to_vec(),
+            sum: histogram.sum_ns(),
+            max: histogram.max_ns(),
+        };
+        for (quantile, exact_us) in [(0.5, 500), (0.95, 950), (0.99, 990)] {
+            let found = read.quantile(quantile).expect("there are some") / 1000;
+            assert!((exact_us..=exact_us * 9 / 8).contains(&found), "{quantile}: {found} us");
+        }
+        assert_eq!((read.quantile(1.0), read.count(), read.mean()), (Some(1_000_000), 1000, Some(500_500.0)));
     }
 
     #[test]

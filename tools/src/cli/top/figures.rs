@@ -84,9 +84,12 @@ struct Between<'a> {
 }
 
 impl Between<'_> {
-    fn seconds(&self, scope: Scope) -> f64 {
+    /// Between the two publications of a scope, or of one shard.
+    fn seconds(&self, scope: Scope, shard: Option<u16>) -> f64 {
         let published = |snapshot: &Snapshot| {
-            snapshot.groups.iter().filter(|group| group.scope == scope).map(|group| group.published_ns).max().unwrap_or(0)
+            let ours =
+                snapshot.groups.iter().filter(|group| group.scope == scope && shard.is_none_or(|shard| group.index == shard));
+            ours.map(|group| group.published_ns).max().unwrap_or(0)
         };
         let since_start = || {
             let last_ms = self.now.groups.iter().map(|group| group.published_ms).max().unwrap_or(0);
@@ -101,8 +104,12 @@ impl Between<'_> {
     }
 
     fn rate(&self, shard: Option<u16>, scope: Scope, names: &[(&str, &str)]) -> f64 {
+        if scope == Scope::Shard && shard.is_none() {
+            // Each publishes at times of its own.
+            return (0..self.now.header.shards).map(|shard| self.rate(Some(shard), scope, names)).sum();
+        }
         let count: u64 = names.iter().map(|(name, labels)| self.count(shard, name, labels)).sum();
-        per_second(count, self.seconds(scope))
+        per_second(count, self.seconds(scope, shard))
     }
 
     fn histogram(&self, shard: Option<u16>, name: &str, labels: &str) -> Histogram {
@@ -123,7 +130,7 @@ impl Between<'_> {
         let statement =
             if shard.is_none() { self.histogram(None, "rustydb_statement_seconds", "") } else { Histogram::default() };
         Figures {
-            statements_per_s: per_second(statement.count(), self.seconds(Scope::Node)),
+            statements_per_s: per_second(statement.count(), self.seconds(Scope::Node, None)),
             statement_p50_ns: statement.quantile(0.5),
             statement_p99_ns: statement.quantile(0.99),
             commits_per_s: shards(&[("rustydb_commits_total", "")]),
@@ -152,7 +159,7 @@ impl Between<'_> {
     }
 
     fn latencies(&self) -> Vec<Latency> {
-        let seconds = self.seconds(Scope::Shard);
+        let seconds = self.seconds(Scope::Shard, None);
         let mut latencies = Vec::new();
         for metric in &self.now.metrics {
             if Histogram::empty(metric.kind).is_none() {
@@ -171,6 +178,11 @@ impl Between<'_> {
         }
         latencies
     }
+}
+
+/// Of either kind.
+fn clients(now: &Snapshot) -> u64 {
+    now.sum(None, "rustydb_sessions", "") + now.sum(None, "rustydb_native_clients", "")
 }
 
 fn per_second(count: u64, seconds: f64) -> f64 {
@@ -211,7 +223,7 @@ impl Row {
             recovery_us: state.recovery_us,
             pid: header.process.pid,
             incarnation: header.incarnation,
-            sessions: if alive { now.sum(None, "rustydb_sessions", "") } else { 0 },
+            sessions: if alive { clients(now) } else { 0 },
             cpu_percent: alive.then_some(cpu_percent),
             resident_bytes: now.sum(None, "rustydb_process_resident_bytes", ""),
             remasters_total: now.sum(None, "rustydb_remasters_in_total", ""),

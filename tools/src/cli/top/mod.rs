@@ -10,7 +10,7 @@ mod terminal;
 mod tests;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use self::columns::{Sort, body, fitting, head};
 use self::figures::Row;
 use self::terminal::{Key, Terminal};
 use self::view::Screen;
-use super::watched::{Watched, Which, now_ms};
+use super::watched::{Unread, Watched, Which, now_ms};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,35 +70,60 @@ pub(super) fn run(top: &Top) -> ExitCode {
 /// What was seen of the nodes so far.
 #[derive(Default)]
 struct Watch {
-    /// By file or address: the last two looks of which the second was newer.
+    /// By file or address.
     seen: BTreeMap<String, Seen>,
 }
 
 struct Seen {
     now: Snapshot,
     liveness: Liveness,
+    /// The latest look in which everything was newer than in `before`.
+    latest: Snapshot,
+    /// What rates are counted from. Not simply the look before: when that is of the same publication, or of half of one, there is
+    /// nothing between the two to be counted.
     before: Option<Snapshot>,
     /// Why it can't be read any more, and since when.
-    lost: Option<(String, Instant)>,
+    lost: Option<(Unread, Instant)>,
+}
+
+impl Seen {
+    fn first(now: Snapshot, liveness: Liveness) -> Seen {
+        Seen { latest: now.clone(), now, liveness, before: None, lost: None }
+    }
+
+    fn again(&mut self, now: Snapshot, liveness: Liveness) {
+        if is_newer(&now, &self.latest) {
+            self.before = Some(std::mem::replace(&mut self.latest, now.clone()));
+        }
+        (self.now, self.liveness, self.lost) = (now, liveness, None);
+    }
+}
+
+/// Publications of the node after which a shard that has not published is not waited for.
+const LATE_INTERVALS: u64 = 4;
+
+/// Whether everything was published anew; a shard that hangs does not hold the others' figures up.
+fn is_newer(now: &Snapshot, before: &Snapshot) -> bool {
+    let past_ms = now.state.heartbeat_ms.saturating_sub(before.state.heartbeat_ms);
+    let all = now.groups.iter().zip(&before.groups).all(|(now, before)| now.published_ns > before.published_ns);
+    let same_life = now.header.incarnation == before.header.incarnation;
+    past_ms > 0 && (all || !same_life || past_ms > LATE_INTERVALS * u64::from(now.header.interval_ms))
 }
 
 impl Watch {
     /// Takes a look in. What can't be read and never could is told back.
     fn look(&mut self, nodes: Vec<Watched>) -> Vec<(String, String)> {
         let mut unread = Vec::new();
+        let there: BTreeSet<String> = nodes.iter().map(|node| node.source.clone()).collect();
+        for (_, seen) in self.seen.iter_mut().filter(|(source, _)| !there.contains(*source)) {
+            seen.lost.get_or_insert_with(|| (Unread::Gone, Instant::now()));
+        }
         for Watched { source, found } in nodes {
             match (found, self.seen.get_mut(&source)) {
-                (Ok((now, liveness)), Some(seen)) => {
-                    let before = std::mem::replace(&mut seen.now, now);
-                    (seen.before, seen.liveness, seen.lost) = (Some(before), liveness, None);
-                }
-                (Ok((now, liveness)), None) => {
-                    self.seen.insert(source, Seen { now, liveness, before: None, lost: None });
-                }
-                (Err(error), Some(seen)) => {
-                    seen.lost.get_or_insert_with(|| (error, Instant::now()));
-                }
-                (Err(error), None) => unread.push((source, error)),
+                (Ok((now, liveness)), Some(seen)) => seen.again(now, liveness),
+                (Ok((now, liveness)), None) => _ = self.seen.insert(source, Seen::first(now, liveness)),
+                (Err(error), Some(seen)) => _ = seen.lost.get_or_insert_with(|| (error, Instant::now())),
+                (Err(error), None) => unread.push((source, error.to_string())),
             }
         }
         unread
@@ -112,7 +137,8 @@ impl Watch {
             .map(|(source, seen)| {
                 let mut row = Row::of(source, &seen.now, seen.liveness, seen.before.as_ref());
                 if let Some((error, since)) = &seen.lost {
-                    (row.alive, row.status, row.detail) = (false, "no answer", error.clone());
+                    let status = if *error == Unread::Gone { "gone" } else { "no answer" };
+                    (row.alive, row.status, row.detail) = (false, status, error.to_string());
                     row.since_ms = since.elapsed().as_millis() as u64;
                 }
                 row

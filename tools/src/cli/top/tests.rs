@@ -1,7 +1,8 @@
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
-use rustydb_shm::statistics::{Description, Kind, LiveState, Liveness, Metric, Scope, Snapshot, Stage, create_unnamed};
+use rustydb_shm::statistics::{Description, Kind, Liveness, Metric, NodeState, Scope, Snapshot, Stage, create_unnamed};
 
+use super::super::watched::Unread;
 use super::columns::Sort;
 use super::figures::Row;
 use super::terminal::Key;
@@ -39,8 +40,9 @@ fn snapshot(node: u16, heartbeat_ms: u64, done: u64) -> Snapshot {
         program_version: "0".into(),
     };
     let mut writers = create_unnamed(&description, &metrics).expect("memory");
-    let live = LiveState { stage: Some(Stage::Open), epoch: 4, members: 0b1110, ..LiveState::default() };
-    writers.state.publish(heartbeat_ms, &live);
+    let stage_since_ms = heartbeat_ms;
+    let state = NodeState { heartbeat_ms, stage: Stage::Open, stage_since_ms, epoch: 4, members: 0b1110, ..NodeState::default() };
+    writers.state.publish(&state);
     let latency = |count: u64, ns: u64| {
         let mut buckets = [0; 208];
         buckets[rustydb::histogram::bucket_of(ns)] = count;
@@ -167,11 +169,11 @@ fn a_node_that_does_not_answer_any_more_is_shown_as_it_was_and_leftovers_are_not
     watch.look(vec![look("a", found(1, 1, Liveness::Running)), look("b", found(2, 1, Liveness::Running)), leftover()]);
     let unread = watch.look(vec![
         look("a", found(1, 2, Liveness::Running)),
-        look("b", Err("connection refused".into())),
+        look("b", Err(Unread::Because("connection refused".into()))),
         leftover(),
-        look("c", Err("no such file".into())),
+        look("c", Err(Unread::Because("not whole".into()))),
     ]);
-    assert_eq!(unread, [("c".to_owned(), "no such file".to_owned())]);
+    assert_eq!(unread, [("c".to_owned(), "not whole".to_owned())]);
     let rows = watch.rows();
     let seen: Vec<(u16, &str, bool)> = rows.iter().map(|row| (row.node, row.status, row.alive)).collect();
     assert_eq!(seen, [(1, "serving", true), (2, "no answer", false)]);
@@ -179,4 +181,52 @@ fn a_node_that_does_not_answer_any_more_is_shown_as_it_was_and_leftovers_are_not
     let mut dead = Watch::default();
     dead.look(vec![leftover()]);
     assert_eq!(dead.rows().len(), 1, "nothing else is there");
+}
+
+#[test]
+fn a_node_whose_file_was_removed_is_gone_until_it_is_there_again() {
+    let mut watch = Watch::default();
+    let look = |source: &str, done| {
+        let snapshot = snapshot(source.parse().expect("its number"), 10_000 + done, done);
+        Watched { source: source.into(), found: Ok((snapshot, Liveness::Running)) }
+    };
+    let status = |watch: &Watch| watch.rows().iter().map(|row| (row.node, row.status)).collect::<Vec<_>>();
+    watch.look(vec![look("1", 1), look("2", 1)]);
+    // Named by the operator, or found in the folder no more.
+    watch.look(vec![look("1", 2), Watched { source: "2".into(), found: Err(Unread::Gone) }]);
+    assert_eq!(status(&watch), [(1, "serving"), (2, "gone")]);
+    watch.look(vec![look("2", 3)]);
+    assert_eq!(status(&watch), [(1, "gone"), (2, "serving")]);
+    assert!(drawn(&screen(watch.rows()), 160, 8)[0].starts_with("tested: 1 of 2 nodes serve"));
+}
+
+#[test]
+fn rates_do_not_flicker_when_looks_come_faster_than_publications() {
+    let mut watch = Watch::default();
+    let mut look = |heartbeat_ms, done| {
+        watch.look(vec![Watched { source: "1".into(), found: Ok((snapshot(1, heartbeat_ms, done), Liveness::Running)) }]);
+        watch.rows()[0].all.transfers_per_s
+    };
+    look(10_000, 100);
+    // Two shards, two blocks each for what was done: 50 in a quarter of a second.
+    let rates = [(10_250, 150), (10_250, 150), (10_250, 150), (10_500, 200), (10_500, 200)].map(|(at, done)| look(at, done));
+    assert_eq!(rates, [800.0; 5]);
+}
+
+#[test]
+fn a_shard_that_has_not_published_yet_is_counted_with_the_others() {
+    let mut watch = Watch::default();
+    let mut look = |heartbeat_ms, done, late: Option<Snapshot>| {
+        let mut now = snapshot(1, heartbeat_ms, done);
+        if let Some(before) = late {
+            now.groups[2] = before.groups[2].clone();
+        }
+        watch.look(vec![Watched { source: "1".into(), found: Ok((now, Liveness::Running)) }]);
+        watch.rows()[0].shards.iter().map(|shard| shard.transfers_per_s).collect::<Vec<_>>()
+    };
+    look(10_000, 100, None);
+    look(10_250, 150, None);
+    let half = look(10_500, 200, Some(snapshot(1, 10_250, 150)));
+    assert_eq!(half, [400.0, 400.0], "the first shard's of half a second, the second's of the quarter that is known");
+    assert_eq!(look(10_500, 200, None), [400.0, 400.0]);
 }

@@ -44,7 +44,7 @@ const HELP: [&str; 14] = [
     "latches and frames. REMAST: buckets taken over since the start.",
     "A node is down when its process is gone: its file says so, and",
     "says how it was. It is silent when the process is there and has",
-    "not published for a while.",
+    "not published for a while; gone when its file was removed.",
 ];
 
 impl Screen {
@@ -56,7 +56,7 @@ impl Screen {
     fn style_of(&self, row: &Row) -> Style {
         match row.status {
             "serving" => Style::new(),
-            "down" | "failed" | "silent" | "suspended" | "no answer" => self.style(Color::Red, Modifier::BOLD),
+            "down" | "failed" | "silent" | "suspended" | "no answer" | "gone" => self.style(Color::Red, Modifier::BOLD),
             _ => self.style(Color::Yellow, Modifier::empty()),
         }
     }
