@@ -25,6 +25,7 @@ pub mod sql;
 pub mod store;
 pub mod svg;
 pub mod transfer;
+pub mod ways;
 pub mod wire;
 
 pub use samples::Series;

@@ -484,6 +484,19 @@ fn connect(reactor: &Reactor, context: &NodeContext, shard: ShardId, identity: &
     let interconnect = Interconnect::new(reactor, &context.shared.clock, settings);
     let config = &context.config.rac.interconnect;
     let poll = Duration::from_micros(config.poll_us);
+    if config.busy_poll_us > 0 {
+        match reactor.busy_poll(Duration::from_micros(config.busy_poll_us)) {
+            Ok(()) => {
+                tracing::info!(%shard, time_us = config.busy_poll_us, "looks for packets at the network card before it sleeps")
+            }
+            Err(error) => tracing::warn!(
+                %shard,
+                %error,
+                "busy_poll_us is set, and this kernel does not let a ring poll network cards (it takes io_uring, Linux 6.9 and \
+                 NET_RX_BUSY_POLL): packets are waited for as ever"
+            ),
+        }
+    }
     match config.protocol {
         Protocol::Tcp => {}
         Protocol::Auto => match interconnect.use_device(listen, nodes, false, poll) {

@@ -246,6 +246,27 @@ fn streams_carry_bytes_both_ways<S: Stage>() {
     });
 }
 
+/// Where the kernel can; streams carry what they carry, and timers fire.
+#[test]
+fn a_ring_that_polls_devices_still_hears_of_everything() {
+    OnUring::run(|reactor| async move {
+        if let Err(error) = reactor.busy_poll(Duration::from_micros(50)) {
+            // The poll driver, or an older kernel.
+            assert!(matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput), "{error}");
+        }
+        let listener = reactor.listen(OnUring::address()).await.unwrap();
+        let stream = reactor.connect(listener.address()).await.unwrap();
+        let (peer, _) = listener.accept().await.unwrap();
+        for round in 0..20u8 {
+            stream.send(IoBuf::from_vec(vec![round; 64])).await.0.unwrap();
+            let (result, buffer) = peer.recv_exact(IoBuf::from_vec(vec![0; 64])).await;
+            result.unwrap();
+            assert_eq!(buffer.as_slice(), [round; 64]);
+            reactor.sleep(Duration::from_micros(200)).await;
+        }
+    });
+}
+
 fn connecting_to_nobody_is_an_error<S: Stage>() {
     S::run(|reactor| async move {
         let address = reactor.listen(S::address()).await.unwrap().address();

@@ -12,7 +12,7 @@ use rustydb_bench::compare::Comparison;
 use rustydb_bench::load::{Load, OPEN_LOOP_THREADS, OPEN_LOOP_WORKERS};
 use rustydb_bench::report::{Document, Report};
 use rustydb_bench::transfer::{Path as BlockPath, TakenAs};
-use rustydb_bench::{Outcome, html, lock, log, mail, nodes, raw, reads, sql, store, transfer};
+use rustydb_bench::{Outcome, html, lock, log, mail, nodes, raw, reads, sql, store, transfer, ways};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -170,6 +170,12 @@ enum What {
         /// Leave sockperf out
         #[arg(long)]
         no_sockperf: bool,
+    },
+    /// Ways of io_uring to send and receive on a socket, without the engine
+    Ways {
+        /// Rounds in which all ways have their turns
+        #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        rounds: u32,
     },
     /// Rows through the store's sessions: get, put, scan, commit and a mixture
     Store {
@@ -361,6 +367,10 @@ impl What {
                 let (rounds, concurrency, rate) = (*rounds, *concurrency, *rate);
                 let time = Duration::from_secs_f64(*seconds);
                 raw::run(&raw::Options { nodes, rounds, concurrency, rate, time, sockperf: !no_sockperf })
+            }
+            What::Ways { rounds } => {
+                let address = nodes.addresses_of(2)?[1];
+                ways::run(&ways::Options { rounds: *rounds, overprovisioned, pin, address })
             }
             What::Store { rows, operation, write_percent, asked } => store::run(&store::Options {
                 folder,

@@ -260,6 +260,16 @@ pub trait Driver {
     /// The memory must stay mapped for as long as the driver lives.
     unsafe fn register_memory(&mut self, pointer: *const u8, len: usize) -> io::Result<()>;
 
+    /// Looks for packets at the network devices of the streams for so long before it sleeps, instead of waiting for their
+    /// interrupts.
+    ///
+    /// # Errors
+    /// The operating system's; `Unsupported` where there is no such thing.
+    fn busy_poll(&mut self, time: Duration) -> io::Result<()> {
+        let _ = time;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Takes an operation over. It reaches the kernel at the latest with the next `poll`.
     fn submit(&mut self, token: Token, operation: Operation);
 

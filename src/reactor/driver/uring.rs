@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, Timespec};
+use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, Napi, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::system::{self, Descriptors, EventFd, RawAddress};
@@ -546,6 +546,11 @@ impl Driver for UringDriver {
             done += bytes;
         }
         Ok(())
+    }
+
+    fn busy_poll(&mut self, time: Duration) -> io::Result<()> {
+        let time_us = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+        self.ring.submitter().register_napi(&mut Napi::new().set_busy_poll_timeout(time_us).set_prefer_busy_poll(true))
     }
 
     fn submit(&mut self, token: Token, operation: Operation) {
