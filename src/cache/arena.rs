@@ -5,13 +5,14 @@
 
 use std::io;
 
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{Advice, MmapMut, MmapOptions};
 
 use super::frame::FrameId;
 use crate::ids::BLOCK_SIZE;
 
-/// Frames begin at a boundary of this: a huge page of x86-64 and of the usual aarch64 kernels.
-const ALIGNMENT: usize = 2 << 20;
+/// A huge page of x86-64 and of the usual aarch64 kernels; frames begin at a boundary of it.
+const HUGE_PAGE: usize = 1 << HUGE_PAGE_BITS;
+const HUGE_PAGE_BITS: u8 = 21;
 
 /// The mapped frames.
 pub(super) struct Arena {
@@ -19,19 +20,35 @@ pub(super) struct Arena {
     mapping: Option<MmapMut>,
     base: *mut u8,
     frames: usize,
+    /// It lies on huge pages that were reserved for the likes of it.
+    reserved: bool,
 }
 
 impl Arena {
-    /// Maps `frames` frames of zeros. Memory is taken as frames are first used.
+    /// Maps `frames` frames of zeros: on reserved huge pages if there are enough of them free, otherwise on memory that is taken as
+    /// frames are first used, which the kernel may give in huge pages.
     pub(super) fn map(frames: usize) -> io::Result<Arena> {
         let bytes = frames * BLOCK_SIZE;
-        let mut mapping = MmapOptions::new().len(bytes + ALIGNMENT).map_anon()?;
-        // Only an advice: without huge pages everything works, with more misses in the TLB.
-        let _ = mapping.advise(memmap2::Advice::HugePage);
+        let reserved = if bytes >= HUGE_PAGE { map_reserved(bytes.next_multiple_of(HUGE_PAGE)) } else { None };
+        let is_reserved = reserved.is_some();
+        let mut mapping = match reserved {
+            Some(mapping) => mapping,
+            None => {
+                let mapping = MmapOptions::new().len(bytes + HUGE_PAGE).map_anon()?;
+                // Only an advice: without huge pages everything works, with more misses in the TLB.
+                let _ = mapping.advise(Advice::HugePage);
+                mapping
+            }
+        };
         let start = mapping.as_mut_ptr();
-        let base = start.wrapping_add(start.align_offset(ALIGNMENT));
+        let base = start.wrapping_add(start.align_offset(HUGE_PAGE));
         assert!(base as usize + bytes <= start as usize + mapping.len(), "the arena does not fit its mapping");
-        Ok(Arena { mapping: Some(mapping), base, frames })
+        Ok(Arena { mapping: Some(mapping), base, frames, reserved: is_reserved })
+    }
+
+    /// Bytes on reserved huge pages: all or none.
+    pub(super) fn reserved_bytes(&self) -> u64 {
+        if self.reserved { (self.frames * BLOCK_SIZE) as u64 } else { 0 }
     }
 
     /// All of it, to register with the driver; it stays mapped until the process ends.
@@ -69,4 +86,14 @@ impl Arena {
         // SAFETY: the address is inside the mapping, which lives as long as self; the caller excludes everyone else.
         unsafe { std::slice::from_raw_parts_mut(self.address(frame), BLOCK_SIZE) }
     }
+}
+
+/// Memory on huge pages that the operator has reserved (`vm.nr_hugepages`); `None` when there are too few.
+///
+/// All of it is taken now: where a cgroup forbids what the kernel had promised, that is an error here, and would be a SIGBUS at
+/// the first use of a page later.
+fn map_reserved(bytes: usize) -> Option<MmapMut> {
+    let mapping = MmapOptions::new().len(bytes).huge(Some(HUGE_PAGE_BITS)).map_anon().ok()?;
+    mapping.advise(Advice::PopulateWrite).ok()?;
+    Some(mapping)
 }

@@ -159,7 +159,11 @@ impl Cache {
         if let Some((start, bytes)) = memory {
             // SAFETY: the arena has just promised to stay mapped until the process ends.
             if let Err(error) = unsafe { reactor.register_memory(start, bytes) } {
-                tracing::warn!(%error, bytes, "the cache's memory is not registered with the driver; raise RLIMIT_MEMLOCK for a little speed");
+                tracing::info!(
+                    %error, bytes,
+                    "the cache's memory is not registered with io_uring: each read and write pins its pages anew; \
+                     LimitMEMLOCK=infinity in the service's unit, or ulimit -l unlimited, saves that"
+                );
             }
         }
         let shared = Rc::new_cyclic(|this| Shared {

@@ -34,6 +34,8 @@ macro_rules! counters {
             pub dirty: u64,
             /// Past images kept.
             pub past_images: u64,
+            /// Bytes of the frames that lie on reserved huge pages.
+            pub huge_page_bytes: u64,
         }
 
         impl Counters {
@@ -45,6 +47,7 @@ macro_rules! counters {
                     blocks: shared.map.len() as u64,
                     dirty: shared.dirty.borrow().len() as u64,
                     past_images: shared.past_images.borrow().len() as u64,
+                    huge_page_bytes: shared.arena.reserved_bytes(),
                 }
             }
         }

@@ -180,7 +180,7 @@ impl Shared {
         let mut kept = self.copies.borrow_mut();
         match &*kept {
             Some(memory) if Rc::strong_count(memory) == 1 => memory.clone(),
-            _ => kept.insert(Rc::new(IoBuf::aligned(WRITE_BATCH * BLOCK_SIZE))).clone(),
+            _ => kept.insert(Rc::new(self.reactor.steady_buffer(WRITE_BATCH * BLOCK_SIZE))).clone(),
         }
     }
 

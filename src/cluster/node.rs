@@ -27,7 +27,7 @@ use crate::ids::{Epoch, Incarnation, NodeId, ShardId};
 use crate::interconnect::{Interconnect, SEND_QUEUE_BYTES, Service, Settings};
 use crate::reactor::sync::{CrossReceiver, CrossSender, cross_oneshot};
 use crate::reactor::thread::spawn_shard_thread;
-use crate::reactor::{Class, DriverChoice, Reactor, ReactorOptions, Remote, TaskHandle};
+use crate::reactor::{Class, DriverChoice, Reactor, ReactorOptions, Remote, StorageWish, TaskHandle};
 use crate::store::{NodeStore, Store};
 use crate::txn::NodeShared;
 use crate::volume::{ControlBlock, Expected, NodeState, Roster, RosterChange, Standing, Volume, block_offset};
@@ -525,7 +525,18 @@ async fn open_volume(reactor: &Reactor, context: &NodeContext) -> Result<Volume,
         shards: Some(context.shards),
         node: Some(context.node),
     };
-    Ok(Volume::open(reactor, &context.volume, &expected).await?)
+    let volume = Volume::open(reactor, &context.volume, &expected).await?;
+    let storage = &context.config.rac.storage;
+    let wish = StorageWish { polled: storage.polled_io, passthrough: storage.nvme_passthrough };
+    let route = reactor.route(volume.file(), wish);
+    let volume_path = context.volume.display();
+    for refusal in &route.refusals {
+        tracing::warn!(volume = %volume_path, "the volume goes without what its settings ask for: {refusal}");
+    }
+    if wish != StorageWish::default() {
+        tracing::info!(volume = %volume_path, "reads and writes of the volume go by {route}");
+    }
+    Ok(volume)
 }
 
 /// Finds out how this thread's durable writes are fastest. Only once the life is registered: until then a device with

@@ -183,11 +183,14 @@ impl ShardLife {
                 frames: (bytes as usize / BLOCK_SIZE).max(FRAMES_MIN),
                 verify_writes: context.config.rac.storage.verify_writes,
                 checkpoint_interval_ms: context.config.rac.recovery.checkpoint_interval * 1_000,
-                register_memory: doors.interconnect.has_rdma(),
+                register_memory: doors.interconnect.has_rdma() || reactor.driver_name() == "uring",
                 ..CacheConfig::default()
             },
         })?;
-        if let Some((start, bytes)) = cache.memory() {
+        if *shard == ShardId(0) {
+            tell_pages(bytes * u64::from(context.shards), cache.stats().huge_page_bytes > 0);
+        }
+        if let Some((start, bytes)) = cache.memory().filter(|_| doors.interconnect.has_rdma()) {
             // SAFETY: the cache has just promised that it stays mapped.
             let registered = unsafe { doors.interconnect.register_frames(start, bytes) };
             if let Err(fault) = registered {
@@ -339,6 +342,21 @@ impl ShardLife {
     /// Ends the shard's connections.
     pub(super) fn end(&self) {
         self.doors.interconnect.close();
+    }
+}
+
+/// On which pages the block cache lies. Of all shards, which have as much each.
+fn tell_pages(bytes: u64, reserved: bool) {
+    const HUGE_PAGE: u64 = 2 << 20;
+    if reserved {
+        tracing::info!(bytes, "the block cache lies on reserved huge pages of 2 MiB");
+    } else {
+        let pages = bytes.div_ceil(HUGE_PAGE);
+        tracing::info!(
+            bytes,
+            "the block cache lies on ordinary memory, which the kernel may give in huge pages; to be sure of them reserve {pages} of \
+             2 MiB before the node starts: sysctl vm.nr_hugepages={pages}"
+        );
     }
 }
 

@@ -69,7 +69,7 @@ fn config(node: u8, of: u8) -> Config {
             interconnect: InterconnectConfig { heartbeat_interval: 100, heartbeat_timeout: 500, ..InterconnectConfig::default() },
             cache_fusion: CacheFusionConfig { global_cache_size: ByteSize(4 << 20), ..CacheFusionConfig::default() },
             grd: GrdConfig { virtual_nodes: 32, ..GrdConfig::default() },
-            storage: StorageConfig { shared_storage_path: VOLUME.into(), verify_writes: false },
+            storage: StorageConfig { shared_storage_path: VOLUME.into(), ..StorageConfig::default() },
             recovery: RecoveryConfig { checkpoint_interval: 1 },
         },
         raft: RaftConfig::default(),

@@ -168,7 +168,7 @@ pub struct GrdConfig {
 }
 
 /// `[rac.storage]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StorageConfig {
     /// The shared volume: a block device, a file, or a folder that holds [`VOLUME_FILE_NAME`].
@@ -177,6 +177,15 @@ pub struct StorageConfig {
     /// its way, is written again. Costs a read for every block written. Default off; for devices that are not to be trusted.
     #[serde(default)]
     pub verify_writes: bool,
+    /// Looks for the completions of the volume's reads and writes instead of waiting for interrupts: for NVMe devices with queues for
+    /// it (`poll_queues` of the kernel's module nvme). A shard then takes a whole core while anything is in flight. Where it can't be
+    /// had, the log says why, and interrupts are waited for. Default off.
+    #[serde(default)]
+    pub polled_io: bool,
+    /// Reads and writes the volume by NVMe's own commands (`/dev/ngXnY`) instead of the kernel's block layer: for volumes that are a
+    /// whole NVMe namespace. Where it can't be had, the log says why, and the block layer is used. Default off.
+    #[serde(default)]
+    pub nvme_passthrough: bool,
 }
 
 /// `[rac.recovery]`

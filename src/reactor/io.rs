@@ -15,11 +15,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::buffer::IoBuf;
-use super::driver::{Buffers, Completion, DurableMethod, Handle, OpenOptions, Operation, Token};
+use super::driver::{Buffers, Completion, DurableMethod, Handle, OpenOptions, Operation, StorageRoute, StorageWish, Token};
 use super::{Instant, OPERATIONS_MAX, Reactor, add};
 
 /// Bytes written at a time by [`Reactor::write_zeros`].
 const ZEROS_CHUNK: usize = 1 << 20;
+
+/// How often a write is tried again that was cut off: by a reset of its device's controller, for example.
+const INTERRUPTIONS_MAX: u32 = 5;
 
 /// Rounds of each method in [`Reactor::probe_durable_write`].
 const PROBE_ROUNDS: usize = 16;
@@ -221,12 +224,14 @@ impl Reactor {
             return (Err(error), buffer);
         }
         let (result, mut buffer) = one(self.operate(Operation::Write { file: file.0, offset, buffer, durable }).await);
+        let mut interruptions = 0;
         let mut done = match result {
             Ok(written) if written == total => return (Ok(total), buffer),
             Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return (Err(error), buffer),
         };
-        // Short: the disk is nearly full, or a signal came. The next write tells which.
+        // Short: the disk is nearly full, or a signal came, or it is more than the device takes at once. The next write tells.
         let address = buffer.as_ptr();
         while done < total {
             if let Err(error) = self.may_write() {
@@ -239,6 +244,9 @@ impl Reactor {
             match result {
                 Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
                 Ok(written) => done += written,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && interruptions < INTERRUPTIONS_MAX => {
+                    interruptions += 1
+                }
                 Err(error) => return (Err(error), buffer),
             }
         }
@@ -295,6 +303,12 @@ impl Reactor {
         self.0.driver.borrow_mut().set_durable_method(file.0, method);
     }
 
+    /// Chooses the way of a file's reads and writes (one file of a reactor may have another than the plain one), and tells which it
+    /// is now. Nothing may be in flight on the file. Blocks for the time of a few reads.
+    pub fn route(&self, file: FileId, wish: StorageWish) -> StorageRoute {
+        self.0.driver.borrow_mut().route(file.0, wish)
+    }
+
     /// Registers memory that many operations will use (a cache's frames) with the driver.
     ///
     /// # Errors
@@ -314,6 +328,17 @@ impl Reactor {
     /// `InvalidInput` from kernels below 6.9 or built without `NET_RX_BUSY_POLL`; `Unsupported` without io_uring.
     pub fn busy_poll(&self, time: Duration) -> io::Result<()> {
         self.0.driver.borrow_mut().busy_poll(time)
+    }
+
+    /// `len` zeroed bytes, aligned for direct I/O, for a buffer that is used over and over: from memory that is registered with the
+    /// driver where that gains something and there is room, and goes back there when it is dropped.
+    #[must_use]
+    pub fn steady_buffer(&self, len: usize) -> IoBuf {
+        if self.driver_name() != "uring" {
+            return IoBuf::aligned(len);
+        }
+        // SAFETY: the pool keeps the memory, and is dropped after the driver.
+        self.0.steady.take(len, |memory| unsafe { self.register_memory(memory.as_ptr(), memory.len()) })
     }
 
     /// Takes over a descriptor that some other library reads, to be told when it can.

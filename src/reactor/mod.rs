@@ -20,6 +20,7 @@ mod io;
 pub mod mail;
 mod slab;
 pub mod stats;
+mod steady;
 pub mod sync;
 pub mod task;
 #[cfg(test)]
@@ -30,7 +31,7 @@ mod timer;
 mod turn;
 
 pub use buffer::IoBuf;
-pub use driver::{DurableMethod, OpenOptions};
+pub use driver::{DurableMethod, OpenOptions, StorageRoute, StorageWish};
 pub use io::{Adopted, FileId, Listener, Stream};
 pub use mail::{MailError, Remote};
 pub use stats::ReactorStats;
@@ -44,6 +45,7 @@ use io::OperationSlot;
 use mail::{Inbox, Mail, Mailbox, Outbox};
 use slab::Slab;
 use stats::{Counters, add};
+use steady::SteadyBuffers;
 use task::TaskId;
 use time::Meter;
 use timer::{TimerId, Timers};
@@ -80,6 +82,8 @@ pub(crate) struct Inner {
     locals: RefCell<Vec<Rc<dyn std::any::Any>>>,
     /// What unties the knots of the shard's objects, once nothing runs any more.
     endings: RefCell<Vec<Box<dyn FnOnce()>>>,
+    /// Registered with the driver: goes after it.
+    steady: SteadyBuffers,
     /// No write is submitted from then on.
     pub(crate) writes_until: Cell<Option<Instant>>,
 }
@@ -117,6 +121,7 @@ impl Reactor {
             options,
             locals: RefCell::default(),
             endings: RefCell::default(),
+            steady: SteadyBuffers::default(),
             writes_until: Cell::new(None),
         }))
     }
@@ -251,6 +256,7 @@ impl Reactor {
             tasks: self.0.executor.alive() as u64,
             operations_in_flight: self.0.operations.borrow().len() as u64,
             timers: self.0.timers.borrow().len() as u64,
+            storage_operations: self.0.driver.borrow().storage_operations(),
             ..self.0.counters.snapshot()
         }
     }

@@ -34,6 +34,8 @@ pub struct ReactorStats {
     pub operations_in_flight: u64,
     /// Timers armed now.
     pub timers: u64,
+    /// Operations on the volume that went by another way than the plain one.
+    pub storage_operations: u64,
 }
 
 /// The counters themselves.

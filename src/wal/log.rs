@@ -148,7 +148,7 @@ impl Log {
         }
         batches.push_back((end.lsn, end.batch_sequence, incarnation));
         let ring = Ring::new(area);
-        let buffer = IoBuf::aligned(ring.batch_max());
+        let buffer = reactor.steady_buffer(ring.batch_max());
         let open = OpenBatch { start: end.lsn, sequence: end.batch_sequence, buffer, used: 0, records: 0 };
         let log = Log(Rc::new(Inner {
             reactor: reactor.clone(),
@@ -577,7 +577,7 @@ impl Log {
 
     /// Ends the open batch, which reaches up to `extent`, and begins the next.
     fn close_open(&self, state: &mut State, extent: u64) {
-        let buffer = state.spare.pop().unwrap_or_else(|| IoBuf::aligned(self.0.ring.batch_max()));
+        let buffer = state.spare.pop().unwrap_or_else(|| self.0.reactor.steady_buffer(self.0.ring.batch_max()));
         let next =
             OpenBatch { start: state.open.start.advance(extent), sequence: state.open.sequence + 1, buffer, used: 0, records: 0 };
         let OpenBatch { start, sequence, mut buffer, used, records } = std::mem::replace(&mut state.open, next);

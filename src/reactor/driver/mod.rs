@@ -4,10 +4,11 @@
 //! io_uring) and [`sim`] (virtual time, disks and networks with faults). A driver belongs to one shard's thread. It keeps
 //! an operation, buffers included, from `submit` until it appears among the completions, whatever became of the future.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,6 +68,36 @@ pub enum DurableMethod {
     Dsync,
     /// A write, then fdatasync.
     WriteThenSync,
+}
+
+/// By which ways a file's reads and writes may go beside the plain one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct StorageWish {
+    /// The device raises no interrupts: whoever waits for it polls for its completions, and takes the core while anything is in flight.
+    pub polled: bool,
+    /// An NVMe namespace gets its own commands, without the kernel's block layer.
+    pub passthrough: bool,
+}
+
+/// By which way a file's reads and writes go.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct StorageRoute {
+    /// They are polled for.
+    pub polled: bool,
+    /// They are NVMe's own commands, to this character device.
+    pub passthrough: Option<PathBuf>,
+    /// What was wished for and can't be had, and why.
+    pub refusals: Vec<String>,
+}
+
+impl fmt::Display for StorageRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.passthrough {
+            Some(device) => write!(f, "NVMe commands to {}", device.display())?,
+            None => f.write_str("the block layer")?,
+        }
+        f.write_str(if self.polled { ", polled" } else { ", by interrupts" })
+    }
 }
 
 /// What a driver is asked to do.
@@ -268,6 +299,23 @@ pub trait Driver {
     fn busy_poll(&mut self, time: Duration) -> io::Result<()> {
         let _ = time;
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Chooses the way of a file's reads and writes: tried out before it is used, and whatever fails is told as a refusal; the plain
+    /// way is there always. One file of a driver may have another. Nothing may be in flight on it. May block for the time of some
+    /// reads: it is called when a node starts.
+    fn route(&mut self, file: Handle, wish: StorageWish) -> StorageRoute {
+        let _ = file;
+        let mut route = StorageRoute::default();
+        if wish != StorageWish::default() {
+            route.refusals.push(format!("the {} driver has but one way", self.name()));
+        }
+        route
+    }
+
+    /// Operations that went by another way than the plain one.
+    fn storage_operations(&self) -> u64 {
+        0
     }
 
     /// Takes an operation over. It reaches the kernel at the latest with the next `poll`.

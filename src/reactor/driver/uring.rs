@@ -3,12 +3,13 @@
 //! Owned by the shard's thread, which is the ring's only issuer. Sockets and files are registered where there is room in
 //! the ring's table, memory where [`Driver::register_memory`] told of it. Operations, with their memory, stay in a slab
 //! until their completion; a driver that is dropped cancels and awaits what is in flight, and rather leaks memory that the
-//! kernel will not give back than frees it.
+//! kernel will not give back than frees it. The volume may have a ring of its own beside this one: see [`storage`].
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
@@ -16,11 +17,22 @@ use std::time::Duration;
 use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, Napi, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
+use self::memory::RegisteredMemory;
+use self::nvme::Namespace;
+use self::storage::StorageRing;
 use super::system::{self, Descriptors, EventFd, RawAddress};
-use super::{Completion, Driver, DurableMethod, Handle, OpenOptions, Operation, Token, Wait, fill_io_vectors};
+use super::{
+    Completion, Driver, DurableMethod, Handle, OpenOptions, Operation, StorageRoute, StorageWish, Token, Wait, fill_io_vectors,
+};
 use crate::reactor::mail::WakeUp;
 use crate::reactor::slab::Slab;
 use crate::reactor::time::Clock;
+
+mod memory;
+mod nvme;
+mod storage;
+#[cfg(test)]
+mod tests;
 
 /// Entries of the submission ring; more in one turn take another call.
 const ENTRIES: u32 = 1024;
@@ -30,10 +42,6 @@ const COMPLETIONS: u32 = 8192;
 
 /// Files and sockets in the ring's own table; those beyond work by their ordinary numbers.
 const FIXED_FILES: u32 = 1024;
-
-/// Pieces of registered memory, and the most bytes of one (the kernel's limit).
-const FIXED_BUFFERS: u32 = 64;
-const FIXED_BUFFER_BYTES: usize = 1 << 30;
 
 /// Message headers kept for the next vectored send, accept or connect.
 const SPARE_MESSAGES: usize = 64;
@@ -71,8 +79,10 @@ pub struct UringDriver {
     operations: Slab<InFlight>,
     done: Vec<Completion>,
     fixed_files: bool,
-    /// Registered memory: start, length; the place is the kernel's index.
-    fixed_buffers: Option<Vec<(usize, usize)>>,
+    memory: RegisteredMemory,
+    /// The volume's own ring, if it has one.
+    storage: Option<StorageRing>,
+    stored: Vec<storage::Done>,
     #[expect(clippy::vec_box, reason = "the kernel knows their addresses: they move from here into operations as boxes")]
     spare: Vec<Box<Message>>,
 }
@@ -154,7 +164,9 @@ impl UringDriver {
             operations: Slab::default(),
             done: Vec::new(),
             fixed_files,
-            fixed_buffers: None,
+            memory: RegisteredMemory::default(),
+            storage: None,
+            stored: Vec::new(),
             spare: Vec::new(),
         };
         driver.arm_wake();
@@ -231,14 +243,10 @@ impl UringDriver {
         if self.fixed_files && handle.index < FIXED_FILES {
             self.fixed_files = self.ring.submitter().register_files_update(handle.index, &[-1]).is_ok();
         }
+        if self.storage.as_ref().is_some_and(|storage| storage.file() == handle) {
+            self.storage = None;
+        }
         drop(self.descriptors.remove(handle));
-    }
-
-    /// The registered memory that the bytes lie in.
-    fn fixed_buffer(&self, start: *const u8, len: usize) -> Option<u16> {
-        let start = start as usize;
-        let within = |(from, bytes): &(usize, usize)| *from <= start && start + len <= from + bytes;
-        self.fixed_buffers.as_ref()?.iter().position(within).map(|index| index as u16)
     }
 
     /// Sends an operation, which lies in the slab at `index`, to the ring.
@@ -249,7 +257,7 @@ impl UringDriver {
         let durable_method = self.descriptors.get(handle).durable;
         let fixed = (self.fixed_files && handle.index < FIXED_FILES).then_some(Fixed(handle.index));
         let memory = match &self.operations[index].operation {
-            Operation::Read { buffer, .. } | Operation::Write { buffer, .. } => self.fixed_buffer(buffer.as_ptr(), buffer.len()),
+            Operation::Read { buffer, .. } | Operation::Write { buffer, .. } => self.memory.find(buffer.as_ptr(), buffer.len()),
             _ => None,
         };
         let in_flight = &mut self.operations[index];
@@ -343,9 +351,11 @@ impl UringDriver {
         self.ring.completion().next()
     }
 
-    /// Takes what has completed from the completion ring.
-    fn reap(&mut self) {
+    /// Takes what has completed from the completion ring. True when there was anything.
+    fn reap(&mut self) -> bool {
+        let mut any = false;
         while let Some(entry) = self.next_completion() {
+            any = true;
             match entry.user_data() {
                 WAKE => {
                     self.wake.event.drain();
@@ -366,6 +376,83 @@ impl UringDriver {
         if !self.wake_armed {
             self.arm_wake();
         }
+        any
+    }
+
+    /// Whether the kernel has completions to deliver, or submissions to take. Without the flag it does not say: then it is asked
+    /// every time.
+    fn has_kernel_work(&mut self) -> bool {
+        let submission = self.ring.submission();
+        !self.tells_of_work || !submission.is_empty() || submission.taskrun()
+    }
+
+    /// Lets the volume's own ring work.
+    fn drive_storage(&mut self) {
+        let Some(storage) = &mut self.storage else { return };
+        let mut stored = std::mem::take(&mut self.stored);
+        storage.drive(&mut stored);
+        for done in stored.drain(..) {
+            self.stored(done);
+        }
+        self.stored = stored;
+    }
+
+    /// What the volume's own ring has completed.
+    fn stored(&mut self, done: storage::Done) {
+        let storage::Done { token, operation, result, sync_after } = done;
+        if sync_after {
+            let written = result.ok().and_then(|bytes| i32::try_from(bytes).ok());
+            let written = written.expect("a whole write of less than 2 GiB");
+            let handle = operation.handle().expect("a write has a file");
+            let fd = Fd(self.descriptors.get(handle).fd.as_raw_fd());
+            let in_flight = InFlight { token, operation, connecting: None, message: None, written: Some(written) };
+            let index = self.operations.insert(in_flight);
+            let sync = opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build();
+            return self.push(&[sync.user_data(u64::from(index) << 1 | 1)]);
+        }
+        if let Some(handle) = operation.handle()
+            && self.descriptors.end(handle)
+        {
+            self.remove(handle);
+        }
+        self.done.push(Completion { token, result, buffers: operation.into_buffers(), opened: None });
+    }
+
+    /// Waits without sleeping, because the volume's ring has to be polled: until anything has completed, on either ring, or the
+    /// time is over.
+    fn look_for_completions(&mut self, time: Option<Duration>) {
+        let until = time.map(|time| Clock::System.now() + time);
+        while self.done.is_empty() && self.storage.as_ref().is_some_and(StorageRing::must_poll) {
+            self.drive_storage();
+            if self.has_kernel_work() {
+                if let Err(error) = self.enter(Wait::No) {
+                    assert!(is_passing(&error), "io_uring fails: {error}");
+                }
+                if self.reap() {
+                    return;
+                }
+            }
+            if until.is_some_and(|until| Clock::System.now() >= until) {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// A ring for the volume that goes by these ways, tried out.
+    fn storage_ring(&mut self, file: Handle, namespace: Option<Rc<Namespace>>, polled: bool) -> Result<StorageRing, String> {
+        let block = self.descriptors.get(file).fd.as_raw_fd();
+        let words = |error: io::Error| format!("no ring for it: {error}");
+        let mut storage = StorageRing::new(file, block, namespace, polled).map_err(words)?;
+        storage.tell(self.wake.event.fd()).map_err(words)?;
+        storage.probe(block)?;
+        for (start, bytes) in self.memory.pieces() {
+            // SAFETY: it was promised to stay mapped for as long as this driver lives, and the ring goes with the driver.
+            if let Err(error) = unsafe { storage.register(*start as *const u8, *bytes) } {
+                tracing::info!(%error, bytes, "memory is not registered with the volume's own ring; raise RLIMIT_MEMLOCK for a little speed");
+            }
+        }
+        Ok(storage)
     }
 
     fn completed(&mut self, index: u32, is_linked_sync: bool, result: i32) {
@@ -526,26 +613,66 @@ impl Driver for UringDriver {
     }
 
     unsafe fn register_memory(&mut self, pointer: *const u8, len: usize) -> io::Result<()> {
-        if self.fixed_buffers.is_none() {
-            self.ring.submitter().register_buffers_sparse(FIXED_BUFFERS)?;
-            self.fixed_buffers = Some(Vec::new());
+        // SAFETY: the caller promises that the memory stays mapped for as long as this driver lives.
+        unsafe { self.memory.register(&self.ring.submitter(), pointer, len)? };
+        match &mut self.storage {
+            // SAFETY: as above; the ring goes with the driver.
+            Some(storage) => unsafe { storage.register(pointer, len) },
+            None => Ok(()),
         }
-        let registered = self.fixed_buffers.get_or_insert_default();
-        let mut done = 0;
-        while done < len {
-            let bytes = (len - done).min(FIXED_BUFFER_BYTES);
-            let index = registered.len() as u32;
-            if index >= FIXED_BUFFERS {
-                return Err(io::Error::new(io::ErrorKind::OutOfMemory, "the ring's table of registered memory is full"));
+    }
+
+    fn route(&mut self, file: Handle, wish: StorageWish) -> StorageRoute {
+        assert!(self.descriptors.get(file).in_flight == 0, "the way of a file changes only while nothing is in flight");
+        let mut route = StorageRoute::default();
+        if let Some(storage) = &self.storage {
+            route.refusals.push(format!("another file has this thread's one ring for it ({:?})", storage.file()));
+            return route;
+        }
+        let block = self.descriptors.get(file).fd.as_raw_fd();
+        let mut namespace = None;
+        if wish.passthrough {
+            match Namespace::find(block) {
+                Ok(found) => namespace = Some(Rc::new(found)),
+                Err(why) => route.refusals.push(format!("no NVMe passthrough: {why}")),
             }
-            let start = pointer as usize + done;
-            let piece = libc::iovec { iov_base: start as *mut libc::c_void, iov_len: bytes };
-            // SAFETY: the caller promises that the memory stays mapped for as long as this driver lives.
-            unsafe { self.ring.submitter().register_buffers_update(index, &[piece], None)? };
-            registered.push((start, bytes));
-            done += bytes;
         }
-        Ok(())
+        let mut polled = false;
+        if wish.polled {
+            match nvme::can_poll(block) {
+                Ok(()) => polled = true,
+                Err(why) => route.refusals.push(format!("no polling: {why}")),
+            }
+        }
+        let mut ways = Vec::new();
+        if namespace.is_some() {
+            ways.extend(polled.then_some((true, true)));
+            ways.push((true, false));
+        }
+        ways.extend(polled.then_some((false, true)));
+        // The best first; what is tried out and fails is left out.
+        for (passthrough, polled) in ways {
+            if self.storage.is_some() {
+                break;
+            }
+            match self.storage_ring(file, namespace.clone().filter(|_| passthrough), polled) {
+                Ok(storage) => {
+                    route.passthrough = namespace.as_ref().filter(|_| passthrough).map(|namespace| namespace.path().to_owned());
+                    route.polled = polled;
+                    self.storage = Some(storage);
+                }
+                Err(why) => route.refusals.push(match (passthrough, polled) {
+                    (true, true) => format!("no polled NVMe passthrough: {why}"),
+                    (true, false) => format!("no NVMe passthrough: {why}"),
+                    _ => format!("no polling: {why}"),
+                }),
+            }
+        }
+        route
+    }
+
+    fn storage_operations(&self) -> u64 {
+        self.storage.as_ref().map_or(0, StorageRing::taken)
     }
 
     fn busy_poll(&mut self, time: Duration) -> io::Result<()> {
@@ -556,6 +683,12 @@ impl Driver for UringDriver {
     fn submit(&mut self, token: Token, operation: Operation) {
         if let Some(handle) = operation.handle() {
             self.descriptors.begin(handle);
+        }
+        if let Some(storage) = &mut self.storage
+            && storage.takes(&operation)
+        {
+            let durable_method = self.descriptors.get(storage.file()).durable;
+            return storage.submit(token, operation, durable_method);
         }
         let mut connecting = None;
         let message = match &operation {
@@ -583,16 +716,25 @@ impl Driver for UringDriver {
 
     fn poll(&mut self, completions: &mut Vec<Completion>, wait: Wait) {
         self.reap();
-        let wait = if self.done.is_empty() { wait } else { Wait::No };
-        let submission = self.ring.submission();
-        // Without the flag the kernel does not say whether it has completions to deliver: then it is asked every time.
-        let quiet = self.tells_of_work && submission.is_empty() && !submission.taskrun();
-        drop(submission);
-        if wait != Wait::No || !quiet {
+        self.drive_storage();
+        let mut wait = if self.done.is_empty() { wait } else { Wait::No };
+        if let (Wait::Park(time), Some(storage)) = (wait, &mut self.storage) {
+            if storage.must_poll() {
+                self.look_for_completions(time);
+                wait = Wait::No;
+            } else if !storage.watch() {
+                wait = Wait::No;
+            }
+        }
+        if wait != Wait::No || self.has_kernel_work() {
             if let Err(error) = self.enter(wait) {
                 assert!(is_passing(&error), "io_uring fails: {error}");
             }
             self.reap();
+        }
+        if let (Wait::Park(_), Some(storage)) = (wait, &mut self.storage) {
+            storage.unwatch();
+            self.drive_storage();
         }
         completions.append(&mut self.done);
     }
@@ -601,6 +743,8 @@ impl Driver for UringDriver {
 impl Drop for UringDriver {
     fn drop(&mut self) {
         self.wake.ring.store(-1, Ordering::Relaxed);
+        // It waits for what is in flight there.
+        self.storage = None;
         let deadline = Clock::System.now() + DROP_WAIT;
         while self.operations.len() > 0 && Clock::System.now() < deadline {
             if self.enter(Wait::No).is_ok() {

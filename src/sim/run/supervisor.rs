@@ -108,7 +108,11 @@ fn config(plan: &Plan, node: usize) -> Config {
                 load_balance_interval: plan.load_balance_interval_s,
                 ..GrdConfig::default()
             },
-            storage: StorageConfig { shared_storage_path: VOLUME.into(), verify_writes: plan.damages },
+            storage: StorageConfig {
+                shared_storage_path: VOLUME.into(),
+                verify_writes: plan.damages,
+                ..StorageConfig::default()
+            },
             recovery: RecoveryConfig { checkpoint_interval: plan.checkpoint_interval_s },
         },
         raft: RaftConfig::default(),

@@ -116,6 +116,7 @@ fn cache(table: &mut Table) {
     table.gauge("cache_frames_free", "frames", "Frames without a block", |all| all.cache.frames_free);
     table.gauge("cache_dirty", "blocks", "Blocks newer than the volume that this node must write", |all| all.cache.dirty);
     table.gauge("cache_past_images", "blocks", "Past images kept", |all| all.cache.past_images);
+    table.gauge("cache_huge_page_bytes", "bytes", "Of the frames, those on reserved huge pages", |all| all.cache.huge_page_bytes);
 }
 
 fn fusion(table: &mut Table) {
@@ -265,6 +266,9 @@ fn reactor(table: &mut Table) {
     });
     table.number(Kind::Counter, "reactor_operations_total", "operations", "Operations given to the system", |all| {
         all.reactor.operations_submitted
+    });
+    table.number(Kind::Counter, "volume_own_ring_operations_total", "operations", "On the volume, polled or by NVMe's own commands", |all| {
+        all.reactor.storage_operations
     });
     table.number(Kind::Counter, "reactor_mail_total", "letters", "Letters from other threads", |all| all.reactor.mail_received);
     table.number(Kind::Gauge, "reactor_tasks", "tasks", "Tasks alive", |all| all.reactor.tasks);

@@ -263,7 +263,7 @@ fn poll_queues(host: &Host) -> Vec<Finding> {
         match queues {
             0 => Finding::info("none: storage completes by interrupts")
                 .wants("one for each shard, for IOPOLL")
-                .remedy(format!("in /etc/modprobe.d/nvme.conf: options nvme poll_queues={}; then reboot", host.needs.shards)),
+                .remedy(format!("in /etc/modprobe.d/nvme.conf: options nvme poll_queues={}; then reboot, and set rac.storage.polled_io", host.needs.shards)),
             queues if !poll => Finding::info(format!("{queues}, and the device does not use them")).wants("io_poll = 1"),
             queues => Finding::ok(queues.to_string()),
         }
