@@ -23,6 +23,8 @@ pub(crate) enum DesignRule {
     AbandonedFramesQuarantined,
     /// None of the ten: a block is written into another node's frame only in the epoch of the message that it belongs to.
     WritesOfThisEpoch,
+    /// None of the ten: what was read of another node's cell while that was written is no answer (`interconnect/rdma/board.rs`).
+    TornCellsNoticed,
     /// None of the ten: what is cached is shown only under a lease (`cluster/view/lease.rs`).
     LeaseToRead,
 }

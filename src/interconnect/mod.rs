@@ -407,6 +407,21 @@ impl Interconnect {
         drop(self.0.rdma().and_then(|rdma| rdma.take_exposed(request)));
     }
 
+    /// Lets the other nodes read a record, in place of the one that was in this cell. Does nothing without RDMA.
+    pub fn publish(&self, cell: u16, record: rdma::Record) {
+        if let Some(rdma) = self.0.rdma() {
+            rdma.publish(&self.0, cell, record);
+        }
+    }
+
+    /// Reads what another node's present life has published in a cell, without its taking part. `None`: there is nothing, or it was
+    /// being written, or there is no RDMA to that node now; then it has to be asked. What is read *was* published, at some
+    /// time before this returns; no message tells anything with it, neither the other side of this node's clock nor this one of
+    /// its epoch.
+    pub async fn read_published(&self, node: NodeId, cell: u16) -> Option<rdma::Record> {
+        self.0.rdma()?.begin_read(&self.0, node, cell)?.await.ok()?
+    }
+
     /// No request of now will be answered, because their epoch ends. Their frames are dropped when nobody can write into them any
     /// more; docs/rdma.md tells when that is.
     pub fn abandon_frames(&self) {

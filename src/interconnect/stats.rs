@@ -55,6 +55,10 @@ pub struct RdmaTraffic {
     pub sent_again: u64,
     /// One-sided writes of blocks.
     pub writes: u64,
+    /// One-sided reads of what other nodes have published.
+    pub reads: u64,
+    /// Of these, those that found a whole record.
+    pub reads_answered: u64,
     /// Messages, of every kind.
     pub sends: u64,
     /// Of these, those that lay in the work request itself.

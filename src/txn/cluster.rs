@@ -14,9 +14,12 @@
 //! | OLDEST | SCN | my oldest snapshot |
 //! | FORGET, FORGOTTEN | | the partition in the block's place is being dropped |
 //!
+//! How a transaction has ended is first looked for on its node's board, where there is RDMA ([`Interconnect::read_published`]).
+//!
 //! Every message carries the sender's clock, and the clock has observed it before a handler runs: so a transaction that
 //! answers "active" commits above the asker's snapshot.
 
+mod published;
 #[cfg(test)]
 mod tests;
 
@@ -239,6 +242,22 @@ impl ClusterPeers {
         }
     }
 
+    /// How a transaction of a member has ended, if that stands on its node's board. It is read there without its taking part, so
+    /// nothing but what never changes counts: that node has not heard of the asker's clock.
+    async fn published_outcome(&self, txn: TxnId) -> Option<TxnState> {
+        let node = txn.node();
+        if !self.speaks_to(node) {
+            return None;
+        }
+        let record = self.0.interconnect.read_published(node, txn.slot()).await?;
+        // Of who is no member any more, its slot tells.
+        let outcome = published::outcome_in(txn, record).filter(|_| self.speaks_to(node))?;
+        if let TxnState::Committed(scn) = outcome {
+            self.0.shared.clock.observe(scn);
+        }
+        Some(outcome)
+    }
+
     fn spawn(&self, work: impl Future<Output = ()> + 'static) {
         self.0.interconnect.reactor().spawn(Class::High, "transaction message", work);
     }
@@ -289,9 +308,12 @@ impl Drop for Pending {
 
 impl Peers for ClusterPeers {
     fn state(&self, txn: TxnId) -> LocalFuture<Result<Option<TxnState>, TxnError>> {
-        let answer = self.ask(txn.node(), Message { kind: STATE, argument: txn.raw(), ..Message::default() });
+        let peers = self.clone();
         Box::pin(async move {
-            match answer.await {
+            if let Some(outcome) = peers.published_outcome(txn).await {
+                return Ok(Some(outcome));
+            }
+            match peers.ask(txn.node(), Message { kind: STATE, argument: txn.raw(), ..Message::default() }).await {
                 Some((ACTIVE, _)) => Ok(Some(TxnState::Active)),
                 Some((COMMITTED, scn)) => Ok(Some(TxnState::Committed(Scn(scn)))),
                 Some((COMMITTED_BY, scn)) => Ok(Some(TxnState::CommittedBy(Scn(scn)))),
@@ -300,6 +322,13 @@ impl Peers for ClusterPeers {
                 None => Ok(None),
             }
         })
+    }
+
+    fn publish(&self, txn: TxnId, outcome: TxnState) {
+        assert_eq!(txn.node(), self.0.interconnect.node(), "{txn} is not this node's to tell of");
+        if let Some(record) = published::record_of(txn, outcome) {
+            self.0.interconnect.publish(txn.slot(), record);
+        }
     }
 
     fn left_at(&self, node: NodeId) -> Scn {

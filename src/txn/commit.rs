@@ -14,6 +14,7 @@ use super::row::{Row, VERSION_OFFSET, Version};
 use super::slot::SlotState;
 use super::transaction::{DeadChain, Touched, Transaction};
 use super::undo::write_slot;
+use super::visibility::TxnState;
 
 impl Txns {
     /// Commits. `None` for a transaction that has changed nothing: it has left no trace.
@@ -81,6 +82,7 @@ impl Txns {
             table.committed(id, scn)
         }
         drop(table);
+        self.0.peers.publish(id, TxnState::Committed(scn));
         count(&self.0.counters.commits);
         let replaced = std::mem::take(&mut *txn.replaced.borrow_mut());
         self.0.dead_chains.borrow_mut().extend(replaced.into_iter().map(|(_, dead): (u32, DeadChain)| (scn, dead)));

@@ -52,6 +52,8 @@ pub trait Peers {
     /// A clock reading from when the node, which is no member, left the members: above every snapshot drawn here before
     /// and every SCN that it had told; zero if it has not been a member in this node's life.
     fn left_at(&self, node: NodeId) -> Scn;
+    /// Lets the other nodes read how a transaction of this node has ended. That never changes.
+    fn publish(&self, txn: TxnId, outcome: TxnState);
     /// Begins to make a commit's SCN known to all peers.
     fn announce(&self, scn: Scn);
     /// Resolves when all members know of `scn`.
@@ -535,6 +537,7 @@ impl Peers for NoPeers {
     fn left_at(&self, _node: NodeId) -> Scn {
         Scn::ZERO
     }
+    fn publish(&self, _txn: TxnId, _outcome: TxnState) {}
     fn announce(&self, _scn: Scn) {}
     fn known(&self, _scn: Scn) -> LocalFuture<()> {
         Box::pin(std::future::ready(()))

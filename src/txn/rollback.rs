@@ -19,6 +19,7 @@ use super::row::{Row, UndoPtr, Version};
 use super::slot::{Slot, SlotState};
 use super::transaction::Transaction;
 use super::undo::write_slot;
+use super::visibility::TxnState;
 use super::write::ROW_REDO_MAX;
 
 /// Redo of a change of a slot alone, bytes.
@@ -67,6 +68,7 @@ impl Txns {
         let Some(id) = txn.id() else { return Ok(()) };
         let wrote = self.0.table.borrow().has_written(id);
         self.0.table.borrow_mut().abort(id);
+        self.0.peers.publish(id, TxnState::Aborted);
         self.0.decided.notify_all();
         if wrote {
             count(&self.0.counters.rollbacks);

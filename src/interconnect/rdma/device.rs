@@ -19,8 +19,10 @@ use std::rc::Rc;
 use rdma_sys as sys;
 use sys::rdma_cm_event_type as cm;
 
+use super::board::CELL_BYTES;
 use super::verbs::{
-    Action, Event, GREETING_BYTES, Incoming, LocalFuture, MemoryKeys, Pair, SEND_QUEUE_DEPTH, SLOT_BYTES, Verbs, VerbsFault, Work,
+    Access, Action, Event, GREETING_BYTES, Incoming, LocalFuture, MemoryKeys, Pair, SEND_QUEUE_DEPTH, SLOT_BYTES, Verbs, VerbsFault,
+    Work,
 };
 use crate::ids::BLOCK_SIZE;
 use crate::interconnect::header::HEADER_BYTES;
@@ -53,6 +55,9 @@ const BACKLOG: c_int = 32;
 
 /// Pairs that the completion queue has room for.
 const PAIRS_MAX: usize = 64;
+
+/// Reads of a connection that a device works on at a time; more wait in its queue, and with them what stands behind.
+const READS_AT_ONCE: u8 = 4;
 
 /// Watches a descriptor of the libraries, without ever having more than one operation on it.
 struct Watched {
@@ -231,7 +236,7 @@ impl Device {
                 return Err(self.or_memlock("ibv_create_srq", u64::from(self.receive_slots) * 64));
             }
         }
-        let keys = self.register_with(self.slots.as_ptr(), self.slots_layout.size(), false)?;
+        let keys = self.register_with(self.slots.as_ptr(), self.slots_layout.size(), None)?;
         self.slots_key = keys.local;
         Ok(())
     }
@@ -250,9 +255,13 @@ impl Device {
         if limit == libc::RLIM_INFINITY { VerbsFault::System { call, source } } else { VerbsFault::Memlock { bytes, limit } }
     }
 
-    fn register_with(&self, start: *mut u8, bytes: usize, remote: bool) -> Result<MemoryKeys, VerbsFault> {
-        let write = sys::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE.0;
-        let access = write | if remote { sys::ibv_access_flags::IBV_ACCESS_REMOTE_WRITE.0 } else { 0 };
+    fn register_with(&self, start: *mut u8, bytes: usize, remote: Option<Access>) -> Result<MemoryKeys, VerbsFault> {
+        let others = match remote {
+            Some(Access::Write) => sys::ibv_access_flags::IBV_ACCESS_REMOTE_WRITE.0,
+            Some(Access::Read) => sys::ibv_access_flags::IBV_ACCESS_REMOTE_READ.0,
+            None => 0,
+        };
+        let access = sys::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE.0 | others;
         // SAFETY: the caller's memory is mapped for as long as the region is registered.
         let region = unsafe { rustydb_ibv_reg_mr(self.domain, start.cast(), bytes, access as c_int) };
         if region.is_null() {
@@ -305,8 +314,8 @@ impl Device {
             parameters.private_data = greeting.as_ptr().cast();
             parameters.private_data_len = GREETING_BYTES as u8;
         }
-        parameters.responder_resources = 1;
-        parameters.initiator_depth = 1;
+        parameters.responder_resources = READS_AT_ONCE;
+        parameters.initiator_depth = READS_AT_ONCE;
         parameters.flow_control = 1;
         parameters.retry_count = 7;
         // For ever; credits see to it that it never happens.
@@ -554,8 +563,8 @@ impl Verbs for Device {
         });
     }
 
-    unsafe fn register(&self, start: *mut u8, bytes: usize) -> Result<MemoryKeys, VerbsFault> {
-        self.register_with(start, bytes, true)
+    unsafe fn register(&self, start: *mut u8, bytes: usize, access: Access) -> Result<MemoryKeys, VerbsFault> {
+        self.register_with(start, bytes, Some(access))
     }
 
     fn stage(&self, slot: u32, parts: &[&[u8]]) {
@@ -585,6 +594,11 @@ impl Verbs for Device {
                     request.opcode = sys::ibv_wr_opcode::IBV_WR_RDMA_WRITE;
                     request.wr.rdma = sys::rdma_t { remote_addr: to.address, rkey: to.key };
                     sys::ibv_sge { addr: from.addr() as u64, length: BLOCK_SIZE as u32, lkey: *key }
+                }
+                Action::Read { to, key, from } => {
+                    request.opcode = sys::ibv_wr_opcode::IBV_WR_RDMA_READ;
+                    request.wr.rdma = sys::rdma_t { remote_addr: from.address, rkey: from.key };
+                    sys::ibv_sge { addr: to.addr() as u64, length: CELL_BYTES as u32, lkey: *key }
                 }
                 Action::Inline { header, immediate } => {
                     request.send_flags |= sys::ibv_send_flags::IBV_SEND_INLINE.0;

@@ -6,6 +6,7 @@
 //! An end that fails is destroyed at once and says *down*; the next attempt comes when both have, after a pause that grows to
 //! [`RETRY_MAX`]. All of it goes through the TCP stream, in order with the messages.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -17,9 +18,11 @@ use super::super::link::Link;
 use super::super::queue::QueuedBody;
 use super::super::stats::Counters;
 use super::super::{Inner, Message, Peer, tcp};
-use super::verbs::{GREETING_BYTES, Incoming, Pair};
+use super::board::{self, Board, Landing, Record};
+use super::verbs::{GREETING_BYTES, Incoming, Pair, RemotePlace};
 use super::{Generation, NumberedStream, Place, StreamFault, Window};
 use crate::ids::{BLOCK_SIZE, Epoch, NodeId, RequestId};
+use crate::reactor::sync::{OneshotReceiver, OneshotSender, oneshot};
 use crate::reactor::{Instant, IoBuf};
 
 /// Will you make a lane with me? `argument`: the attempt. Body: [`WireTerms`].
@@ -48,6 +51,9 @@ const RETRY: Duration = if cfg!(test) { Duration::from_millis(5) } else { Durati
 /// Longest pause between attempts.
 pub(super) const RETRY_MAX: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(60) };
 
+/// Reads of a lane under way; a device works on no more at a time.
+const READS_PER_LANE: usize = 4;
+
 /// First bytes of the greeting that goes with a request to connect.
 const GREETING_MAGIC: [u8; 4] = *b"RDIC";
 
@@ -59,7 +65,10 @@ struct WireTerms {
     floor: U64,
     /// Must be the same on both sides.
     window: U32,
-    zero: U32,
+    /// Of the board.
+    board_key: U32,
+    /// Where this side's board is; zero if there is none.
+    board: U64,
 }
 
 /// Body of a `LANE_MEMORY`.
@@ -136,10 +145,24 @@ pub(super) struct Attempt {
     pub owes_block: bool,
     /// The other side shall hear of the epoch, or that we live.
     pub says_something: bool,
+    /// Where the other side's board is.
+    board: Option<RemotePlace>,
+    /// In the order in which they were asked for.
+    pub reads: VecDeque<Read>,
     /// Packets at the last heartbeat.
     sent_before: u64,
     /// Since when the other side has had no more than so many packets, of those that were sent.
     stalled: Option<(u64, Instant)>,
+}
+
+/// A read of a cell of the other side's board.
+pub(super) struct Read {
+    pub cell: u16,
+    pub landing: Landing,
+    pub from: RemotePlace,
+    /// The work request.
+    pub posted: Option<u64>,
+    answer: OneshotSender<Option<Record>>,
 }
 
 /// A link's end of its lanes.
@@ -160,6 +183,24 @@ pub(in super::super) struct LaneEnd {
     pub(super) retry: Duration,
     /// The failure has been told in the log.
     told: bool,
+}
+
+impl Attempt {
+    /// The reads that are done when this work request is.
+    pub(super) fn reads_done(&mut self, work: u64) -> Vec<Read> {
+        let done = self.reads.iter().take_while(|read| read.posted.is_some_and(|posted| posted <= work)).count();
+        self.reads.drain(..done).collect()
+    }
+}
+
+/// The reads are done: tells whoever waits for them, who may have gone away.
+pub(super) fn finish_reads(inner: &Inner, link: &Link, board: &Board, reads: Vec<Read>) {
+    for Read { cell, landing, answer, .. } in reads {
+        let record = board.landed(&landing, cell, link.incarnation);
+        board.free(landing);
+        Counters::change(&inner.counters.rdma, |rdma| rdma.reads_answered += u64::from(record.is_some()));
+        let _ = answer.send(record);
+    }
 }
 
 impl LaneEnd {
@@ -219,6 +260,16 @@ impl LaneEnd {
         self.attempt.as_mut().filter(|attempt| attempt.pair == Some(pair))
     }
 
+    /// Begins to read a cell of the other side's board, if the lane is in use and has not too many reads under way.
+    pub(super) fn begin_read(&mut self, own: &Board, cell: u16) -> Option<OneshotReceiver<Option<Record>>> {
+        self.stream.sends_by()?;
+        let attempt = self.attempt.as_mut().filter(|attempt| attempt.reads.len() < READS_PER_LANE)?;
+        let (board, landing) = (attempt.board?, own.land()?);
+        let (answer, receiver) = oneshot();
+        attempt.reads.push_back(Read { cell, landing, from: board::cell_at(board, cell), posted: None, answer });
+        Some(receiver)
+    }
+
     fn begin(&mut self, generation: Generation, now: Instant) {
         assert!(self.attempt.is_none() && self.awaits_down.is_none(), "one lane at a time");
         self.last = generation;
@@ -232,6 +283,8 @@ impl LaneEnd {
             assembling: None,
             owes_block: false,
             says_something: false,
+            board: None,
+            reads: VecDeque::new(),
             sent_before: 0,
             stalled: None,
         });
@@ -257,7 +310,13 @@ fn step(inner: &Inner, link: &Link, kind: u8, generation: Generation) {
 }
 
 fn terms(inner: &Inner) -> WireTerms {
-    WireTerms { floor: U64::new(inner.epoch.get().0), window: U32::new(super::WINDOW as u32), zero: U32::ZERO }
+    let board = inner.rdma().and_then(|rdma| rdma.board.as_ref()).map(Board::place);
+    WireTerms {
+        floor: U64::new(inner.epoch.get().0),
+        window: U32::new(super::WINDOW as u32),
+        board_key: U32::new(board.map_or(0, |board| board.key)),
+        board: U64::new(board.map_or(0, |board| board.address)),
+    }
 }
 
 /// Tells the other side where this side's frames are. Not before the first epoch of this life: whoever is still in a former one may
@@ -376,14 +435,14 @@ pub(in super::super) fn on_message(
                 return Ok(());
             }
             link.lane.borrow_mut().begin(generation, inner.reactor.now());
-            set_floor(link, &offer);
+            take_terms(link, &offer);
             rdma.exposed.borrow_mut().lane_opens(link.node, generation, inner.epoch.get());
             let message = Message { kind: LANE_ACCEPT, argument: generation.0, ..Message::default() };
             say(inner, link, message, terms(inner).as_bytes());
         }
         LANE_ACCEPT if is_now => {
             let terms = WireTerms::read_from_bytes(body).map_err(|_| unreadable)?;
-            set_floor(link, &terms);
+            take_terms(link, &terms);
             match rdma.verbs.connect(peer.address.get(), &greeting(inner, link, generation)) {
                 Ok(pair) => {
                     rdma.pairs.borrow_mut().insert(pair, link.clone());
@@ -458,9 +517,12 @@ pub(in super::super) fn on_message(
     Ok(())
 }
 
-fn set_floor(link: &Link, terms: &WireTerms) {
+fn take_terms(link: &Link, terms: &WireTerms) {
     let mut lane = link.lane.borrow_mut();
-    lane.attempt.as_mut().expect("it is of now").floor = Epoch(terms.floor.get());
+    let attempt = lane.attempt.as_mut().expect("it is of now");
+    attempt.floor = Epoch(terms.floor.get());
+    let board = RemotePlace { address: terms.board.get(), key: terms.board_key.get() };
+    attempt.board = (board.address != 0).then_some(board);
 }
 
 fn greeting(inner: &Inner, link: &Link, generation: Generation) -> [u8; GREETING_BYTES] {
@@ -568,6 +630,10 @@ fn take_down(link: &Rc<Link>, rdma: &super::Rdma) -> Option<(Generation, u64)> {
         rdma.pairs.borrow_mut().remove(&pair);
     }
     rdma.send_slots.borrow_mut().extend(attempt.window.take_staged());
+    // Whoever waits for a read hears that it has no answer.
+    for read in attempt.reads.drain(..) {
+        rdma.board.as_ref().expect("it has read").free(read.landing);
+    }
     let number = {
         let mut lane = link.lane.borrow_mut();
         lane.awaits_down = Some(attempt.generation);

@@ -8,6 +8,7 @@
 //! Bounds: the receive slots (so the lanes: [`Rdma::lanes_max`]), the send slots, the window of each lane, the frames
 //! exposed; what waits for a lane counts into its link's queue.
 
+mod board;
 #[cfg(feature = "rdma")]
 mod device;
 mod exposed;
@@ -29,17 +30,20 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
+use self::board::Board;
+pub use self::board::{CELLS, Record};
 #[cfg(feature = "rdma")]
 pub use self::device::Device;
 pub use self::exposed::{EXPOSED_MAX, ExposedFrames};
 pub(super) use self::lane::{LaneEnd, forget, link_is_up, on_message as on_link_message, tick};
 pub use self::stream::{Generation, NumberedStream, StreamFault};
-use self::verbs::{LocalFuture, MemoryKeys, Pair, SLOT_BYTES, Verbs, VerbsFault};
+use self::verbs::{Access, LocalFuture, MemoryKeys, Pair, SLOT_BYTES, Verbs, VerbsFault};
 pub use self::window::{ACK_EVERY, NeverSent, WINDOW, WINDOW_RESERVE, Window};
 use super::link::Link;
 use super::stats::{Counters, RdmaTraffic};
 use super::{BODY_BYTES_MAX, DownReason, HEADER_BYTES, Inner};
-use crate::ids::{BLOCK_SIZE, Epoch, RequestId};
+use crate::ids::{BLOCK_SIZE, Epoch, NodeId, RequestId};
+use crate::reactor::sync::OneshotReceiver;
 use crate::reactor::{Instant, IoBuf, Reactor};
 
 /// Receive slots that one lane may need.
@@ -96,6 +100,8 @@ pub(super) struct Rdma {
     /// How long to look for completions before sleeping.
     poll: Duration,
     memory: Cell<Option<OwnMemory>>,
+    /// What the others may read; none where its memory could not be registered.
+    board: Option<Board>,
     /// Registration has failed: no lanes any more.
     disabled: RefCell<Option<String>>,
     exposed: RefCell<ExposedFrames>,
@@ -119,11 +125,13 @@ impl Rdma {
         let lanes = u64::from(verbs.receive_slots()) / SLOTS_PER_LANE;
         let send_slots_per_lane = u64::from(verbs.send_slots()) / lanes.max(1);
         assert!(send_slots_per_lane >= u64::from(SEND_SLOTS_PER_LANE), "{lanes} lanes have {} send slots", verbs.send_slots());
+        let board = Board::new(&*verbs).inspect_err(|fault| tracing::warn!("nothing is read by RDMA: {fault}")).ok();
         Rc::new(Rdma {
             verbs,
             required,
             poll,
             memory: Cell::new(None),
+            board,
             disabled: RefCell::default(),
             exposed: RefCell::default(),
             pairs: RefCell::default(),
@@ -151,7 +159,7 @@ impl Rdma {
     pub unsafe fn register(&self, inner: &Inner, start: *mut u8, bytes: usize) -> Result<(), VerbsFault> {
         assert!(self.memory.get().is_none(), "a shard registers its memory once");
         // SAFETY: the caller promises what is asked.
-        match unsafe { self.verbs.register(start, bytes) } {
+        match unsafe { self.verbs.register(start, bytes, Access::Write) } {
             Ok(keys) => {
                 self.memory.set(Some(OwnMemory { start: start.addr(), bytes, keys }));
                 self.each_link(inner, |link| lane::tell_memory(inner, link));
@@ -184,6 +192,21 @@ impl Rdma {
         let exposed = self.exposed.borrow_mut().expose(request, inner.epoch.get(), frame);
         // Given back, it is dropped after the borrow.
         exposed.is_ok().then(|| Place((offset / BLOCK_SIZE) as u64 + 1))
+    }
+
+    /// Lets the other nodes read a record.
+    pub fn publish(&self, inner: &Inner, cell: u16, record: Record) {
+        if let Some(board) = &self.board {
+            board.publish(cell, inner.settings.incarnation, record);
+        }
+    }
+
+    /// Begins to read another node's record. `None` where that can't be done now.
+    pub fn begin_read(&self, inner: &Inner, node: NodeId, cell: u16) -> Option<OneshotReceiver<Option<Record>>> {
+        let link = inner.peer(node)?.link.borrow().clone().filter(|link| link.is_up())?;
+        let receiver = link.lane.borrow_mut().begin_read(self.board.as_ref()?, cell)?;
+        self.post_soon(&link);
+        Some(receiver)
     }
 
     /// Whether there is a lane, so that somebody could write.

@@ -8,6 +8,7 @@ use super::super::header::{FLAG_WRITTEN, HEADER_BYTES, Header};
 use super::super::link::Link;
 use super::super::stats::{BlockTraffic, Counters, RdmaTraffic};
 use super::super::{Inner, Message};
+use super::board::Board;
 use super::lane::{self, Attempt, LANE_ACKNOWLEDGE, Outgoing, OutgoingBody, PeerMemory};
 use super::verbs::{Action, RemotePlace, SLOT_BYTES, Work};
 use super::{OwnMemory, Place, Rdma};
@@ -82,11 +83,30 @@ fn post(inner: &Rc<Inner>, rdma: &Rdma, link: &Rc<Link>) -> bool {
     if !work.is_empty() {
         // Each packet says how many came.
         attempt.owes_block = false;
-        counted.doorbells += 1;
     }
+    if let Some(board) = &rdma.board {
+        put_reads(attempt, board, &mut work, &mut counted);
+    }
+    counted.doorbells += u64::from(!work.is_empty());
     inner.counters.rdma.set(counted);
     inner.counters.blocks_rdma.set(blocks);
     work.is_empty() || rdma.verbs.send(pair, &work).is_ok()
+}
+
+/// Makes the work requests of reads.
+fn put_reads(attempt: &mut Attempt, board: &Board, work: &mut Vec<Work>, counted: &mut RdmaTraffic) {
+    for read in attempt.reads.iter_mut().filter(|read| read.posted.is_none()) {
+        if !attempt.window.has_room(0, 1) {
+            return;
+        }
+        // Its completion is the answer.
+        let (id, signalled) = attempt.window.post(true);
+        read.posted = Some(id);
+        let (to, key) = board.address_of(&read.landing);
+        work.push(Work { id, signalled, action: Action::Read { to, key, from: read.from } });
+        counted.reads += 1;
+        counted.signalled += 1;
+    }
 }
 
 fn packets_of(body: usize) -> u64 {

@@ -5,7 +5,7 @@
 //! One [`SoftNetwork`] per test, one [`SoftVerbs`] per shard; all in one thread. It is as strict as a device: a write outside
 //! of registered memory fails the pair, a message that finds no receive slot is counted ([`SoftNetwork::not_ready`]) and waits.
 //! Work is done in order per pair, as on a reliable connection, and in any order among pairs, by the seed. A write reads its
-//! source when it is done, not when it is posted, as late as a device may.
+//! source when it is done, not when it is posted, as late as a device may; a read takes its words at two moments.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -13,8 +13,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use super::board::CELL_BYTES;
 use super::verbs::{
-    Action, Event, GREETING_BYTES, Incoming, LocalFuture, MemoryKeys, Pair, SEND_QUEUE_DEPTH, SLOT_BYTES, Verbs, VerbsFault, Work,
+    Access, Action, Event, GREETING_BYTES, Incoming, LocalFuture, MemoryKeys, Pair, SEND_QUEUE_DEPTH, SLOT_BYTES, Verbs, VerbsFault,
+    Work,
 };
 use crate::ids::BLOCK_SIZE;
 use crate::interconnect::header::HEADER_BYTES;
@@ -40,6 +42,13 @@ enum Payload {
         to: u64,
         key: u32,
     },
+    /// A read, with the words that it has already.
+    Read {
+        to: *mut u8,
+        from: u64,
+        key: u32,
+        words: [Option<u64>; CELL_BYTES / 8],
+    },
     Message {
         bytes: Vec<u8>,
         immediate: u32,
@@ -50,6 +59,7 @@ impl Payload {
     fn bytes(&self) -> usize {
         match self {
             Payload::Write { .. } => BLOCK_SIZE,
+            Payload::Read { .. } => CELL_BYTES,
             Payload::Late { bytes, .. } | Payload::Message { bytes, .. } => bytes.len(),
         }
     }
@@ -68,6 +78,7 @@ struct Memory {
     start: u64,
     bytes: u64,
     key: u32,
+    access: Access,
 }
 
 #[derive(Default)]
@@ -97,6 +108,8 @@ pub struct SoftNetwork {
     greetings: RefCell<Vec<[u8; GREETING_BYTES]>>,
     not_ready: Cell<u64>,
     writes: Cell<u64>,
+    torn: Cell<u64>,
+    slow_reads: Cell<bool>,
 }
 
 /// A shard's end of a [`SoftNetwork`].
@@ -124,6 +137,8 @@ impl SoftNetwork {
             greetings: RefCell::default(),
             not_ready: Cell::new(0),
             writes: Cell::new(0),
+            torn: Cell::new(0),
+            slow_reads: Cell::new(false),
         })
     }
 
@@ -198,6 +213,17 @@ impl SoftNetwork {
     #[must_use]
     pub fn writes(&self) -> u64 {
         self.writes.get()
+    }
+
+    /// Reads that took their words at two moments.
+    #[must_use]
+    pub fn torn(&self) -> u64 {
+        self.torn.get()
+    }
+
+    /// From now on half a read may wait until the devices have something else to do.
+    pub fn slow_reads(&self) {
+        self.slow_reads.set(true);
     }
 
     fn fail_end(&self, pair: Pair, why: &str) {
@@ -283,6 +309,21 @@ impl SoftNetwork {
                 self.write(target, *to, *key, &bytes)
             }
             Payload::Late { bytes, to, key } => self.write(target, *to, *key, bytes),
+            &Payload::Read { to, from, key, mut words } => match self.read_words(target, from, key, &mut words) {
+                Some(true) => {
+                    let bytes: Vec<u8> = words.iter().flat_map(|word| word.expect("all are there").to_ne_bytes()).collect();
+                    // SAFETY: whoever posted it keeps the landing until the work is done or the pair destroyed, and then it is gone
+                    // from the wire.
+                    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, CELL_BYTES) };
+                    true
+                }
+                Some(false) => {
+                    let flight = Flight { id, signalled, what: Payload::Read { to, from, key, words } };
+                    self.ends.borrow_mut().get_mut(&pair).expect("looked at above").wire.push_front(flight);
+                    return false;
+                }
+                None => false,
+            },
             Payload::Message { bytes, immediate } => {
                 let mut devices = self.devices.borrow_mut();
                 let device = &mut devices[target];
@@ -309,11 +350,32 @@ impl SoftNetwork {
         true
     }
 
+    /// Reads some of the words that are not there yet, or all of them. Whether they are all there then; `None` where nobody may read.
+    fn read_words(&self, target: usize, from: u64, key: u32, words: &mut [Option<u64>; CELL_BYTES / 8]) -> Option<bool> {
+        let begins = words.iter().all(Option::is_none);
+        if !self.may(target, from, CELL_BYTES as u64, key, Access::Read) {
+            return None;
+        }
+        let waits = self.slow_reads.get() && !begins && !self.random().is_multiple_of(4);
+        let now = if begins { self.random() } else { u64::MAX * u64::from(!waits) };
+        for (i, word) in words.iter_mut().enumerate().filter(|(i, word)| word.is_none() && now >> i & 1 == 1) {
+            // SAFETY: the memory was registered, so it stays mapped, and its owner writes it by whole words.
+            *word = Some(unsafe { std::ptr::read_volatile((from as *const u64).add(i)) });
+        }
+        let done = words.iter().all(Option::is_some);
+        self.torn.set(self.torn.get() + u64::from(!done));
+        Some(done)
+    }
+
+    fn may(&self, target: usize, start: u64, bytes: u64, key: u32, access: Access) -> bool {
+        let inside = |memory: &Memory| {
+            memory.key == key && memory.access == access && start >= memory.start && start + bytes <= memory.start + memory.bytes
+        };
+        self.devices.borrow()[target].memory.iter().any(inside)
+    }
+
     fn write(&self, target: usize, to: u64, key: u32, bytes: &[u8]) -> bool {
-        let devices = self.devices.borrow();
-        let inside =
-            |memory: &Memory| memory.key == key && to >= memory.start && to + bytes.len() as u64 <= memory.start + memory.bytes;
-        if !devices[target].memory.iter().any(inside) {
+        if !self.may(target, to, bytes.len() as u64, key, Access::Write) {
             return false;
         }
         self.writes.set(self.writes.get() + 1);
@@ -393,7 +455,8 @@ impl Verbs for SoftVerbs {
             let mut ends = self.network.ends.borrow_mut();
             let end = ends.get_mut(&pair).filter(|end| !end.destroyed).expect("a pair is destroyed once");
             (end.dead, end.destroyed) = (true, true);
-            // What is on the wire may still arrive, but the memory that it came from is its owner's again.
+            // What is on the wire may still arrive, but the memory that it came from, or was to come to, is its owner's again.
+            end.wire.retain(|flight| !matches!(flight.what, Payload::Read { .. }));
             for flight in &mut end.wire {
                 if let Payload::Write { from, to, key } = flight.what {
                     // SAFETY: until now the owner keeps the block.
@@ -409,14 +472,14 @@ impl Verbs for SoftVerbs {
         }
     }
 
-    unsafe fn register(&self, start: *mut u8, bytes: usize) -> Result<MemoryKeys, VerbsFault> {
+    unsafe fn register(&self, start: *mut u8, bytes: usize, access: Access) -> Result<MemoryKeys, VerbsFault> {
         if let Some(limit) = self.network.memlock.get()
             && bytes as u64 > limit
         {
             return Err(VerbsFault::Memlock { bytes: bytes as u64, limit });
         }
         let key = self.network.name() as u32;
-        let memory = Memory { start: start.addr() as u64, bytes: bytes as u64, key };
+        let memory = Memory { start: start.addr() as u64, bytes: bytes as u64, key, access };
         self.network.devices.borrow_mut()[self.device].memory.push(memory);
         Ok(MemoryKeys { local: key, remote: key })
     }
@@ -435,6 +498,7 @@ impl Verbs for SoftVerbs {
             for &Work { id, signalled, action } in work {
                 let what = match action {
                     Action::Write { from, to, .. } => Payload::Write { from, to: to.address, key: to.key },
+                    Action::Read { to, from, .. } => Payload::Read { to, from: from.address, key: from.key, words: Default::default() },
                     Action::Inline { header, immediate } => Payload::Message { bytes: header.to_vec(), immediate },
                     Action::Staged { slot, bytes, immediate } => {
                         let bytes = self.network.devices.borrow()[self.device].staged[slot as usize][..bytes as usize].to_vec();
@@ -482,7 +546,9 @@ impl Verbs for SoftVerbs {
             let ends = self.network.ends.borrow();
             let on_its_way = ends.values().any(|end| {
                 let target = end.other.and_then(|other| ends.get(&other)).map(|other| other.device);
-                target == Some(self.device) && !end.wire.is_empty()
+                let half = |flight: &Flight| matches!(&flight.what, Payload::Read { words, .. } if words.iter().any(Option::is_some));
+                let waits = self.network.slow_reads.get() && end.wire.front().is_some_and(half);
+                target == Some(self.device) && !end.wire.is_empty() && !waits
             });
             let held = self.network.held.get() || devices[self.device].held;
             !devices[self.device].events.is_empty() || (on_its_way && !held)

@@ -20,8 +20,14 @@ pub(super) fn take_all(inner: &Rc<Inner>, rdma: &Rc<Rdma>, events: &mut Vec<Even
         match event {
             Event::Sent { pair, id } => {
                 let Some(link) = link_of(rdma, pair) else { continue };
-                let freed = link.lane.borrow_mut().on_pair(pair).map(|attempt| attempt.window.completed(id)).unwrap_or_default();
-                rdma.send_slots.borrow_mut().extend(freed);
+                let mut lane = link.lane.borrow_mut();
+                let Some(attempt) = lane.on_pair(pair) else { continue };
+                rdma.send_slots.borrow_mut().extend(attempt.window.completed(id));
+                let reads = attempt.reads_done(id);
+                drop(lane);
+                if let Some(board) = &rdma.board {
+                    lane::finish_reads(inner, &link, board, reads);
+                }
                 rdma.post_soon(&link);
             }
             Event::Received { pair, slot, bytes, immediate } => {

@@ -1,5 +1,6 @@
 //! Lanes that fail at any point of a stream of messages, and frames that others may still write into.
 
+mod board;
 mod faults;
 
 use std::cell::{Cell, RefCell};

@@ -39,8 +39,17 @@ pub struct Incoming(pub u64);
 pub struct MemoryKeys {
     /// For our own work requests.
     pub local: u32,
-    /// For the other side's one-sided writes.
+    /// For the other side's one-sided work.
     pub remote: u32,
+}
+
+/// What the other sides may do with registered memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Write into it.
+    Write,
+    /// Read it.
+    Read,
 }
 
 /// A place in the other side's registered memory.
@@ -74,6 +83,16 @@ pub enum Action {
         key: u32,
         /// Where to.
         to: RemotePlace,
+    },
+    /// Reads a cell of the other side's memory, without its taking part. Always signalled. While the cell is written, part of what
+    /// is read may be old and part new, in pieces of eight bytes.
+    Read {
+        /// Where to, in memory registered here; nobody looks before the work is known to be done.
+        to: *mut u8,
+        /// The key of that memory.
+        key: u32,
+        /// Where from.
+        from: RemotePlace,
     },
     /// A message of a header alone, copied into the work request itself.
     Inline {
@@ -219,7 +238,7 @@ pub trait Verbs {
     /// has let go of our memory. What had arrived before is still reported by [`Verbs::poll`], or lost.
     fn destroy(&self, pair: Pair);
 
-    /// Registers memory for the device to read, and to write for the other sides.
+    /// Registers memory for this side's work, and for what the other sides may do with it.
     ///
     /// # Errors
     /// [`VerbsFault::Memlock`] where the system's limit is in the way.
@@ -227,7 +246,7 @@ pub trait Verbs {
     /// # Safety
     /// The memory stays mapped as long as the process lives; whoever writes into it is held to the rule of frames
     /// (docs/rdma.md).
-    unsafe fn register(&self, start: *mut u8, bytes: usize) -> Result<MemoryKeys, VerbsFault>;
+    unsafe fn register(&self, start: *mut u8, bytes: usize, access: Access) -> Result<MemoryKeys, VerbsFault>;
 
     /// Fills a send slot.
     fn stage(&self, slot: u32, parts: &[&[u8]]);

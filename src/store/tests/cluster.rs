@@ -2,6 +2,7 @@
 
 mod catalog;
 mod death;
+mod published;
 mod relations;
 
 use std::cell::{Cell, RefCell};
@@ -103,13 +104,19 @@ async fn start_shard(reactor: Reactor, shard: ShardId, plan: NodePlan) -> (Rc<Sh
     let mut settings = Settings::new(1, node, Incarnation(life), shard, remotes.len() as u8, address(node, shard));
     settings.peers = nodes.iter().filter(|peer| **peer != node).map(|&peer| (peer, address(peer, shard))).collect();
     let interconnect = Interconnect::new(&reactor, &clock, settings);
+    crate::interconnect::tests::equip(&interconnect, address(node, shard));
     let config = GcsConfig { block_transfer_timeout_ms: 60_000, ..GcsConfig::default() };
     let gcs = Gcs::new(GcsParts { reactor: reactor.clone(), interconnect: interconnect.clone(), map, config });
     let log = Log::open(&reactor, volume.file(), geometry.redo_area(node, shard), Incarnation(life)).await.unwrap();
-    let config = CacheConfig { frames: 256, checkpoint_interval_ms: 50, ..CacheConfig::default() };
+    let register_memory = interconnect.has_rdma();
+    let config = CacheConfig { frames: 256, checkpoint_interval_ms: 50, register_memory, ..CacheConfig::default() };
     let coherence = Rc::new(gcs.clone());
     let cache = Cache::new(CacheParts { reactor: reactor.clone(), file: volume.file(), log, clock, coherence, config }).unwrap();
     gcs.attach(&cache);
+    if let Some((start, bytes)) = cache.memory() {
+        // SAFETY: the cache keeps it mapped.
+        unsafe { interconnect.register_frames(start, bytes) }.unwrap();
+    }
     interconnect.register(Service::Gcs, Rc::new(gcs.clone()));
     let peers = ClusterPeers::new(&interconnect, shared.clone(), shard == ShardId(0));
     interconnect.register(Service::Txn, Rc::new(peers.clone()));

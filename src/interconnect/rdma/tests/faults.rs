@@ -15,15 +15,15 @@ fn address(node: u8) -> SocketAddr {
 }
 
 /// Nodes of a simulated world, each in its first life and in epoch 1.
-struct Cluster {
-    world: SimWorld,
-    network: Rc<SoftNetwork>,
-    nodes: Vec<Node>,
+pub(super) struct Cluster {
+    pub(super) world: SimWorld,
+    pub(super) network: Rc<SoftNetwork>,
+    pub(super) nodes: Vec<Node>,
 }
 
 impl Cluster {
-    fn new(nodes: u8) -> Cluster {
-        let mut cluster = Cluster { world: SimWorld::new(1), network: SoftNetwork::new(1), nodes: Vec::new() };
+    fn new(nodes: u8, seed: u64) -> Cluster {
+        let mut cluster = Cluster { world: SimWorld::new(seed), network: SoftNetwork::new(seed), nodes: Vec::new() };
         for node in 1..=nodes {
             let node = cluster.start(node, nodes, 1, Epoch(1));
             cluster.nodes.push(node);
@@ -33,13 +33,17 @@ impl Cluster {
 
     /// As [`Cluster::new`], with lanes between all of them.
     fn with_lanes(nodes: u8) -> Cluster {
-        let cluster = Cluster::new(nodes);
+        Cluster::with_lanes_of(nodes, 1)
+    }
+
+    pub(super) fn with_lanes_of(nodes: u8, seed: u64) -> Cluster {
+        let cluster = Cluster::new(nodes, seed);
         cluster.nodes.iter().for_each(|node| node.register().unwrap());
         cluster.until_by_rdma();
         cluster
     }
 
-    fn start(&self, node: u8, nodes: u8, life: u64, epoch: Epoch) -> Node {
+    pub(super) fn start(&self, node: u8, nodes: u8, life: u64, epoch: Epoch) -> Node {
         let reactor = self.world.reactor(HostId(u32::from(node)));
         let mut settings = Settings::new(1, NodeId(node), Incarnation(life), ShardId(0), 1, address(node));
         settings.peers = (1..=nodes).filter(|peer| *peer != node).map(|peer| (NodeId(peer), address(peer))).collect();
@@ -57,7 +61,7 @@ impl Cluster {
         Node { net, heard, frames: Frames::new(), sent: Cell::new(0) }
     }
 
-    fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+    pub(super) fn until(&self, what: &str, is_so: impl Fn() -> bool) {
         for _ in 0..3_000 {
             if is_so() {
                 return;
@@ -67,7 +71,7 @@ impl Cluster {
         panic!("never came: {what}");
     }
 
-    fn until_by_rdma(&self) {
+    pub(super) fn until_by_rdma(&self) {
         let by_rdma = |node: &Node| node.net.stats().peers.iter().all(|peer| peer.by_rdma) && node.net.could_expose();
         self.until("all lanes", || self.nodes.iter().all(by_rdma));
         // Each has heard where the others' frames are.
@@ -164,7 +168,7 @@ fn a_peer_that_enters_no_view_does_not_keep_frames_for_ever() {
 
 #[test]
 fn an_attempt_that_fails_while_it_is_being_refused_does_no_harm() {
-    let cluster = Cluster::new(2);
+    let cluster = Cluster::new(2, 1);
     let [one, two] = [&cluster.nodes[0], &cluster.nodes[1]];
     cluster.network.limit_memory(Some(1));
     one.register().unwrap_err();

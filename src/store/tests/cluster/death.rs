@@ -113,7 +113,7 @@ fn a_settling_that_is_broken_off_anywhere_is_taken_up_by_another_node() {
 }
 
 #[test]
-fn money_of_three_nodes_is_still_there_with_two() {
+pub(super) fn money_of_three_nodes_is_still_there_with_two() {
     for seed in 55..58 {
         let mut cluster = Cluster::new(seed);
         let table = cluster.table(0);
@@ -272,7 +272,7 @@ impl Cluster {
 
 /// A node dies in the middle of everything, while the others work on its rows and wait for its transactions.
 #[test]
-fn survivors_of_a_node_lose_nothing_and_wait_for_nobody() {
+pub(super) fn survivors_of_a_node_lose_nothing_and_wait_for_nobody() {
     let mut undone = 0;
     for seed in 70..74 {
         let mut cluster = Cluster::with_shards(seed, 2);
