@@ -3,27 +3,63 @@
 //!
 //! Owned by the node, shared by its shards: the one value of the engine that lives in an atomic, because an SCN must be
 //! unique over the whole node. Bounded by nature (one word). It promises that [`ScnClock::next`] never gives the same SCN
-//! twice, that each is above every SCN given or observed before, and that it follows the wall clock within a millisecond
+//! twice, that each is above every SCN given or observed before (or *told*: written by another node's device into a word that the
+//! clock looks at, [`ScnClock::watch`]), and that it follows the wall clock within a millisecond
 //! as long as nobody is ahead of it. It never goes back, also when the wall clock does.
 //!
 //! The clock itself is not durable. A restarted node calls [`ScnClock::start_above`] with the highest SCN that it found
 //! on the volume (checkpoint, redo, node slot) before it draws the first one: rule 10, an SCN is never reused.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use crate::ids::Scn;
+use crate::ids::{SHARDS_MAX, Scn};
 use crate::rules::{DesignRule, kept};
 
 /// Handle to the node's clock; clones share one value.
-#[derive(Clone, Debug, Default)]
-pub struct ScnClock(Arc<AtomicU64>);
+#[derive(Clone, Debug)]
+pub struct ScnClock(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    word: AtomicU64,
+    /// How many of `told` there are.
+    watched: AtomicUsize,
+    /// Words of each shard that other nodes' devices write SCNs into.
+    told: [OnceLock<&'static [AtomicU64]>; SHARDS_MAX],
+}
+
+impl Default for ScnClock {
+    fn default() -> ScnClock {
+        let told = std::array::from_fn(|_| OnceLock::new());
+        ScnClock(Arc::new(Inner { word: AtomicU64::new(0), watched: AtomicUsize::new(0), told }))
+    }
+}
 
 impl ScnClock {
     /// A clock that stands at zero. A node that finds anything durable calls [`ScnClock::start_above`] before using it.
     #[must_use]
     pub fn new() -> ScnClock {
         ScnClock::default()
+    }
+
+    /// From now on every look at the clock takes notice of what stands in these words. For one shard: at most [`SHARDS_MAX`] times.
+    pub fn watch(&self, words: &'static [AtomicU64]) {
+        let place = &self.0.told[self.0.watched.fetch_add(1, Ordering::AcqRel)];
+        assert!(place.set(words).is_ok(), "each place is somebody's own");
+    }
+
+    /// Takes notice of what other nodes have told.
+    #[inline]
+    fn catch_up(&self) {
+        let watched = self.0.watched.load(Ordering::Acquire);
+        for word in self.0.told[..watched].iter().filter_map(OnceLock::get).copied().flatten() {
+            let scn = Scn(word.load(Ordering::Acquire));
+            // Beyond all time is nobody's SCN.
+            if scn < Scn::MAX {
+                self.observe(scn);
+            }
+        }
     }
 
     /// Starts above everything durable: no later SCN is `durable` or below it.
@@ -36,12 +72,13 @@ impl ScnClock {
     #[must_use]
     pub fn next(&self, wall_ms: u64) -> Scn {
         let wall = wall_floor(wall_ms);
-        let mut seen = self.0.load(Ordering::Relaxed);
+        self.catch_up();
+        let mut seen = self.0.word.load(Ordering::Relaxed);
         loop {
             let drawn = wall.max(seen + 1);
             assert!(drawn < Scn::MAX.0, "the SCN clock has run to its end ({}): a peer or the wall clock is wrong", Scn(drawn));
             // AcqRel: whoever sees this SCN in a snapshot also sees what the drawing shard wrote before.
-            match self.0.compare_exchange_weak(seen, drawn, Ordering::AcqRel, Ordering::Relaxed) {
+            match self.0.word.compare_exchange_weak(seen, drawn, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return Scn(drawn),
                 Err(newer) => seen = newer,
             }
@@ -53,8 +90,8 @@ impl ScnClock {
     pub fn observe(&self, scn: Scn) {
         assert!(scn < Scn::MAX, "{scn} was never drawn by a clock: refuse it where it was received");
         // Most messages carry nothing new: then only read, so that the word stays shared between the cores.
-        if kept(DesignRule::ScnsNeverReused) && self.0.load(Ordering::Acquire) < scn.0 {
-            self.0.fetch_max(scn.0, Ordering::AcqRel);
+        if kept(DesignRule::ScnsNeverReused) && self.0.word.load(Ordering::Acquire) < scn.0 {
+            self.0.word.fetch_max(scn.0, Ordering::AcqRel);
         }
     }
 
@@ -63,18 +100,20 @@ impl ScnClock {
     #[must_use]
     pub fn now(&self, wall_ms: u64) -> Scn {
         let wall = wall_floor(wall_ms);
-        let seen = self.0.load(Ordering::Acquire);
+        self.catch_up();
+        let seen = self.0.word.load(Ordering::Acquire);
         if seen >= wall {
             return Scn(seen);
         }
-        Scn(self.0.fetch_max(wall, Ordering::AcqRel).max(wall))
+        Scn(self.0.word.fetch_max(wall, Ordering::AcqRel).max(wall))
     }
 
-    /// The highest SCN drawn, observed or read so far; does not move the clock.
+    /// The highest SCN drawn, observed, told or read so far; moves the clock to nothing but that.
     #[inline]
     #[must_use]
     pub fn latest(&self) -> Scn {
-        Scn(self.0.load(Ordering::Acquire))
+        self.catch_up();
+        Scn(self.0.word.load(Ordering::Acquire))
     }
 }
 
@@ -88,6 +127,20 @@ fn wall_floor(wall_ms: u64) -> u64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_stands_in_a_word_that_is_watched_every_look_shows() {
+        let clock = ScnClock::new();
+        let words: [&'static [AtomicU64]; 2] = std::array::from_fn(|_| &*Vec::leak(vec![AtomicU64::new(0), AtomicU64::new(0)]));
+        words.into_iter().for_each(|words| clock.watch(words));
+        words[0][1].store(500, Ordering::Release);
+        assert_eq!(clock.latest(), Scn(500));
+        words[1][0].store(Scn::from_unix_ms(3).0 + 7, Ordering::Release);
+        assert!(clock.next(1) > Scn::from_unix_ms(3));
+        words[1][1].store(Scn::from_unix_ms(9).0, Ordering::Release);
+        words[0][0].store(u64::MAX, Ordering::Release);
+        assert_eq!(clock.now(1), Scn::from_unix_ms(9), "what no clock ever showed is nobody's");
+    }
 
     #[test]
     fn shards_that_draw_at_the_same_time_never_get_the_same_scn() {

@@ -23,6 +23,7 @@ mod tcp;
 pub(crate) mod tests;
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -35,11 +36,11 @@ pub use self::header::{
 pub use self::hello::{Expected, HELLO_BYTES, HELLO_MAGIC, Hello, HelloFault, PROTOCOL_VERSION, WireHello};
 use self::link::Link;
 use self::queue::QueuedBody;
-use self::rdma::{Place, Rdma};
+use self::rdma::{Place, Purpose, Rdma};
 pub use self::stats::{BlockTraffic, DownReason, Drops, PeerDown, PeerStatus, RdmaTraffic, Refusals, Stats, Traffic};
 use self::stats::{Counters, LogGate};
 use crate::clock::ScnClock;
-use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NODES_MAX, NodeId, RequestId, ShardId};
+use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NODES_MAX, NodeId, RequestId, Scn, ShardId};
 use crate::reactor::sync::Notify;
 use crate::reactor::{Class, IoBuf, Reactor, TaskHandle};
 
@@ -346,7 +347,7 @@ impl Interconnect {
     /// for completions before sleeping, each time. Before [`start`](Interconnect::start).
     pub fn use_rdma(&self, verbs: Rc<dyn rdma::verbs::Verbs>, required: bool, poll: Duration) {
         assert!(!self.0.started.get(), "the transports are named before the interconnect starts");
-        let before = self.0.rdma.set(Rdma::new(verbs, required, poll));
+        let before = self.0.rdma.set(Rdma::new(verbs, &self.0.clock, required, poll));
         assert!(before.is_ok(), "one device a shard");
     }
 
@@ -419,7 +420,24 @@ impl Interconnect {
     /// time before this returns; no message tells anything with it, neither the other side of this node's clock nor this one of
     /// its epoch.
     pub async fn read_published(&self, node: NodeId, cell: u16) -> Option<rdma::Record> {
-        self.0.rdma()?.begin_read(&self.0, node, cell)?.await.ok()?
+        self.0.rdma()?.begin_read(&self.0, node, Purpose::Cell(cell))?.await.ok()?
+    }
+
+    /// These nodes, and no others, may [`tell`](Self::tell) this one from now on: whoever is not among them and had told nothing
+    /// before this was called has told nothing afterwards. Nobody may at first.
+    pub fn let_tell(&self, nodes: &BTreeSet<NodeId>) {
+        if let Some(rdma) = self.0.rdma() {
+            rdma.set_tellers(&self.0, nodes);
+        }
+    }
+
+    /// Begins to make another node's clock stand at or above `scn`, without its taking part. `None` where that can't be done, now or at
+    /// all: then a message has to tell it. What is returned resolves to whether it has been done: from then on every look at that
+    /// clock shows it. Of a tell that was not done nobody knows; a message does no harm.
+    #[must_use]
+    pub fn tell(&self, node: NodeId, scn: Scn) -> Option<impl Future<Output = bool> + 'static> {
+        let told = self.0.rdma()?.begin_read(&self.0, node, Purpose::Tell(scn))?;
+        Some(async move { matches!(told.await, Ok(Some(_))) })
     }
 
     /// No request of now will be answered, because their epoch ends. Their frames are dropped when nobody can write into them any

@@ -55,9 +55,11 @@ pub struct RdmaTraffic {
     pub sent_again: u64,
     /// One-sided writes of blocks.
     pub writes: u64,
-    /// One-sided reads of what other nodes have published.
+    /// SCNs written for other nodes' clocks.
+    pub tells: u64,
+    /// One-sided reads, of what other nodes have published or were told.
     pub reads: u64,
-    /// Of these, those that found a whole record.
+    /// Of these, those that found a whole record, or what they had told.
     pub reads_answered: u64,
     /// Messages, of every kind.
     pub sends: u64,

@@ -10,7 +10,7 @@
 //! | message | argument | meaning |
 //! |---|---|---|
 //! | STATE, STATE_IS | transaction; SCN | what became of it; answered once it is not committing |
-//! | COMMIT, COMMIT_KNOWN | SCN | commits up to here; acknowledged once the clock has taken notice |
+//! | COMMIT, COMMIT_KNOWN | SCN | commits up to here; acknowledged once the clock has taken notice. By RDMA instead where there is any |
 //! | OLDEST | SCN | my oldest snapshot |
 //! | FORGET, FORGOTTEN | | the partition in the block's place is being dropped |
 //!
@@ -95,6 +95,7 @@ impl ClusterPeers {
     pub fn new(interconnect: &Interconnect, shared: NodeShared, announcer: bool) -> ClusterPeers {
         let peers = ClusterPeers::entering(interconnect, shared, announcer);
         peers.0.members.borrow_mut().extend(interconnect.peers());
+        interconnect.let_tell(&peers.0.members.borrow());
         peers.0.silent.set(false);
         peers
     }
@@ -126,6 +127,8 @@ impl ClusterPeers {
         let inner = &self.0;
         let members: BTreeSet<NodeId> = members.iter().copied().filter(|node| *node != inner.interconnect.node()).collect();
         inner.silent.set(true);
+        // Whoever has left must not come to think that a commit of his is known here: others may have come that do not know of it.
+        inner.interconnect.let_tell(&members);
         let before = inner.members.replace(members.clone());
         for &gone in before.difference(&members) {
             // Drawn, so that it is above every snapshot in use here. Whatever the node has told anybody lies below, too.
@@ -203,8 +206,32 @@ impl ClusterPeers {
 
     fn announce_all(&self, announcements: Vec<Announcement>) {
         for Announcement { to, scn } in announcements {
-            self.send(to, Message { kind: COMMIT, argument: scn.0, ..Message::default() });
+            let Some(told) = self.0.interconnect.tell(to, scn) else {
+                self.send(to, Message { kind: COMMIT, argument: scn.0, ..Message::default() });
+                continue;
+            };
+            let (peers, epoch) = (self.clone(), self.0.interconnect.epoch());
+            self.spawn(async move {
+                let is_told = told.await;
+                // What was under way in a former epoch is void.
+                if peers.0.interconnect.epoch() != epoch || !peers.speaks_to(to) {
+                    return;
+                }
+                if is_told {
+                    peers.on_known(to, scn);
+                } else {
+                    peers.send(to, Message { kind: COMMIT, argument: scn.0, ..Message::default() });
+                }
+            });
         }
+    }
+
+    /// A member's clock stands at or above this.
+    fn on_known(&self, node: NodeId, scn: Scn) {
+        let mut announcements = Vec::new();
+        self.0.broadcast.borrow_mut().acknowledged(node, scn, &mut announcements);
+        self.announce_all(announcements);
+        self.0.acknowledged.notify_all();
     }
 
     /// Sends a request; the answer comes through what is returned, `None` if the peer is no member, now or at a later `go`.
@@ -396,12 +423,7 @@ impl Handler for ClusterPeers {
                 }
             }
             (COMMIT, _) => self.answer(from, COMMIT_KNOWN, header.request, OK, header.argument),
-            (COMMIT_KNOWN, _) => {
-                let mut announcements = Vec::new();
-                self.0.broadcast.borrow_mut().acknowledged(from, Scn(header.argument), &mut announcements);
-                self.announce_all(announcements);
-                self.0.acknowledged.notify_all();
-            }
+            (COMMIT_KNOWN, _) => self.on_known(from, Scn(header.argument)),
             (OLDEST, _) => self.0.shared.snapshots.peer_reported(from, Scn(header.argument)),
             (FORGET, _) => {
                 let (peers, partition, request) = (self.clone(), header.block.partition, header.request);

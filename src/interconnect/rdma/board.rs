@@ -1,4 +1,5 @@
-//! What a shard lets the other nodes read without asking it, and what it reads of them: a board of small cells.
+//! What a shard lets the other nodes read without asking it, and what it reads of them: a board of small cells. And what they write
+//! without asking it: a word for each node, that the clock looks at.
 //!
 //! Owned by one shard. A cell holds the latest record that was published in it, two words, or none. This shard's thread
 //! writes a cell while the others' devices may be reading it, so a read may find parts of two records, or of none. Therefore a cell
@@ -6,13 +7,16 @@
 //! whoever wanted one asks by a message, as without RDMA. An answer says what *was* published, not what is true now: cells
 //! are for facts that never change.
 //!
-//! Bounds: [`CELLS`] cells; [`READS_MAX`] reads under way. The memory stays mapped until the process ends.
+//! The word of a node holds the highest SCN that it wanted known here. It is written in one piece, so it needs no checksum; that it
+//! has arrived is known when a read of it, behind it on the same queue pair, brings it back.
+//!
+//! Bounds: [`CELLS`] cells; words for nodes up to [`TOLD_NODES`], the others send messages; [`READS_MAX`] reads under way. The memory stays mapped until the process ends.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::verbs::{Access, MemoryKeys, RemotePlace, Verbs, VerbsFault};
-use crate::ids::Incarnation;
+use crate::ids::{Incarnation, NodeId};
 use crate::reactor::split_mix;
 use crate::rules::{DesignRule, kept};
 
@@ -21,6 +25,9 @@ pub const CELLS: usize = 4096;
 
 /// Reads of a shard that may be under way.
 pub const READS_MAX: usize = 32;
+
+/// Nodes that have a word to write into: those of lower numbers. All of a shard lie in two lines of the processor's cache.
+pub const TOLD_NODES: usize = 16;
 
 /// Words of a cell: the record, the life of the node that published it, and the checksum.
 const CELL_WORDS: usize = 4;
@@ -38,11 +45,18 @@ struct Cell([AtomicU64; CELL_WORDS]);
 
 const _: () = assert!(size_of::<Cell>() == CELL_BYTES);
 
+/// What other nodes have told.
+#[derive(Default)]
+#[repr(C, align(64))]
+struct Told([AtomicU64; TOLD_NODES]);
+
 /// See the module.
 pub(super) struct Board {
     /// First those that are published, then those that reads land in.
     cells: &'static [Cell],
     keys: MemoryKeys,
+    told: &'static Told,
+    told_keys: MemoryKeys,
     free: RefCell<Vec<Landing>>,
 }
 
@@ -63,13 +77,27 @@ impl Board {
         let cells: &[Cell] = Box::leak((0..CELLS + READS_MAX).map(|_| Cell::default()).collect());
         // SAFETY: it is leaked. Others may only read it, and what this side's reads bring lands in cells that are atomic.
         let keys = unsafe { verbs.register(cells.as_ptr().cast_mut().cast(), size_of_val(cells), Access::Read) }?;
+        let told: &Told = Box::leak(Box::default());
+        // SAFETY: as above; the words are atomic.
+        let told_keys = unsafe { verbs.register((&raw const *told).cast_mut().cast(), size_of_val(told), Access::ReadAndWrite) }?;
         let free = (CELLS..cells.len()).map(Landing).collect();
-        Ok(Board { cells, keys, free: RefCell::new(free) })
+        Ok(Board { cells, keys, told, told_keys, free: RefCell::new(free) })
     }
 
     /// Where the others find it.
     pub fn place(&self) -> RemotePlace {
         RemotePlace { address: self.cells.as_ptr().addr() as u64, key: self.keys.remote }
+    }
+
+    /// The words that other nodes write.
+    pub fn told(&self) -> &'static [AtomicU64] {
+        &self.told.0
+    }
+
+    /// Where this node finds its word.
+    pub fn word_of(&self, node: NodeId) -> Option<RemotePlace> {
+        let word = self.told.0.get(usize::from(node.0))?;
+        Some(RemotePlace { address: std::ptr::from_ref(word).addr() as u64, key: self.told_keys.remote })
     }
 
     /// Puts a record into a cell, over the one before.
@@ -95,6 +123,11 @@ impl Board {
     /// Nothing arrives there any more.
     pub fn free(&self, landing: Landing) {
         self.free.borrow_mut().push(landing);
+    }
+
+    /// What a read of a word has brought.
+    pub fn landed_word(&self, landing: &Landing) -> u64 {
+        self.cells[landing.0].0[0].load(Ordering::Relaxed)
     }
 
     /// What a read of another node's cell has brought, if it is a record of that life.

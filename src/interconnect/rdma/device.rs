@@ -19,10 +19,9 @@ use std::rc::Rc;
 use rdma_sys as sys;
 use sys::rdma_cm_event_type as cm;
 
-use super::board::CELL_BYTES;
 use super::verbs::{
-    Access, Action, Event, GREETING_BYTES, Incoming, LocalFuture, MemoryKeys, Pair, SEND_QUEUE_DEPTH, SLOT_BYTES, Verbs, VerbsFault,
-    Work,
+    Access, Action, Event, GREETING_BYTES, Incoming, LocalFuture, MemoryKeys, Pair, SEND_QUEUE_DEPTH, SLOT_BYTES, Verbs,
+    VerbsFault, Work,
 };
 use crate::ids::BLOCK_SIZE;
 use crate::interconnect::header::HEADER_BYTES;
@@ -259,6 +258,9 @@ impl Device {
         let others = match remote {
             Some(Access::Write) => sys::ibv_access_flags::IBV_ACCESS_REMOTE_WRITE.0,
             Some(Access::Read) => sys::ibv_access_flags::IBV_ACCESS_REMOTE_READ.0,
+            Some(Access::ReadAndWrite) => {
+                sys::ibv_access_flags::IBV_ACCESS_REMOTE_READ.0 | sys::ibv_access_flags::IBV_ACCESS_REMOTE_WRITE.0
+            }
             None => 0,
         };
         let access = sys::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE.0 | others;
@@ -595,10 +597,16 @@ impl Verbs for Device {
                     request.wr.rdma = sys::rdma_t { remote_addr: to.address, rkey: to.key };
                     sys::ibv_sge { addr: from.addr() as u64, length: BLOCK_SIZE as u32, lkey: *key }
                 }
-                Action::Read { to, key, from } => {
+                Action::WriteWord { value, to } => {
+                    request.opcode = sys::ibv_wr_opcode::IBV_WR_RDMA_WRITE;
+                    request.send_flags |= sys::ibv_send_flags::IBV_SEND_INLINE.0;
+                    request.wr.rdma = sys::rdma_t { remote_addr: to.address, rkey: to.key };
+                    sys::ibv_sge { addr: std::ptr::from_ref(value).addr() as u64, length: 8, lkey: 0 }
+                }
+                Action::Read { to, key, from, bytes } => {
                     request.opcode = sys::ibv_wr_opcode::IBV_WR_RDMA_READ;
                     request.wr.rdma = sys::rdma_t { remote_addr: from.address, rkey: from.key };
-                    sys::ibv_sge { addr: to.addr() as u64, length: CELL_BYTES as u32, lkey: *key }
+                    sys::ibv_sge { addr: to.addr() as u64, length: *bytes, lkey: *key }
                 }
                 Action::Inline { header, immediate } => {
                     request.send_flags |= sys::ibv_send_flags::IBV_SEND_INLINE.0;

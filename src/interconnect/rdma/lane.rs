@@ -21,7 +21,7 @@ use super::super::{Inner, Message, Peer, tcp};
 use super::board::{self, Board, Landing, Record};
 use super::verbs::{GREETING_BYTES, Incoming, Pair, RemotePlace};
 use super::{Generation, NumberedStream, Place, StreamFault, Window};
-use crate::ids::{BLOCK_SIZE, Epoch, NodeId, RequestId};
+use crate::ids::{BLOCK_SIZE, Epoch, NodeId, RequestId, Scn};
 use crate::reactor::sync::{OneshotReceiver, OneshotSender, oneshot};
 use crate::reactor::{Instant, IoBuf};
 
@@ -41,6 +41,9 @@ pub const LANE_DOWN: u8 = Service::Link.base() + 7;
 pub const LANE_ACKNOWLEDGE: u8 = Service::Link.base() + 8;
 /// This is where my frames are. Body: [`WireMemory`].
 pub const LANE_MEMORY: u8 = Service::Link.base() + 9;
+
+/// You may write your clock into this word from now on, by the lane `argument`. Body: [`WireWord`].
+pub const LANE_WORD: u8 = Service::Link.base() + 10;
 
 /// An attempt that has not come to a lane by then has failed.
 const ATTEMPT_TIME: Duration = Duration::from_secs(10);
@@ -69,6 +72,17 @@ struct WireTerms {
     board_key: U32,
     /// Where this side's board is; zero if there is none.
     board: U64,
+    word: WireWord,
+}
+
+/// Where the other side may write its clock. Body of a `LANE_WORD`.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct WireWord {
+    /// Zero if it may not.
+    address: U64,
+    key: U32,
+    zero: U32,
 }
 
 /// Body of a `LANE_MEMORY`.
@@ -147,6 +161,8 @@ pub(super) struct Attempt {
     pub says_something: bool,
     /// Where the other side's board is.
     board: Option<RemotePlace>,
+    /// Where this side's word is there.
+    word: Option<RemotePlace>,
     /// In the order in which they were asked for.
     pub reads: VecDeque<Read>,
     /// Packets at the last heartbeat.
@@ -155,9 +171,18 @@ pub(super) struct Attempt {
     stalled: Option<(u64, Instant)>,
 }
 
-/// A read of a cell of the other side's board.
+/// What a read is for.
+#[derive(Clone, Copy)]
+pub(in super::super) enum Purpose {
+    /// A cell of the other side's board.
+    Cell(u16),
+    /// This side's word there, into which this SCN is written before.
+    Tell(Scn),
+}
+
+/// A read of the other side's memory.
 pub(super) struct Read {
-    pub cell: u16,
+    pub purpose: Purpose,
     pub landing: Landing,
     pub from: RemotePlace,
     /// The work request.
@@ -195,8 +220,11 @@ impl Attempt {
 
 /// The reads are done: tells whoever waits for them, who may have gone away.
 pub(super) fn finish_reads(inner: &Inner, link: &Link, board: &Board, reads: Vec<Read>) {
-    for Read { cell, landing, answer, .. } in reads {
-        let record = board.landed(&landing, cell, link.incarnation);
+    for Read { purpose, landing, answer, .. } in reads {
+        let record = match purpose {
+            Purpose::Cell(cell) => board.landed(&landing, cell, link.incarnation),
+            Purpose::Tell(scn) => Some([board.landed_word(&landing), 0]).filter(|[word, _]| *word >= scn.0),
+        };
         board.free(landing);
         Counters::change(&inner.counters.rdma, |rdma| rdma.reads_answered += u64::from(record.is_some()));
         let _ = answer.send(record);
@@ -260,13 +288,17 @@ impl LaneEnd {
         self.attempt.as_mut().filter(|attempt| attempt.pair == Some(pair))
     }
 
-    /// Begins to read a cell of the other side's board, if the lane is in use and has not too many reads under way.
-    pub(super) fn begin_read(&mut self, own: &Board, cell: u16) -> Option<OneshotReceiver<Option<Record>>> {
+    /// Begins to read of the other side's memory, if the lane is in use and has not too many reads under way.
+    pub(super) fn begin_read(&mut self, own: &Board, purpose: Purpose) -> Option<OneshotReceiver<Option<Record>>> {
         self.stream.sends_by()?;
         let attempt = self.attempt.as_mut().filter(|attempt| attempt.reads.len() < READS_PER_LANE)?;
-        let (board, landing) = (attempt.board?, own.land()?);
+        let from = match purpose {
+            Purpose::Cell(cell) => board::cell_at(attempt.board?, cell),
+            Purpose::Tell(_) => attempt.word?,
+        };
+        let landing = own.land()?;
         let (answer, receiver) = oneshot();
-        attempt.reads.push_back(Read { cell, landing, from: board::cell_at(board, cell), posted: None, answer });
+        attempt.reads.push_back(Read { purpose, landing, from, posted: None, answer });
         Some(receiver)
     }
 
@@ -284,6 +316,7 @@ impl LaneEnd {
             owes_block: false,
             says_something: false,
             board: None,
+            word: None,
             reads: VecDeque::new(),
             sent_before: 0,
             stalled: None,
@@ -309,13 +342,41 @@ fn step(inner: &Inner, link: &Link, kind: u8, generation: Generation) {
     say(inner, link, Message { kind, argument: generation.0, ..Message::default() }, &[]);
 }
 
-fn terms(inner: &Inner) -> WireTerms {
+fn terms(inner: &Inner, to: NodeId) -> WireTerms {
     let board = inner.rdma().and_then(|rdma| rdma.board.as_ref()).map(Board::place);
     WireTerms {
         floor: U64::new(inner.epoch.get().0),
         window: U32::new(super::WINDOW as u32),
         board_key: U32::new(board.map_or(0, |board| board.key)),
         board: U64::new(board.map_or(0, |board| board.address)),
+        word: word_of(inner, to),
+    }
+}
+
+/// The word of a node, if it may tell.
+fn word_of(inner: &Inner, node: NodeId) -> WireWord {
+    let rdma = inner.rdma().filter(|rdma| rdma.tellers.borrow().contains(&node));
+    let word = rdma.and_then(|rdma| rdma.board.as_ref()).and_then(|board| board.word_of(node));
+    WireWord {
+        address: U64::new(word.map_or(0, |word| word.address)),
+        key: U32::new(word.map_or(0, |word| word.key)),
+        zero: U32::ZERO,
+    }
+}
+
+impl WireWord {
+    fn open(&self) -> Option<RemotePlace> {
+        let word = RemotePlace { address: self.address.get(), key: self.key.get() };
+        (word.address != 0).then_some(word)
+    }
+}
+
+/// The other side may write its clock from now on.
+pub(super) fn let_tell(inner: &Inner, link: &Link) {
+    let generation = link.lane.borrow().attempt.as_ref().map(|attempt| attempt.generation);
+    if let Some(generation) = generation {
+        let message = Message { kind: LANE_WORD, argument: generation.0, ..Message::default() };
+        say(inner, link, message, word_of(inner, link.node).as_bytes());
     }
 }
 
@@ -392,7 +453,7 @@ pub(in super::super) fn tick(inner: &Inner, link: &Rc<Link>) {
     drop(lane);
     rdma.exposed.borrow_mut().lane_opens(link.node, generation, inner.epoch.get());
     let message = Message { kind: LANE_OFFER, argument: generation.0, ..Message::default() };
-    say(inner, link, message, terms(inner).as_bytes());
+    say(inner, link, message, terms(inner, link.node).as_bytes());
 }
 
 /// A message of the link's own that is about lanes.
@@ -438,7 +499,7 @@ pub(in super::super) fn on_message(
             take_terms(link, &offer);
             rdma.exposed.borrow_mut().lane_opens(link.node, generation, inner.epoch.get());
             let message = Message { kind: LANE_ACCEPT, argument: generation.0, ..Message::default() };
-            say(inner, link, message, terms(inner).as_bytes());
+            say(inner, link, message, terms(inner, link.node).as_bytes());
         }
         LANE_ACCEPT if is_now => {
             let terms = WireTerms::read_from_bytes(body).map_err(|_| unreadable)?;
@@ -510,8 +571,12 @@ pub(in super::super) fn on_message(
             }
             link.lane.borrow_mut().memory = Some(memory);
         }
+        LANE_WORD if is_now => {
+            let word = WireWord::read_from_bytes(body).map_err(|_| unreadable)?;
+            link.lane.borrow_mut().attempt.as_mut().expect("it is of now").word = word.open();
+        }
         // A step of a lane that has ended here: the other side will have heard of that by the time it matters.
-        LANE_ACCEPT | LANE_REFUSE | LANE_SWITCH | LANE_GO => {}
+        LANE_ACCEPT | LANE_REFUSE | LANE_SWITCH | LANE_GO | LANE_WORD => {}
         _ => inner.counters.drop_one(|drops| &mut drops.no_handler),
     }
     Ok(())
@@ -523,6 +588,7 @@ fn take_terms(link: &Link, terms: &WireTerms) {
     attempt.floor = Epoch(terms.floor.get());
     let board = RemotePlace { address: terms.board.get(), key: terms.board_key.get() };
     attempt.board = (board.address != 0).then_some(board);
+    attempt.word = terms.word.open();
 }
 
 fn greeting(inner: &Inner, link: &Link, generation: Generation) -> [u8; GREETING_BYTES] {

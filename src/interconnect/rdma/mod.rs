@@ -23,7 +23,7 @@ pub mod verbs;
 mod window;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -35,13 +35,14 @@ pub use self::board::{CELLS, Record};
 #[cfg(feature = "rdma")]
 pub use self::device::Device;
 pub use self::exposed::{EXPOSED_MAX, ExposedFrames};
-pub(super) use self::lane::{LaneEnd, forget, link_is_up, on_message as on_link_message, tick};
+pub(super) use self::lane::{LaneEnd, Purpose, forget, link_is_up, on_message as on_link_message, tick};
 pub use self::stream::{Generation, NumberedStream, StreamFault};
 use self::verbs::{Access, LocalFuture, MemoryKeys, Pair, SLOT_BYTES, Verbs, VerbsFault};
 pub use self::window::{ACK_EVERY, NeverSent, WINDOW, WINDOW_RESERVE, Window};
 use super::link::Link;
 use super::stats::{Counters, RdmaTraffic};
 use super::{BODY_BYTES_MAX, DownReason, HEADER_BYTES, Inner};
+use crate::clock::ScnClock;
 use crate::ids::{BLOCK_SIZE, Epoch, NodeId, RequestId};
 use crate::reactor::sync::OneshotReceiver;
 use crate::reactor::{Instant, IoBuf, Reactor};
@@ -102,6 +103,8 @@ pub(super) struct Rdma {
     memory: Cell<Option<OwnMemory>>,
     /// What the others may read; none where its memory could not be registered.
     board: Option<Board>,
+    /// Nodes that may write their clocks here.
+    tellers: RefCell<BTreeSet<NodeId>>,
     /// Registration has failed: no lanes any more.
     disabled: RefCell<Option<String>>,
     exposed: RefCell<ExposedFrames>,
@@ -119,19 +122,23 @@ pub(super) struct Rdma {
 }
 
 impl Rdma {
-    pub fn new(verbs: Rc<dyn Verbs>, required: bool, poll: Duration) -> Rc<Rdma> {
+    pub fn new(verbs: Rc<dyn Verbs>, clock: &ScnClock, required: bool, poll: Duration) -> Rc<Rdma> {
         let slots = (0..verbs.receive_slots()).collect();
         let send_slots = (0..verbs.send_slots()).collect();
         let lanes = u64::from(verbs.receive_slots()) / SLOTS_PER_LANE;
         let send_slots_per_lane = u64::from(verbs.send_slots()) / lanes.max(1);
         assert!(send_slots_per_lane >= u64::from(SEND_SLOTS_PER_LANE), "{lanes} lanes have {} send slots", verbs.send_slots());
         let board = Board::new(&*verbs).inspect_err(|fault| tracing::warn!("nothing is read by RDMA: {fault}")).ok();
+        if let Some(board) = &board {
+            clock.watch(board.told());
+        }
         Rc::new(Rdma {
             verbs,
             required,
             poll,
             memory: Cell::new(None),
             board,
+            tellers: RefCell::default(),
             disabled: RefCell::default(),
             exposed: RefCell::default(),
             pairs: RefCell::default(),
@@ -201,12 +208,23 @@ impl Rdma {
         }
     }
 
-    /// Begins to read another node's record. `None` where that can't be done now.
-    pub fn begin_read(&self, inner: &Inner, node: NodeId, cell: u16) -> Option<OneshotReceiver<Option<Record>>> {
+    /// Begins to read another node's memory. `None` where that can't be done now.
+    pub fn begin_read(&self, inner: &Inner, node: NodeId, purpose: Purpose) -> Option<OneshotReceiver<Option<Record>>> {
         let link = inner.peer(node)?.link.borrow().clone().filter(|link| link.is_up())?;
-        let receiver = link.lane.borrow_mut().begin_read(self.board.as_ref()?, cell)?;
+        let receiver = link.lane.borrow_mut().begin_read(self.board.as_ref()?, purpose)?;
         self.post_soon(&link);
         Some(receiver)
+    }
+
+    /// These nodes, and no others, may write their clocks here from now on.
+    pub fn set_tellers(&self, inner: &Inner, tellers: &BTreeSet<NodeId>) {
+        let before = self.tellers.replace(tellers.clone());
+        self.each_link(inner, |link| match (before.contains(&link.node), tellers.contains(&link.node)) {
+            (false, true) => lane::let_tell(inner, link),
+            // It knows where: only a lane that is no more keeps it from writing there.
+            (true, false) => lane::end(inner, link, "it is no member any more"),
+            _ => {}
+        });
     }
 
     /// Whether there is a lane, so that somebody could write.

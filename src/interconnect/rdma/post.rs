@@ -8,8 +8,8 @@ use super::super::header::{FLAG_WRITTEN, HEADER_BYTES, Header};
 use super::super::link::Link;
 use super::super::stats::{BlockTraffic, Counters, RdmaTraffic};
 use super::super::{Inner, Message};
-use super::board::Board;
-use super::lane::{self, Attempt, LANE_ACKNOWLEDGE, Outgoing, OutgoingBody, PeerMemory};
+use super::board::{Board, CELL_BYTES};
+use super::lane::{self, Attempt, LANE_ACKNOWLEDGE, Outgoing, OutgoingBody, PeerMemory, Purpose};
 use super::verbs::{Action, RemotePlace, SLOT_BYTES, Work};
 use super::{OwnMemory, Place, Rdma};
 use crate::ids::{BLOCK_SIZE, Epoch};
@@ -96,14 +96,24 @@ fn post(inner: &Rc<Inner>, rdma: &Rdma, link: &Rc<Link>) -> bool {
 /// Makes the work requests of reads.
 fn put_reads(attempt: &mut Attempt, board: &Board, work: &mut Vec<Work>, counted: &mut RdmaTraffic) {
     for read in attempt.reads.iter_mut().filter(|read| read.posted.is_none()) {
-        if !attempt.window.has_room(0, 1) {
+        if !attempt.window.has_room(0, 2) {
             return;
         }
+        let bytes = match read.purpose {
+            Purpose::Cell(_) => CELL_BYTES,
+            Purpose::Tell(scn) => {
+                let (id, signalled) = attempt.window.post(false);
+                work.push(Work { id, signalled, action: Action::WriteWord { value: scn.0, to: read.from } });
+                counted.signalled += u64::from(signalled);
+                counted.tells += 1;
+                size_of::<u64>()
+            }
+        };
         // Its completion is the answer.
         let (id, signalled) = attempt.window.post(true);
         read.posted = Some(id);
         let (to, key) = board.address_of(&read.landing);
-        work.push(Work { id, signalled, action: Action::Read { to, key, from: read.from } });
+        work.push(Work { id, signalled, action: Action::Read { to, key, from: read.from, bytes: bytes as u32 } });
         counted.reads += 1;
         counted.signalled += 1;
     }

@@ -13,10 +13,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use super::board::CELL_BYTES;
 use super::verbs::{
-    Access, Action, Event, GREETING_BYTES, Incoming, LocalFuture, MemoryKeys, Pair, SEND_QUEUE_DEPTH, SLOT_BYTES, Verbs, VerbsFault,
-    Work,
+    Access, Action, Event, GREETING_BYTES, Incoming, LocalFuture, MemoryKeys, Pair, SEND_QUEUE_DEPTH, SLOT_BYTES, Verbs,
+    VerbsFault, Work,
 };
 use crate::ids::BLOCK_SIZE;
 use crate::interconnect::header::HEADER_BYTES;
@@ -47,7 +46,7 @@ enum Payload {
         to: *mut u8,
         from: u64,
         key: u32,
-        words: [Option<u64>; CELL_BYTES / 8],
+        words: Vec<Option<u64>>,
     },
     Message {
         bytes: Vec<u8>,
@@ -59,7 +58,7 @@ impl Payload {
     fn bytes(&self) -> usize {
         match self {
             Payload::Write { .. } => BLOCK_SIZE,
-            Payload::Read { .. } => CELL_BYTES,
+            Payload::Read { words, .. } => words.len() * 8,
             Payload::Late { bytes, .. } | Payload::Message { bytes, .. } => bytes.len(),
         }
     }
@@ -109,6 +108,7 @@ pub struct SoftNetwork {
     not_ready: Cell<u64>,
     writes: Cell<u64>,
     torn: Cell<u64>,
+    told: Cell<u64>,
     slow_reads: Cell<bool>,
 }
 
@@ -138,6 +138,7 @@ impl SoftNetwork {
             not_ready: Cell::new(0),
             writes: Cell::new(0),
             torn: Cell::new(0),
+            told: Cell::new(0),
             slow_reads: Cell::new(false),
         })
     }
@@ -209,7 +210,13 @@ impl SoftNetwork {
         self.not_ready.get()
     }
 
-    /// Writes that were done.
+    /// Writes of words that were done.
+    #[must_use]
+    pub fn told(&self) -> u64 {
+        self.told.get()
+    }
+
+    /// Writes of blocks that were done.
     #[must_use]
     pub fn writes(&self) -> u64 {
         self.writes.get()
@@ -297,29 +304,29 @@ impl SoftNetwork {
             self.fail_end(pair, "retry count exceeded");
             return true;
         };
-        let Flight { id, signalled, what } = flight;
+        let Flight { id, signalled, mut what } = flight;
         if self.packet_max.get().is_some_and(|most| what.bytes() > most) {
             self.fail_end(pair, "retry count exceeded");
             return true;
         }
-        let arrived = match &what {
+        let arrived = match &mut what {
             Payload::Write { from, to, key } => {
                 // SAFETY: whoever posted it keeps the block until the work is known to be done.
                 let bytes = unsafe { std::slice::from_raw_parts(*from, BLOCK_SIZE) }.to_vec();
                 self.write(target, *to, *key, &bytes)
             }
             Payload::Late { bytes, to, key } => self.write(target, *to, *key, bytes),
-            &Payload::Read { to, from, key, mut words } => match self.read_words(target, from, key, &mut words) {
+            Payload::Read { to, from, key, words } => match self.read_words(target, *from, *key, words) {
                 Some(true) => {
                     let bytes: Vec<u8> = words.iter().flat_map(|word| word.expect("all are there").to_ne_bytes()).collect();
                     // SAFETY: whoever posted it keeps the landing until the work is done or the pair destroyed, and then it is gone
                     // from the wire.
-                    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, CELL_BYTES) };
+                    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), *to, bytes.len()) };
                     true
                 }
                 Some(false) => {
-                    let flight = Flight { id, signalled, what: Payload::Read { to, from, key, words } };
-                    self.ends.borrow_mut().get_mut(&pair).expect("looked at above").wire.push_front(flight);
+                    let mut ends = self.ends.borrow_mut();
+                    ends.get_mut(&pair).expect("looked at above").wire.push_front(Flight { id, signalled, what });
                     return false;
                 }
                 None => false,
@@ -351,9 +358,9 @@ impl SoftNetwork {
     }
 
     /// Reads some of the words that are not there yet, or all of them. Whether they are all there then; `None` where nobody may read.
-    fn read_words(&self, target: usize, from: u64, key: u32, words: &mut [Option<u64>; CELL_BYTES / 8]) -> Option<bool> {
+    fn read_words(&self, target: usize, from: u64, key: u32, words: &mut [Option<u64>]) -> Option<bool> {
         let begins = words.iter().all(Option::is_none);
-        if !self.may(target, from, CELL_BYTES as u64, key, Access::Read) {
+        if !self.may(target, from, words.len() as u64 * 8, key, Access::Read) {
             return None;
         }
         let waits = self.slow_reads.get() && !begins && !self.random().is_multiple_of(4);
@@ -369,7 +376,8 @@ impl SoftNetwork {
 
     fn may(&self, target: usize, start: u64, bytes: u64, key: u32, access: Access) -> bool {
         let inside = |memory: &Memory| {
-            memory.key == key && memory.access == access && start >= memory.start && start + bytes <= memory.start + memory.bytes
+            let allowed = memory.access == access || memory.access == Access::ReadAndWrite;
+            memory.key == key && allowed && start >= memory.start && start + bytes <= memory.start + memory.bytes
         };
         self.devices.borrow()[target].memory.iter().any(inside)
     }
@@ -378,7 +386,8 @@ impl SoftNetwork {
         if !self.may(target, to, bytes.len() as u64, key, Access::Write) {
             return false;
         }
-        self.writes.set(self.writes.get() + 1);
+        let counter = if bytes.len() == BLOCK_SIZE { &self.writes } else { &self.told };
+        counter.set(counter.get() + 1);
         // SAFETY: the memory was registered, so it stays mapped, and its owner lets a device write into it.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
         true
@@ -498,7 +507,12 @@ impl Verbs for SoftVerbs {
             for &Work { id, signalled, action } in work {
                 let what = match action {
                     Action::Write { from, to, .. } => Payload::Write { from, to: to.address, key: to.key },
-                    Action::Read { to, from, .. } => Payload::Read { to, from: from.address, key: from.key, words: Default::default() },
+                    Action::WriteWord { value, to } => {
+                        Payload::Late { bytes: value.to_ne_bytes().to_vec(), to: to.address, key: to.key }
+                    }
+                    Action::Read { to, from, bytes, .. } => {
+                        Payload::Read { to, from: from.address, key: from.key, words: vec![None; bytes as usize / 8] }
+                    }
                     Action::Inline { header, immediate } => Payload::Message { bytes: header.to_vec(), immediate },
                     Action::Staged { slot, bytes, immediate } => {
                         let bytes = self.network.devices.borrow()[self.device].staged[slot as usize][..bytes as usize].to_vec();
@@ -546,7 +560,8 @@ impl Verbs for SoftVerbs {
             let ends = self.network.ends.borrow();
             let on_its_way = ends.values().any(|end| {
                 let target = end.other.and_then(|other| ends.get(&other)).map(|other| other.device);
-                let half = |flight: &Flight| matches!(&flight.what, Payload::Read { words, .. } if words.iter().any(Option::is_some));
+                let half =
+                    |flight: &Flight| matches!(&flight.what, Payload::Read { words, .. } if words.iter().any(Option::is_some));
                 let waits = self.network.slow_reads.get() && end.wire.front().is_some_and(half);
                 target == Some(self.device) && !end.wire.is_empty() && !waits
             });

@@ -279,6 +279,7 @@ impl Node {
         let heard = Rc::new(Heard::default());
         net.register(Service::Txn, heard.clone());
         net.register(Service::Gcs, Rc::new(AlsoHeard(heard.clone())));
+        net.let_tell(&net.peers().collect());
         net.set_epoch(Epoch(1));
         net.start().await.unwrap();
         Node { net, heard, frames: Frames::new(), sent: Cell::new(0) }

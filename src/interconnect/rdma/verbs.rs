@@ -50,6 +50,8 @@ pub enum Access {
     Write,
     /// Read it.
     Read,
+    /// Both.
+    ReadAndWrite,
 }
 
 /// A place in the other side's registered memory.
@@ -84,8 +86,15 @@ pub enum Action {
         /// Where to.
         to: RemotePlace,
     },
-    /// Reads a cell of the other side's memory, without its taking part. Always signalled. While the cell is written, part of what
-    /// is read may be old and part new, in pieces of eight bytes.
+    /// Writes a word of eight bytes, in one piece, into the other side's memory, without its taking part.
+    WriteWord {
+        /// What.
+        value: u64,
+        /// Where to.
+        to: RemotePlace,
+    },
+    /// Reads some words of the other side's memory, without its taking part. Always signalled. While they are written, part of what
+    /// is read may be old and part new, in pieces of eight bytes. What was written on this pair before is there when it is done.
     Read {
         /// Where to, in memory registered here; nobody looks before the work is known to be done.
         to: *mut u8,
@@ -93,6 +102,8 @@ pub enum Action {
         key: u32,
         /// Where from.
         from: RemotePlace,
+        /// Bytes.
+        bytes: u32,
     },
     /// A message of a header alone, copied into the work request itself.
     Inline {

@@ -2,6 +2,7 @@
 
 use super::faults::Cluster;
 use super::*;
+use crate::ids::Scn;
 use crate::interconnect::rdma::Record;
 use crate::reactor::Class;
 
@@ -107,4 +108,112 @@ fn a_record_is_of_its_cell_and_of_the_present_life() {
         assert_eq!(cluster.read(0, 2, CELL), Some(record(6)));
     }
     assert_eq!(cluster.nodes[0].net.stats().rdma.unwrap().reads, reads + 100);
+}
+
+#[test]
+fn what_a_node_was_told_its_clock_shows_at_once() {
+    for seed in 1..=8 {
+        let cluster = Cluster::with_lanes_of(2, seed);
+        let [one, two] = [&cluster.nodes[0], &cluster.nodes[1]];
+        let (done, open) = (Rc::new(Cell::new(0u64)), Rc::new(Cell::new(0)));
+        let mut state = seed;
+        for number in 1..=200 {
+            let choice = split_mix(&mut state);
+            // Beyond what the heartbeats carry.
+            let scn = Scn(1 << 40 | number << 8);
+            if let Some(told) = one.net.tell(NodeId(2), scn) {
+                let (clock, done, open) = (two.net.clock().clone(), done.clone(), open.clone());
+                open.set(open.get() + 1);
+                one.net.reactor().spawn(Class::Normal, "test", async move {
+                    if told.await {
+                        assert!(clock.latest() >= scn, "told, and not shown");
+                        done.set(done.get() + 1);
+                    }
+                    open.set(open.get() - 1);
+                });
+            }
+            if choice.is_multiple_of(40) {
+                cluster.network.pairs().into_iter().take(1).for_each(|pair| cluster.network.fail(pair));
+            }
+            (0..choice >> 8 & 7).for_each(|_| _ = cluster.world.step());
+        }
+        cluster.until("all answers", || open.get() == 0);
+        assert!(done.get() > 20, "{} of 200 were told", done.get());
+    }
+}
+
+#[test]
+fn a_node_that_takes_nothing_has_not_been_told() {
+    let cluster = Cluster::with_lanes_of(2, 1);
+    let [one, two] = [&cluster.nodes[0], &cluster.nodes[1]];
+    cluster.network.hold(true);
+    let answer = begin_tell(one, Scn(1 << 40)).unwrap();
+    cluster.world.run_for(Duration::from_millis(100));
+    assert!(answer.get().is_none() && two.net.clock().latest() < Scn(1 << 40));
+    cluster.until("the end of the lane", || answer.get().is_some());
+    assert_eq!(answer.get(), Some(false));
+}
+
+fn begin_tell(node: &Node, scn: Scn) -> Option<Rc<Cell<Option<bool>>>> {
+    let told = node.net.tell(NodeId(2), scn)?;
+    let answer = Rc::new(Cell::new(None));
+    let slot = answer.clone();
+    node.net.reactor().spawn(Class::Normal, "test", async move { slot.set(Some(told.await)) });
+    Some(answer)
+}
+
+#[test]
+fn who_has_left_tells_nothing_any_more() {
+    let cluster = Cluster::with_lanes_of(2, 1);
+    let [one, two] = [&cluster.nodes[0], &cluster.nodes[1]];
+    cluster.network.hold(true);
+    let answer = begin_tell(one, Scn(1 << 40)).unwrap();
+    cluster.world.run_for(Duration::from_millis(100));
+    two.net.let_tell(&[].into());
+    // It is written still, perhaps; but the writer does not get to think so.
+    cluster.network.hold(false);
+    cluster.until("the end", || answer.get().is_some());
+    assert_eq!(answer.get(), Some(false));
+    cluster.until_by_rdma();
+    assert!(begin_tell(one, Scn(1 << 41)).is_none(), "there is a lane, and no word");
+    two.net.let_tell(&[NodeId(1)].into());
+    cluster.world.run_for(Duration::from_millis(100));
+    let answer = begin_tell(one, Scn(1 << 42)).unwrap();
+    cluster.until("the word", || answer.get().is_some());
+    assert!(answer.get() == Some(true) && two.net.clock().latest() >= Scn(1 << 42));
+}
+
+#[test]
+fn what_is_published_is_read_and_what_is_told_is_shown_whatever_the_device() {
+    run(read_and_tell);
+    #[cfg(feature = "rdma")]
+    crate::interconnect::tests::on_devices(|| run(read_and_tell));
+}
+
+async fn read_and_tell(reactor: Reactor) {
+    let network = SoftNetwork::new(1);
+    let [one, two] = two(&reactor, &network).await;
+    assert_eq!(one.net.read_published(NodeId(2), CELL).await, None, "nothing is published");
+    for value in 1..=200 {
+        two.net.publish(CELL, record(value));
+        assert_eq!(one.net.read_published(NodeId(2), CELL).await, Some(record(value)));
+        let scn = Scn(two.net.clock().latest().0.max(1 << 40) + 1);
+        let told = one.net.tell(NodeId(2), scn).expect("nothing else is under way");
+        assert!(told.await, "told");
+        assert!(two.net.clock().latest() >= scn);
+    }
+    // More at a time than a device works on: some have to be asked by messages, the others are answered.
+    let answers: Rc<RefCell<Vec<Option<Record>>>> = Rc::default();
+    for _ in 0..20 {
+        let (net, answers) = (one.net.clone(), answers.clone());
+        reactor.spawn(Class::Normal, "test", async move {
+            let answer = net.read_published(NodeId(2), CELL).await;
+            answers.borrow_mut().push(answer);
+        });
+    }
+    until(&reactor, "all answers", || answers.borrow().len() == 20).await;
+    let answered = answers.borrow().iter().flatten().count();
+    assert!(answered >= 4 && answers.borrow().iter().flatten().all(|read| *read == record(200)), "{answered}");
+    one.net.close();
+    two.net.close();
 }

@@ -55,6 +55,7 @@ impl Cluster {
         let heard = Rc::new(Heard::default());
         net.register(Service::Txn, heard.clone());
         net.register(Service::Gcs, Rc::new(AlsoHeard(heard.clone())));
+        net.let_tell(&net.peers().collect());
         net.set_epoch(epoch);
         let starting = net.clone();
         self.world.block_on(&reactor, async move { starting.start().await.expect("a free address") });

@@ -71,17 +71,26 @@ fn an_end_that_is_read_on_a_board_is_the_one_that_its_node_tells() {
             let mut session = cluster.begin(node, RepeatableRead);
             assert_eq!(cluster.run(node, async move { sum(&mut session, table).await }), 100 * ACCOUNTS as i64);
         }
-        let answered: u64 = cluster.members.iter().map(|member| member.kept[0].interconnect.stats().rdma.unwrap().reads_answered).sum();
-        assert!(compared > 50 && answered > 2 * compared as u64 && network.torn() > 20, "{compared} {answered} {}", network.torn());
+        let answered: u64 =
+            cluster.members.iter().map(|member| member.kept[0].interconnect.stats().rdma.unwrap().reads_answered).sum();
+        assert!(
+            compared > 50 && answered > 2 * compared as u64 && network.torn() > 20,
+            "{compared} {answered} {}",
+            network.torn()
+        );
     });
 }
 
 #[test]
 fn by_rdma_money_is_neither_made_nor_lost() {
     on_soft_devices(12, |network| {
+        what_one_node_commits_every_later_statement_on_every_node_sees();
+        a_transaction_over_two_shards_is_there_whole_or_not_at_all();
+        let told = network.told();
         death::money_of_three_nodes_is_still_there_with_two();
         death::survivors_of_a_node_lose_nothing_and_wait_for_nobody();
         assert_eq!(network.not_ready(), 0);
         assert!(network.writes() > 100 && network.torn() > 0, "{} {}", network.writes(), network.torn());
+        assert!(told > 100, "commits were told {told} times");
     });
 }
