@@ -5,7 +5,7 @@
 use rustydb::cluster::{ServiceStatistics, ShardStatistics};
 use rustydb::fusion::gcs::{Path, message};
 use rustydb::histogram::{BUCKETS, Histogram, SUB_BITS, UNIT_SHIFT};
-use rustydb::interconnect::Service;
+use rustydb::interconnect::{BlockTraffic, RdmaTraffic, Service};
 use rustydb::reactor::Class;
 use rustydb::store::StoreStatistics;
 use rustydb_shm::statistics::{Kind, Metric, Scope};
@@ -38,7 +38,6 @@ pub(super) fn node_metrics() -> Vec<Metric> {
     let one = |kind, name, unit, help| metric(Scope::Node, kind, name, String::new(), unit, help);
     vec![
         one(Kind::Gauge, "sessions", "sessions", "Sessions of PostgreSQL clients"),
-        one(Kind::Gauge, "native_clients", "clients", "Native clients, through rings and over TCP"),
         one(Kind::Counter, "statements_total", "statements", "Simple queries, and executions of prepared statements"),
         one(Kind::Counter, "statement_errors_total", "statements", "Of these, those that ended with an error"),
         one(LATENCY, "statement_seconds", "ns", "From a statement's arrival until its answer is on its way"),
@@ -94,6 +93,7 @@ pub(super) fn shard_sources() -> Vec<ShardSource> {
     locks(&mut table);
     rows(&mut table);
     interconnect(&mut table);
+    transports(&mut table);
     reactor(&mut table);
     table.0
 }
@@ -116,7 +116,6 @@ fn cache(table: &mut Table) {
     table.gauge("cache_frames_free", "frames", "Frames without a block", |all| all.cache.frames_free);
     table.gauge("cache_dirty", "blocks", "Blocks newer than the volume that this node must write", |all| all.cache.dirty);
     table.gauge("cache_past_images", "blocks", "Past images kept", |all| all.cache.past_images);
-    table.gauge("cache_huge_page_bytes", "bytes", "Of the frames, those on reserved huge pages", |all| all.cache.huge_page_bytes);
 }
 
 fn fusion(table: &mut Table) {
@@ -252,6 +251,72 @@ fn interconnect(table: &mut Table) {
     });
 }
 
+/// Blocks by either transport, and what RDMA does besides.
+fn transports(table: &mut Table) {
+    type OfBlocks = fn(&BlockTraffic) -> u64;
+    let blocks: [(&str, &str, &str, OfBlocks); 3] = [
+        ("blocks_sent", "blocks", "Blocks sent", |blocks| blocks.sent),
+        ("blocks_received", "blocks", "Blocks received", |blocks| blocks.received),
+        ("block_bytes_copied", "bytes", "Bytes of blocks copied from one place in memory to another", |blocks| {
+            blocks.bytes_copied
+        }),
+    ];
+    for (name, unit, help, of) in blocks {
+        for by_rdma in [false, true] {
+            let read = move |all: &ShardStatistics| {
+                all.interconnect.as_ref().map_or(0, |stats| of(if by_rdma { &stats.blocks_rdma } else { &stats.blocks_tcp }))
+            };
+            let labels = format!("transport=\"{}\"", if by_rdma { "rdma" } else { "tcp" });
+            table.push(
+                Kind::Counter,
+                &format!("interconnect_{name}_total"),
+                labels,
+                unit,
+                &format!("Interconnect: {help}"),
+                Source::Number(Box::new(read)),
+            );
+        }
+    }
+    table.number(Kind::Gauge, "rdma_lanes", "nodes", "Nodes that are sent to by RDMA now", |all| {
+        all.interconnect.as_ref().map_or(0, |stats| stats.peers.iter().filter(|peer| peer.by_rdma).count() as u64)
+    });
+    type OfRdma = fn(&RdmaTraffic) -> u64;
+    let mut rdma = |kind, name, unit, help, of: OfRdma| {
+        table.number(kind, name, unit, help, move |all| {
+            all.interconnect.as_ref().and_then(|stats| stats.rdma.as_ref()).map_or(0, of)
+        });
+    };
+    let (counter, gauge) = (Kind::Counter, Kind::Gauge);
+    rdma(counter, "rdma_lanes_connected_total", "connections", "Connections made by RDMA", |rdma| rdma.lanes_connected);
+    rdma(counter, "rdma_lanes_failed_total", "connections", "Of these, or of attempts, those that fell back to TCP", |rdma| {
+        rdma.lanes_failed
+    });
+    rdma(counter, "rdma_sent_again_total", "messages", "Messages sent over TCP after their connection by RDMA failed", |rdma| {
+        rdma.sent_again
+    });
+    rdma(counter, "rdma_writes_total", "blocks", "Blocks written into other nodes' frames", |rdma| rdma.writes);
+    rdma(counter, "rdma_tells_total", "commits", "Commits written into other nodes' clocks", |rdma| rdma.tells);
+    rdma(
+        counter,
+        "rdma_reads_total",
+        "reads",
+        "Reads of other nodes' memory: ends of transactions, and what they were told",
+        |rdma| rdma.reads,
+    );
+    rdma(counter, "rdma_reads_answered_total", "reads", "Of these, those with an answer", |rdma| rdma.reads_answered);
+    rdma(counter, "rdma_sends_total", "packets", "Packets sent by RDMA", |rdma| rdma.sends);
+    rdma(counter, "rdma_acknowledgements_total", "packets", "Of these, those that only acknowledge", |rdma| {
+        rdma.acknowledgements
+    });
+    rdma(counter, "rdma_received_total", "packets", "Packets received by RDMA", |rdma| rdma.received);
+    rdma(counter, "rdma_doorbells_total", "doorbells", "Times that the device was told of new work", |rdma| rdma.doorbells);
+    rdma(gauge, "rdma_frames_exposed", "frames", "Frames that other nodes may write into", |rdma| rdma.exposed);
+    rdma(gauge, "rdma_frames_quarantined", "frames", "Frames without a use that they may still write into", |rdma| {
+        rdma.quarantined
+    });
+    rdma(counter, "rdma_frames_quarantined_total", "frames", "Frames that ever were", |rdma| rdma.quarantined_total);
+}
+
 fn reactor(table: &mut Table) {
     table.number(Kind::Counter, "reactor_turns_total", "turns", "Turns of the shard's loop", |all| all.reactor.turns);
     table.number(Kind::Counter, "reactor_parks_total", "turns", "Of these, those that slept", |all| all.reactor.parks);
@@ -266,9 +331,6 @@ fn reactor(table: &mut Table) {
     });
     table.number(Kind::Counter, "reactor_operations_total", "operations", "Operations given to the system", |all| {
         all.reactor.operations_submitted
-    });
-    table.number(Kind::Counter, "volume_own_ring_operations_total", "operations", "On the volume, polled or by NVMe's own commands", |all| {
-        all.reactor.storage_operations
     });
     table.number(Kind::Counter, "reactor_mail_total", "letters", "Letters from other threads", |all| all.reactor.mail_received);
     table.number(Kind::Gauge, "reactor_tasks", "tasks", "Tasks alive", |all| all.reactor.tasks);
