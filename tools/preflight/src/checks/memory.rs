@@ -10,17 +10,18 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "RDB-MEM-001",
         what: "locked memory (RLIMIT_MEMLOCK)",
-        why: "Where blocks travel by RDMA, the block cache is registered with the network card and with io_uring. That pins it, which \
-              counts against RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK. Where it does not fit, blocks go by TCP. The \
-              limit is this process's: run the preflight as the node is run (systemd-run -p LimitMEMLOCK=..., or from its unit).",
+        why: "The block cache is registered with io_uring, and with the network card where blocks travel by RDMA. That pins it, which \
+              counts against RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK. Where it does not fit, blocks go by TCP, and each read \
+              and write pins its pages anew. The limit is this process's: run the preflight as the node is run (systemd-run -p \
+              LimitMEMLOCK=..., or from its unit).",
         run: locked,
     },
     Check {
         id: "RDB-MEM-002",
         what: "memory for the cache",
-        why: "The block cache is taken as it fills; a host without that much memory swaps, or kills the node hours after its \
-              start. Counted: the cache and 1 GiB beside it, against MemAvailable (huge pages that are reserved are not \
-              in it).",
+        why: "The block cache is taken at the start, or as it fills where it can't be registered; a host without that much memory \
+              swaps, or kills the node hours after its start. Counted: the cache and 1 GiB beside it, against MemAvailable (huge \
+              pages that are reserved are not in it).",
         run: available,
     },
     Check {
@@ -117,9 +118,10 @@ fn locked(host: &Host) -> Vec<Finding> {
     match host.facts.limits.locked_memory.soft {
         None => Finding::ok("unlimited").into(),
         Some(limit) if limit >= need => Finding::ok(bytes(limit)).into(),
-        Some(limit) if !host.needs.rdma && (host.needs.tcp_only || host.list("/sys/class/infiniband").is_empty()) => {
-            Finding::ok(format!("{}; without RDMA nothing is pinned", bytes(limit))).into()
-        }
+        Some(limit) if !host.needs.rdma && (host.needs.tcp_only || host.list("/sys/class/infiniband").is_empty()) => Finding::ok(
+            format!("{}; enough without RDMA: what can't be registered with io_uring costs a little speed", bytes(limit)),
+        )
+        .into(),
         Some(limit) => Finding::fatal_if(host.needs.rdma, bytes(limit))
             .wants(format!("{} for {}", bytes(need), host.needs.cache_words()))
             .remedy(
