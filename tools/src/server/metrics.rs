@@ -38,6 +38,7 @@ pub(super) fn node_metrics() -> Vec<Metric> {
     let one = |kind, name, unit, help| metric(Scope::Node, kind, name, String::new(), unit, help);
     vec![
         one(Kind::Gauge, "sessions", "sessions", "Sessions of PostgreSQL clients"),
+        one(Kind::Gauge, "native_clients", "clients", "Native clients, through rings and over TCP"),
         one(Kind::Counter, "statements_total", "statements", "Simple queries, and executions of prepared statements"),
         one(Kind::Counter, "statement_errors_total", "statements", "Of these, those that ended with an error"),
         one(LATENCY, "statement_seconds", "ns", "From a statement's arrival until its answer is on its way"),
@@ -116,6 +117,7 @@ fn cache(table: &mut Table) {
     table.gauge("cache_frames_free", "frames", "Frames without a block", |all| all.cache.frames_free);
     table.gauge("cache_dirty", "blocks", "Blocks newer than the volume that this node must write", |all| all.cache.dirty);
     table.gauge("cache_past_images", "blocks", "Past images kept", |all| all.cache.past_images);
+    table.gauge("cache_huge_page_bytes", "bytes", "Of the frames, those on reserved huge pages", |all| all.cache.huge_page_bytes);
 }
 
 fn fusion(table: &mut Table) {
@@ -332,6 +334,8 @@ fn reactor(table: &mut Table) {
     table.number(Kind::Counter, "reactor_operations_total", "operations", "Operations given to the system", |all| {
         all.reactor.operations_submitted
     });
+    let help = "On the volume, polled for or by NVMe's own commands";
+    table.number(Kind::Counter, "volume_own_ring_operations_total", "operations", help, |all| all.reactor.storage_operations);
     table.number(Kind::Counter, "reactor_mail_total", "letters", "Letters from other threads", |all| all.reactor.mail_received);
     table.number(Kind::Gauge, "reactor_tasks", "tasks", "Tasks alive", |all| all.reactor.tasks);
     table.number(Kind::Gauge, "reactor_operations_in_flight", "operations", "Operations on their way", |all| {
