@@ -6,6 +6,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Instant;
 
@@ -278,15 +279,19 @@ fn turn(options: &Options, way: Way, there: usize, back: usize) -> Outcome<Sampl
         stream.set_nodelay(true)?;
     }
     let (sleeps, pin) = (options.overprovisioned, options.pin);
+    // The other thread begins on this one's core, and must have left it before this one looks for completions there.
+    let apart = Barrier::new(2);
     std::thread::scope(|scope| {
-        let answering = scope.spawn(move || -> Outcome<()> {
+        let answering = scope.spawn(|| -> Outcome<()> {
             pin_to(1, pin);
+            apart.wait();
             let pages = pages();
             let mut end = End::new(&server, way, sleeps, &pages)?;
             end.step(0, there)?;
             (1..WARM_UP + TURN).try_for_each(|_| end.step(back, there))?;
             end.step(back, 0)
         });
+        apart.wait();
         pin_to(0, pin);
         let pages = pages();
         let mut end = End::new(&client, way, sleeps, &pages)?;

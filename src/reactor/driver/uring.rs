@@ -77,6 +77,8 @@ pub struct UringDriver {
     tells_of_work: bool,
     descriptors: Descriptors<()>,
     operations: Slab<InFlight>,
+    /// Receives of this turn: they go to the kernel behind all else, so that nothing is sent later because they are set up first.
+    receives: Vec<u32>,
     done: Vec<Completion>,
     fixed_files: bool,
     memory: RegisteredMemory,
@@ -162,6 +164,7 @@ impl UringDriver {
             tells_of_work,
             descriptors: Descriptors::new(),
             operations: Slab::default(),
+            receives: Vec::new(),
             done: Vec::new(),
             fixed_files,
             memory: RegisteredMemory::default(),
@@ -247,6 +250,12 @@ impl UringDriver {
             self.storage = None;
         }
         drop(self.descriptors.remove(handle));
+    }
+
+    fn start_receives(&mut self) {
+        let mut receives = std::mem::take(&mut self.receives);
+        receives.drain(..).for_each(|index| self.start(index));
+        self.receives = receives;
     }
 
     /// Sends an operation, which lies in the slab at `index`, to the ring.
@@ -598,6 +607,7 @@ impl Driver for UringDriver {
 
     fn close(&mut self, handle: Handle) {
         // What was pushed for this handle must reach the kernel before its socket is shut down, to be ended by that.
+        self.start_receives();
         if self.descriptors.get(handle).in_flight > 0
             && let Err(error) = self.enter(Wait::No)
         {
@@ -710,11 +720,17 @@ impl Driver for UringDriver {
             Operation::Accept { .. } | Operation::SendVectored { .. } => Some(self.message(RawAddress::empty())),
             _ => None,
         };
+        let receives = matches!(operation, Operation::Receive { .. });
         let index = self.operations.insert(InFlight { token, operation, connecting, message, written: None });
-        self.start(index);
+        if receives {
+            self.receives.push(index);
+        } else {
+            self.start(index);
+        }
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>, wait: Wait) {
+        self.start_receives();
         self.reap();
         self.drive_storage();
         let mut wait = if self.done.is_empty() { wait } else { Wait::No };
@@ -745,6 +761,7 @@ impl Drop for UringDriver {
         self.wake.ring.store(-1, Ordering::Relaxed);
         // It waits for what is in flight there.
         self.storage = None;
+        self.start_receives();
         let deadline = Clock::System.now() + DROP_WAIT;
         while self.operations.len() > 0 && Clock::System.now() < deadline {
             if self.enter(Wait::No).is_ok() {
