@@ -29,6 +29,7 @@ fn node() -> BenchNode {
         cache_bytes: 128 << 20,
         pin: false,
         overprovisioned: true,
+        settled: true,
     };
     BenchNode::start(&options).expect("the temporary folder has room for a small volume")
 }

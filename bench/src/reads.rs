@@ -115,6 +115,8 @@ pub fn run(options: &Options) -> Outcome<Report> {
         cache_bytes,
         pin: options.pin,
         overprovisioned: options.overprovisioned,
+        // Nothing is written while it is measured.
+        settled: false,
     })?;
     let began = Instant::now();
     let partition = node.load(rows)?;

@@ -15,6 +15,8 @@ use crate::node::{self, BenchNode, VALUE_BYTES, key};
 use crate::reads::{CACHED_ROW_BYTES_MAX, Dice};
 use crate::report::Report;
 
+/// From so many rows on the volume is worth being written once before.
+const SETTLED_ROWS: u64 = 10_000;
 /// Rows of a scan.
 const SCANNED: usize = 100;
 
@@ -127,6 +129,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
         cache_bytes,
         pin: options.pin,
         overprovisioned: options.overprovisioned,
+        settled: options.rows >= SETTLED_ROWS,
     })?;
     let partition = node.load(options.rows)?;
     let mut report = Report::new("store");
