@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 from vm_cluster import TIMES, OnDevices, wait_until
 
@@ -36,11 +37,15 @@ class OverRdma(OnDevices):
         """The peers that this node has reached by RDMA, as often as it did."""
         return re.findall(r"by RDMA from now on peer=node(\d)", self.log(node))
 
-    def total(self, name):
-        """A statistic, over all nodes and their shards."""
-        found = [re.findall(rf"^rustydb_{name}(?:{{[^}}]*}})? (\S+)$", self.metrics(node), re.M) for node in self.numbers()]
-        assert all(found), f"{name} is in {[bool(values) for values in found]}\n{self.metrics(1)}"
-        return sum(float(value) for values in found for value in values)
+    def by_rdma(self, name):
+        """What the interconnects of all nodes have counted for RDMA."""
+        total = 0
+        for node in self.numbers():
+            with urllib.request.urlopen(f"http://{self.host(node)}:{self.http}/metrics", timeout=60) as answer:
+                lines = re.findall(rf'^rustydb_interconnect_{name}_total{{.*transport="rdma".*}} (\d+)', answer.read().decode(), re.M)
+            assert lines, f"node{node} does not count {name}"
+            total += sum(map(int, lines))
+        return total
 
 
 def pgbench_everywhere(cluster, seconds, meanwhile=lambda: None):
@@ -69,9 +74,10 @@ def main(disk):
     print("three nodes serve, all by RDMA", flush=True)
     cluster.pgbench(1, "-i", "-q", "-s", "1")
     pgbench_everywhere(cluster, 20)
-    by_rdma, copied = cluster.total("interconnect_rdma_blocks_sent_total"), cluster.total("interconnect_rdma_copied_bytes_total")
-    print(f"{by_rdma:.0f} blocks by RDMA, {copied:.0f} bytes of them copied", flush=True)
-    assert by_rdma > 100 and copied == 0
+    blocks, copied = cluster.by_rdma("blocks_sent"), cluster.by_rdma("block_bytes_copied")
+    print(f"{blocks} blocks by RDMA, {copied} bytes of them copied", flush=True)
+    # Those that come without having been asked for (an upgrade, a past image) are copied.
+    assert blocks > 100 and copied < blocks * 8192 * 2 / 100, (blocks, copied)
 
     pgbench_everywhere(cluster, 20, lambda: lose_packets(cluster))
     print("RoCE's packets to a node were lost, and nobody noticed", flush=True)

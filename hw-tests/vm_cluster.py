@@ -29,9 +29,19 @@ class OnDevices(Cluster):
         return self.host(node)
 
     def start(self):
-        self.folder.mkdir()
+        self.format()
+        self.configure()
+        for node in self.numbers():
+            self.start_node(node)
+        self.wait_healthy(300)
+        return self
+
+    def format(self):
         initialise = [BIN / "rusty-db-server", "--init-rac", "--shared-storage", self.disks[0], "--max-nodes", str(self.nodes), "--volume-size", "512MiB"]
         subprocess.run(initialise, check=True)
+
+    def configure(self):
+        self.folder.mkdir()
         members = "".join(f'node{n} = "{self.address_between_nodes(n)}:{self.interconnect}"\n' for n in self.numbers())
         for node in self.numbers():
             (self.folder / f"node{node}.toml").write_text(
@@ -40,9 +50,6 @@ class OnDevices(Cluster):
                 "[rac.cache_fusion]\nglobal_cache_size = 16777216\n"
                 f'[server]\npg_address = "{self.host(node)}:{self.pg}"\nhttp_address = "{self.host(node)}:{self.http}"\n{self.settings}'
             )
-            self.start_node(node)
-        self.wait_healthy(300)
-        return self
 
     def start_node(self, node):
         log = open(self.folder / f"node{node}.log", "ab")
@@ -62,7 +69,8 @@ class OnDevices(Cluster):
     def stop(self):
         for process in self.processes.values():
             process.terminate()
-        assert [process.wait(200) for process in self.processes.values()] == [0] * self.nodes, self.logs()
+        ended = {node: process.wait(200) for node, process in self.processes.items()}
+        assert not any(ended.values()), f"{ended}\n{self.logs()}"
 
 
 def wait_until(cluster, what, within=200):

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 
 use crate::ids::{BlockId, PartitionId};
-use crate::volume;
+use crate::volume::Refusal;
 use crate::wal::LogError;
 
 /// A fault around one block. Every one of its waiters gets the same.
@@ -17,8 +17,8 @@ pub enum CacheError {
         /// What was found instead.
         found: String,
     },
-    /// The device takes no writes of this life of the node: it was fenced.
-    Fenced,
+    /// This life of the node may write no more.
+    Refused(Refusal),
     /// The volume refused a read or a write.
     Io {
         /// The block.
@@ -52,9 +52,9 @@ pub enum CacheError {
 impl CacheError {
     /// From what the device said.
     pub(super) fn io(block: BlockId, operation: &'static str, error: &io::Error) -> CacheError {
-        match volume::says_fenced(error) {
-            true => CacheError::Fenced,
-            false => CacheError::Io { block, operation, error: error.to_string() },
+        match Refusal::of(error) {
+            Some(why) => CacheError::Refused(why),
+            None => CacheError::Io { block, operation, error: error.to_string() },
         }
     }
 
@@ -62,7 +62,7 @@ impl CacheError {
     #[must_use]
     pub fn log(error: &LogError) -> CacheError {
         match error {
-            LogError::Fenced { .. } => CacheError::Fenced,
+            LogError::Refused { why, .. } => CacheError::Refused(*why),
             other => CacheError::Log { error: other.to_string() },
         }
     }
@@ -81,7 +81,7 @@ impl fmt::Display for CacheError {
             CacheError::Unavailable { block, reason } => {
                 write!(f, "{block} is not available now: {reason}. Retry once the cluster's membership has settled")
             }
-            CacheError::Fenced => write!(f, "the volume takes no writes of this life of the node: the others have fenced it"),
+            CacheError::Refused(why) => write!(f, "{why}"),
             CacheError::Log { error } => write!(f, "the log takes no more redo: {error}"),
             CacheError::Dropped { partition } => write!(f, "{partition} has been dropped"),
             CacheError::Closed => write!(f, "the cache is closed: the node is shutting down"),

@@ -2,8 +2,9 @@
 //!
 //! Two tasks per shard wait for the log and for Cache Fusion to say so. From then on nothing that the node does may be
 //! acknowledged, and no block that it changed may be given away; the other nodes recover its redo once it is gone. So it
-//! does not linger: the first failure of any shard is the node's ([`Phase::Failed`]), in words for the operator. If the device
-//! refuses the writes because the others have fenced this life, that is no fault: the next joins ([`Phase::Over`]).
+//! does not linger: the first failure of any shard is the node's ([`Phase::Failed`]), in words for the operator. A life that may
+//! not write any more, because the others have fenced it or its lease has run out, is no fault: the next joins
+//! ([`Phase::Over`]).
 
 use std::fmt::Display;
 use std::path::Path;
@@ -12,6 +13,7 @@ use super::status::{Phase, Status};
 use crate::cache::CacheError;
 use crate::fusion::gcs::Gcs;
 use crate::reactor::{Class, Reactor};
+use crate::volume::Refusal;
 use crate::wal::{Log, LogError};
 
 /// Watches a shard's log and Cache Fusion until the shard ends.
@@ -25,23 +27,21 @@ pub(super) fn watch(reactor: &Reactor, log: &Log, gcs: &Gcs, volume: &Path, stat
         tracing::error!("{message}");
         status.enter(Phase::Failed(message.clone()), message);
     };
-    let over = |status: &Status| {
-        let message =
-            "the volume takes no writes of this life of the node: the others have fenced it; it joins again in its next";
-        tracing::error!("{message}");
-        status.enter(Phase::Over(message.into()), message);
+    let over = |status: &Status, why: Refusal| {
+        tracing::error!("{why}");
+        status.enter(Phase::Over(why.to_string()), why.to_string());
     };
     let (watched, path, told) = (log.clone(), volume.to_owned(), status.clone());
     reactor.spawn(Class::Critical, "watch the log", async move {
         match watched.poisoned().await {
-            LogError::Fenced { .. } => over(&told),
+            LogError::Refused { why, .. } => over(&told, why),
             error => end(&told, &path, &error),
         }
     });
     let (watched, path, told) = (gcs.clone(), volume.to_owned(), status.clone());
     reactor.spawn(Class::Critical, "watch cache fusion", async move {
         match watched.failed().await {
-            CacheError::Fenced => over(&told),
+            CacheError::Refused(why) => over(&told, why),
             error => end(&told, &path, &error),
         }
     });
@@ -65,6 +65,11 @@ mod tests {
 
     /// How a node ends whose disk refuses every write so.
     fn refused_with(errno: i32) -> Phase {
+        end_of_a_node_that(move |world, _| world.set_disk_error(HostId(0), Some(errno)))
+    }
+
+    /// How a node ends that can't write any more since `loss`.
+    fn end_of_a_node_that(loss: impl FnOnce(&SimWorld, &Reactor)) -> Phase {
         let world = SimWorld::new(11);
         let reactor = world.reactor(HostId(0));
         let status = Status::default();
@@ -105,7 +110,7 @@ mod tests {
         world.run_for(Duration::from_millis(10));
         assert!(!status.get().phase.is_over());
 
-        world.set_disk_error(HostId(0), Some(errno));
+        loss(&world, &reactor);
         world.block_on(&reactor, async move { write(log).await.expect_err("a disk that fails") });
         world.run_for(Duration::from_millis(10));
         status.get().phase
@@ -124,5 +129,11 @@ mod tests {
     fn a_node_that_the_device_refuses_was_fenced_and_its_next_life_joins() {
         let ended = refused_with(libc::EBADE);
         assert!(matches!(&ended, Phase::Over(why) if why.contains("fenced")), "{ended:?}");
+    }
+
+    #[test]
+    fn a_node_that_wakes_up_after_its_lease_is_no_failure_of_the_volume_and_its_next_life_joins() {
+        let ended = end_of_a_node_that(|_, reactor| reactor.write_until(Some(reactor.now())));
+        assert!(matches!(&ended, Phase::Over(why) if why.contains("lease on the volume has run out")), "{ended:?}");
     }
 }

@@ -4,6 +4,7 @@
 //! result is thrown away: a write may or may not happen, received bytes are lost (close the stream then), and a stream that
 //! was accepted or connected for nobody is closed.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -29,6 +30,18 @@ const PROBE_ROUNDS: usize = 16;
 
 /// Bytes of each write in [`Reactor::probe_durable_write`].
 pub const PROBE_BYTES: usize = 4096;
+
+/// Why a write was not submitted: its moment lies beyond what [`Reactor::write_until`] allows.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseOver;
+
+impl fmt::Display for LeaseOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("its lease on the volume has run out")
+    }
+}
+
+impl std::error::Error for LeaseOver {}
 
 /// An open file of this reactor. Closed by [`Reactor::close`] or with the reactor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -203,7 +216,7 @@ impl Reactor {
 
     fn may_write(&self) -> io::Result<()> {
         match self.0.writes_until.get() {
-            Some(until) if self.now() >= until => Err(io::Error::other("this node's lease on the volume has run out")),
+            Some(until) if self.now() >= until => Err(io::Error::other(LeaseOver)),
             _ => Ok(()),
         }
     }

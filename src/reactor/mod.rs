@@ -32,7 +32,7 @@ mod turn;
 
 pub use buffer::IoBuf;
 pub use driver::{DurableMethod, OpenOptions, StorageRoute, StorageWish};
-pub use io::{Adopted, FileId, Listener, Stream};
+pub use io::{Adopted, FileId, LeaseOver, Listener, Stream};
 pub use mail::{MailError, Remote};
 pub use stats::ReactorStats;
 pub use task::Class;

@@ -328,21 +328,21 @@ macro_rules! suite {
 mod on_uring {
     suite!(OnUring: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
         an_aborted_operation_keeps_its_buffer many_operations_at_once_in_registered_memory an_ending_reactor_gives_memory_back
-        mail_wakes_a_sleeping_reactor shards_call_each_other a_full_ring_refuses_and_room_is_awaited
+        mail_wakes_a_sleeping_reactor shards_call_each_other a_full_ring_refuses_and_room_is_awaited a_full_mailbox_takes_what_ends_something
         callers_learn_that_a_shard_has_ended letters_of_an_ended_shard_are_still_read);
 }
 
 mod on_sim {
     suite!(OnSim: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
         an_aborted_operation_keeps_its_buffer many_operations_at_once_in_registered_memory an_ending_reactor_gives_memory_back
-        shards_call_each_other a_full_ring_refuses_and_room_is_awaited callers_learn_that_a_shard_has_ended
+        shards_call_each_other a_full_ring_refuses_and_room_is_awaited a_full_mailbox_takes_what_ends_something callers_learn_that_a_shard_has_ended
         letters_of_an_ended_shard_are_still_read);
 }
 
 mod on_poll {
     suite!(OnPoll: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
         an_aborted_operation_keeps_its_buffer many_operations_at_once_in_registered_memory an_ending_reactor_gives_memory_back
-        mail_wakes_a_sleeping_reactor shards_call_each_other a_full_ring_refuses_and_room_is_awaited
+        mail_wakes_a_sleeping_reactor shards_call_each_other a_full_ring_refuses_and_room_is_awaited a_full_mailbox_takes_what_ends_something
         callers_learn_that_a_shard_has_ended letters_of_an_ended_shard_are_still_read);
 }
 

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::fusion::ges::SessionId;
 use crate::ids::{NodeId, PartitionId, SHARDS_MAX, Scn, ShardId};
-use crate::reactor::mail::{MailError, Remote};
+use crate::reactor::Reactor;
+use crate::reactor::mail::{Letter, MailError, Remote};
 use crate::reactor::sync::{CrossReceiver, CrossSender, cross_oneshot};
 use crate::txn::{Isolation, NodeShared, SnapshotSlot, WaitPolicy};
 
@@ -77,12 +78,21 @@ impl NodeStore {
         shard: ShardId,
         letter: impl FnOnce(Rc<ShardEngine>, CrossSender<Result<T, StoreError>>) + Send + 'static,
     ) -> Result<CrossReceiver<Result<T, StoreError>>, StoreError> {
+        self.post_as(Remote::post, shard, letter)
+    }
+
+    fn post_as<T: Send + 'static>(
+        &self,
+        post: fn(&Remote, Letter) -> Result<(), MailError>,
+        shard: ShardId,
+        letter: impl FnOnce(Rc<ShardEngine>, CrossSender<Result<T, StoreError>>) + Send + 'static,
+    ) -> Result<CrossReceiver<Result<T, StoreError>>, StoreError> {
         let (sender, receiver) = cross_oneshot();
-        let posted = self.0.shards[usize::from(shard.0)].post(Box::new(move |reactor| match reactor.local::<ShardEngine>() {
+        let letter = Box::new(move |reactor: &Reactor| match reactor.local::<ShardEngine>() {
             Some(engine) => letter(engine, sender),
             None => sender.send(Err(StoreError::Unavailable { reason: format!("{shard} has not started yet") })),
-        }));
-        match posted {
+        });
+        match post(&self.0.shards[usize::from(shard.0)], letter) {
             Ok(()) => Ok(receiver),
             Err(MailError::Full) => Err(StoreError::Overloaded { resource: "the shard's mailbox" }),
             Err(MailError::Closed) => Err(StoreError::ShardGone(shard)),
@@ -109,6 +119,19 @@ impl NodeStore {
         work: impl AsyncFnOnce(Rc<ShardEngine>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         self.start(shard, work)?.await.unwrap_or(Err(StoreError::ShardGone(shard)))
+    }
+
+    /// As [`in_shard`](Self::in_shard), for what ends a session's branch there: an overloaded shard takes it too. Refused, the branch would
+    /// keep its locks for ever.
+    pub(super) async fn end_in_shard<T: Send + 'static>(
+        &self,
+        shard: ShardId,
+        work: impl AsyncFnOnce(Rc<ShardEngine>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let letter = move |engine: Rc<ShardEngine>, sender: CrossSender<_>| {
+            engine.clone().spawn(async move { sender.send(work(engine).await) });
+        };
+        self.post_as(Remote::post_owed, shard, letter)?.await.unwrap_or(Err(StoreError::ShardGone(shard)))
     }
 
     async fn with_counter(&self, counter: u64, change: impl FnMut(u64) -> u64 + Send + 'static) -> Result<u64, StoreError> {
@@ -384,8 +407,8 @@ impl EngineSession {
         let at_gate = Arc::new(self.leave_gate());
         for shard in self.touched() {
             let at_gate = at_gate.clone();
-            // A shard that takes no mail is ending, and its restart rolls back.
-            let _ = self.store.0.shards[usize::from(shard.0)].post(Box::new(move |reactor| {
+            // A shard that takes not even this is ending, and its restart rolls back.
+            let _ = self.store.0.shards[usize::from(shard.0)].post_owed(Box::new(move |reactor| {
                 if let Some(engine) = reactor.local::<ShardEngine>() {
                     engine.clone().spawn(async move {
                         engine.roll_back(session).await;
@@ -763,7 +786,9 @@ impl SessionBackend for EngineSession {
             let home = shards.iter().rposition(|shard| self.positions[usize::from(shard.0)] > 0).or(shards.len().checked_sub(1));
             let done = match home.map(|home| shards.remove(home)) {
                 None => Ok(Committed { scn: None }),
-                Some(only) if shards.is_empty() => store.in_shard(only, async move |engine| engine.commit(session).await).await,
+                Some(only) if shards.is_empty() => {
+                    store.end_in_shard(only, async move |engine| engine.commit(session).await).await
+                }
                 Some(home) => store.commit_over(session, home, shards).await,
             };
             self.end_transaction();
@@ -788,7 +813,7 @@ impl SessionBackend for EngineSession {
                     engine.roll_back(session).await;
                     Ok(())
                 };
-                let one = self.store.in_shard(shard, rolled_back).await;
+                let one = self.store.end_in_shard(shard, rolled_back).await;
                 done = done.and(one);
             }
             self.end_transaction();

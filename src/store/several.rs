@@ -120,7 +120,7 @@ impl NodeStore {
     /// Commits a session's transaction over several shards.
     pub(super) async fn commit_over(&self, session: u64, home: ShardId, others: Vec<ShardId>) -> Result<Committed, StoreError> {
         let store = self.clone();
-        self.in_shard(home, async move |engine| engine.commit_several(&store, session, others).await).await
+        self.end_in_shard(home, async move |engine| engine.commit_several(&store, session, others).await).await
     }
 }
 

@@ -73,7 +73,7 @@ impl From<CacheError> for TxnError {
         let detail = error.to_string();
         match error {
             CacheError::Corrupt { .. } => TxnError::Corrupt(detail),
-            CacheError::Io { .. } | CacheError::Log { .. } | CacheError::Fenced => TxnError::Io(detail),
+            CacheError::Io { .. } | CacheError::Log { .. } | CacheError::Refused(_) => TxnError::Io(detail),
             CacheError::Dropped { partition } => TxnError::NoSuchPartition(partition),
             CacheError::Unavailable { .. } | CacheError::Closed => TxnError::Unavailable(detail),
         }

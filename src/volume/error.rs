@@ -7,11 +7,36 @@ use std::path::PathBuf;
 use super::block::BlockFault;
 use super::sector::{SectorFault, SectorKind, VOLUME_FORMAT};
 use crate::ids::{BlockId, BlockNo, NodeId};
+use crate::reactor::LeaseOver;
 
-/// Whether the device says that it takes no writes of this node any more: a reservation conflict, in the kernel's word.
-#[must_use]
-pub fn says_fenced(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EBADE)
+/// Why a volume takes no more writes of this life of a node, though nothing is wrong with the disk: the node's next life
+/// may write again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The device says so: a reservation conflict, in the kernel's word.
+    Fenced,
+    /// The node does not try: its lease was not renewed in time, and others may already go on without it.
+    LeaseOver,
+}
+
+impl Refusal {
+    /// Whether a write failed for this.
+    #[must_use]
+    pub fn of(error: &io::Error) -> Option<Refusal> {
+        let lease_over = error.get_ref().is_some_and(|source| source.is::<LeaseOver>());
+        let fenced = error.raw_os_error() == Some(libc::EBADE);
+        if fenced { Some(Refusal::Fenced) } else { lease_over.then_some(Refusal::LeaseOver) }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the volume takes no writes of this life of the node: ")?;
+        match self {
+            Refusal::Fenced => write!(f, "the others have fenced it; it joins again in its next"),
+            Refusal::LeaseOver => write!(f, "{LeaseOver}; it joins again in its next"),
+        }
+    }
 }
 
 /// Why a volume can't be formatted, opened, read or written.

@@ -15,7 +15,7 @@ pub mod sector;
 pub mod slots;
 pub mod superblock;
 
-pub use error::{VolumeError, says_fenced};
+pub use error::{Refusal, VolumeError};
 pub use format::{FormatOptions, FormatProgress};
 pub use layout::{EXTENT_BLOCKS, EXTENTS_PER_SPACE_MAP, Geometry, RedoArea, SECTOR, block_offset};
 pub use open::{Expected, Volume};

@@ -5,7 +5,7 @@ use std::io;
 
 use crate::ids::{Incarnation, Lsn, NodeId, ShardId};
 use crate::volume::sector::SectorFault;
-use crate::volume::{self, RedoArea};
+use crate::volume::{RedoArea, Refusal};
 
 /// Why a log can't be read, written or waited for. Cheap enough to clone: each waiter gets its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,12 +21,14 @@ pub enum LogError {
         /// What the device said.
         message: String,
     },
-    /// The device takes no writes of this life: it was fenced.
-    Fenced {
+    /// This life of the node may write no more.
+    Refused {
         /// Whose log.
         node: NodeId,
         /// Which of its shards.
         shard: ShardId,
+        /// What ended it.
+        why: Refusal,
     },
     /// A record that can never fit.
     RecordTooLarge {
@@ -96,9 +98,9 @@ impl LogError {
     #[must_use]
     pub fn io(area: &RedoArea, doing: &str, error: &io::Error) -> LogError {
         let (node, shard) = (area.node, area.shard);
-        match volume::says_fenced(error) {
-            true => LogError::Fenced { node, shard },
-            false => LogError::Io { node, shard, doing: doing.to_owned(), message: error.to_string() },
+        match Refusal::of(error) {
+            Some(why) => LogError::Refused { node, shard, why },
+            None => LogError::Io { node, shard, doing: doing.to_owned(), message: error.to_string() },
         }
     }
 }
@@ -111,11 +113,7 @@ impl fmt::Display for LogError {
                 "log of {node} {shard}: can't {doing}: {message}; the node can't promise anything durable: check the device, then \
                  restart the node"
             ),
-            LogError::Fenced { node, shard } => write!(
-                f,
-                "log of {node} {shard}: the device takes no writes of this life of the node: the others have fenced it; it joins \
-                 again in its next"
-            ),
+            LogError::Refused { node, shard, why } => write!(f, "log of {node} {shard}: {why}"),
             LogError::RecordTooLarge { bytes, maximum } => {
                 write!(f, "a log record of {bytes} bytes; the redo area takes at most {maximum}")
             }

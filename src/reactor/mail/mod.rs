@@ -84,6 +84,19 @@ impl Remote {
         self.try_post(letter).map_err(|(_, error)| error)
     }
 
+    /// Posts what ends work that the reactor has in hand already, as a transaction's end does: a full mailbox takes it too, because
+    /// refusing it would leave that work there for ever. So there are at most as many of these as there is such work, which
+    /// the caller bounds. From a shard, whose letters go by a ring in their order, it is [`post`](Self::post).
+    ///
+    /// # Errors
+    /// [`MailError`] when it will not be run.
+    pub fn post_owed(&self, letter: Letter) -> Result<(), MailError> {
+        match Outbox::current() {
+            Some(outbox) if !outbox.is_own(&self.mailbox) => self.post(letter),
+            _ => self.mailbox.put(letter, usize::MAX).map_err(|(_, error)| error),
+        }
+    }
+
     fn try_post(&self, letter: Letter) -> Result<(), (Mail, MailError)> {
         match Outbox::current() {
             Some(outbox) if !outbox.is_own(&self.mailbox) => outbox.post(&self.mailbox, Mail::Letter(letter)),
@@ -211,12 +224,16 @@ impl Mailbox {
     }
 
     fn post(&self, letter: Letter) -> Result<(), (Mail, MailError)> {
+        self.put(letter, MAILBOX_CAPACITY)
+    }
+
+    fn put(&self, letter: Letter, letters_max: usize) -> Result<(), (Mail, MailError)> {
         {
             let mut inner = self.lock();
             if inner.closed {
                 return Err((Mail::Letter(letter), MailError::Closed));
             }
-            if inner.letters.len() >= MAILBOX_CAPACITY {
+            if inner.letters.len() >= letters_max {
                 return Err((Mail::Letter(letter), MailError::Full));
             }
             inner.letters.push(Mail::Letter(letter));

@@ -1,7 +1,7 @@
 //! Mail between two reactors, on every driver.
 
 use super::*;
-use crate::reactor::mail::RING_CAPACITY;
+use crate::reactor::mail::{MAILBOX_CAPACITY, RING_CAPACITY};
 
 /// Calls in both directions, one at a time (each end sleeps between them) and many at once, in their order.
 pub(super) fn shards_call_each_other<S: Stage>() {
@@ -95,6 +95,25 @@ pub(super) fn a_full_ring_refuses_and_room_is_awaited<S: Stage>() {
         let expected = if simulated { 3 * RING_CAPACITY } else { 2 * RING_CAPACITY };
         assert_eq!(answered.get(), expected);
         assert_eq!(run.load(std::sync::atomic::Ordering::Relaxed), taken + expected);
+    });
+}
+
+pub(super) fn a_full_mailbox_takes_what_ends_something<S: Stage>() {
+    S::run(|reactor| async move {
+        // To itself: as from a thread without a reactor, there is no ring.
+        let (own, run) = (reactor.remote(), std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0)));
+        let count = || {
+            let run = run.clone();
+            Box::new(move |_: &Reactor| _ = run.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+        };
+        for _ in 0..MAILBOX_CAPACITY {
+            own.post(count()).unwrap();
+        }
+        assert_eq!(own.post(count()), Err(MailError::Full));
+        own.post_owed(count()).unwrap();
+        while run.load(std::sync::atomic::Ordering::Relaxed) <= MAILBOX_CAPACITY {
+            reactor.yield_now().await;
+        }
     });
 }
 

@@ -39,8 +39,14 @@ impl Run {
 
     /// A node is to leave for good: after its death, or while it serves.
     pub(super) fn remove(&mut self, node: usize) {
-        let stay = self.members.iter().filter(|member| member.place == Place::Member).count();
+        let count = |place| self.members.iter().filter(|member| member.place == place).count();
+        let (stay, leave) = (count(Place::Member), count(Place::Leaves));
         if stay < NODES_MIN || self.members[node].place != Place::Member {
+            return;
+        }
+        // Whoever leaves votes until that is decided. An operator who took half of the votes away before would have to bring a node
+        // back when the rest lose their power: nobody could decide anything.
+        if 2 * (stay - 1) <= stay + leave {
             return;
         }
         self.events.note(format_args!("node{} is to leave for good", node + 1));
