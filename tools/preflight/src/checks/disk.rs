@@ -261,9 +261,10 @@ fn poll_queues(host: &Host) -> Vec<Finding> {
         let queues = host.number("/sys/module/nvme/parameters/poll_queues").unwrap_or(0);
         let poll = host.read(&format!("{}/io_poll", device.queue)).as_deref() == Some("1");
         match queues {
-            0 => Finding::info("none: storage completes by interrupts")
-                .wants("one for each shard, for IOPOLL")
-                .remedy(format!("in /etc/modprobe.d/nvme.conf: options nvme poll_queues={}; then reboot, and set rac.storage.polled_io", host.needs.shards)),
+            0 => Finding::info("none: storage completes by interrupts").wants("one for each shard, for IOPOLL").remedy(format!(
+                "in /etc/modprobe.d/nvme.conf: options nvme poll_queues={}; then reboot, and set rac.storage.polled_io",
+                host.needs.shards
+            )),
             queues if !poll => Finding::info(format!("{queues}, and the device does not use them")).wants("io_poll = 1"),
             queues => Finding::ok(queues.to_string()),
         }
