@@ -5,6 +5,7 @@
 #   ./test.sh              all of it
 #   ./test.sh rust         only cargo's part
 #   ./test.sh cluster      only the real cluster; arguments after it go to pytest (./test.sh cluster -k pgbench)
+#   ./test.sh machines     only what runs in virtual machines (hw-tests/README.md); skipped, with the reason, where they can't be had
 set -euo pipefail
 cd "$(dirname "$0")"
 part=${1:-all}
@@ -74,15 +75,23 @@ cluster_part() {
     RUSTYDB_BIN="$folder/debug" "$folder/venv/bin/pytest" -q tests/cluster "$@"
 }
 
+machines_part() {
+    say "in virtual machines: reservations, RDMA, a watchdog"
+    # The others of hw-tests/run take longer than a build may.
+    ONLY=${ONLY:-fencing,rdma,watchdog} hw-tests/run
+}
+
 install_packages
 case $part in
 # Not joined by &&: in such a list the shell ignores the failures inside of the parts.
 all)
     rust_part
     cluster_part
+    machines_part
     ;;
 rust) rust_part ;;
 cluster) cluster_part "$@" ;;
-*) echo "usage: ./test.sh [all|rust|cluster]" >&2 && exit 2 ;;
+machines) machines_part ;;
+*) echo "usage: ./test.sh [all|rust|cluster|machines]" >&2 && exit 2 ;;
 esac
 say "all passed"
