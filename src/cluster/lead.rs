@@ -441,7 +441,8 @@ impl Lead {
         if self.opened.get() {
             match context.shared.serving.reason() {
                 None => context.status.enter(Phase::Open, ""),
-                Some(_) => context.status.enter(Phase::Suspended, ""),
+                // With the reason at once: whoever waits for the phase tells it to clients.
+                Some(reason) => context.status.enter(Phase::Suspended, reason),
             }
             self.publish();
         }
