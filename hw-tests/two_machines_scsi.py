@@ -51,7 +51,9 @@ def main(machine, disk):
     stopped = time.monotonic()
     wait_until(cluster, lambda: cluster.members(1) == ["node1"])
     wait_until(cluster, lambda: all(client.done_at[-1] > stopped + 10 for client in load.of(1)))
-    assert not load.of(1)[0].errors, load.of(1)[0].errors[:3]
+    # One of two may not go on before it has fenced the other, and says so.
+    errors = load.of(1)[0].errors
+    assert all(code == "57P03" for _, code, _ in errors), errors[:3]
     print(f"fenced, recovered and gone on {time.monotonic() - stopped:.0f} s after it stood still", flush=True)
     refused = write_what_is_there(disk)
     assert refused == "EBADE", f"a write of the fenced machine: {refused}"
