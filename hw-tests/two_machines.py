@@ -15,6 +15,10 @@ class OnMachines(OnDevices):
     def host(self, node):
         return f"10.99.0.{node}"
 
+    def url(self, node):
+        # A machine without power does not say that its connections have ended.
+        return super().url(node) + " keepalives_idle=5 keepalives_interval=5 keepalives_count=3 tcp_user_timeout=20000"
+
     def start(self, format=True):
         """Both nodes, each from its machine. `format`: the volume is new."""
         if format and self.machine == 1:
