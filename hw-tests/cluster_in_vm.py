@@ -7,23 +7,16 @@ import signal
 import sys
 import time
 
-from vm_cluster import TIMES, OnDevices, wait_until
+from vm_cluster import RESERVATIONS, OnDevices, wait_until
 
 import psycopg
 from transfers import Transfers
 
-SETTINGS = TIMES + """
-[ha]
-fencing_method = "persistent_reservation"
-disk_heartbeat_interval = 1000
-disk_timeout = 15000
-read_lease = 4000
-"""
 LOST = 3
 
 
 def main(disks):
-    cluster = OnDevices(disks, SETTINGS).start()
+    cluster = OnDevices(disks, RESERVATIONS).start()
     for node in cluster.numbers():
         assert "protected by persistent_reservation first" in cluster.log(node), cluster.log(node)
     print("three nodes serve, protected by reservations")

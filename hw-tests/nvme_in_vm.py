@@ -5,18 +5,15 @@ import signal
 import sys
 import time
 
-from vm_cluster import TIMES, OnDevices, wait_until
+from vm_cluster import OnDevices, settings, wait_until
 
 from transfers import Transfers
 
-SETTINGS = TIMES + """
-[ha]
+SETTINGS = settings("""
 fencing_method = "lease"
-disk_heartbeat_interval = 1000
-disk_timeout = 15000
 [ha.fencing]
 watchdog = "off"
-"""
+""")
 WAYS = {
     "plain": ("", None),
     "polled": ("polled_io = true\n", "the block layer, polled"),

@@ -6,20 +6,17 @@ import time
 from pathlib import Path
 
 from two_machines import OnMachines
-from vm_cluster import TIMES, wait_until
+from vm_cluster import settings, wait_until
 
 from transfers import Transfers
 
-SETTINGS = TIMES + """
-[ha]
+SETTINGS = settings("""
 fencing_method = "lease"
-disk_heartbeat_interval = 1000
-disk_timeout = 15000
 [ha.fencing]
 lease = 12000
 lease_margin = 6000
 watchdog = "off"
-"""
+""")
 
 
 def say(words):

@@ -9,18 +9,12 @@ import sys
 import time
 import urllib.request
 
-from vm_cluster import TIMES, OnDevices, wait_until
+from vm_cluster import OnDevices, settings, wait_until
 
 from test_pgbench import check_balances, done
 from transfers import Transfers
 
-SETTINGS = TIMES + """
-protocol = "auto"
-[ha]
-fencing_method = "process"
-disk_heartbeat_interval = 1000
-disk_timeout = 15000
-"""
+SETTINGS = settings('fencing_method = "process"', interconnect='protocol = "auto"')
 LOST = 3
 CUT = [
     "add table inet cut",

@@ -9,17 +9,10 @@ import sys
 import time
 
 from two_machines import OnMachines
-from vm_cluster import TIMES, wait_until
+from vm_cluster import RESERVATIONS, wait_until
 
 from transfers import Transfers
 
-SETTINGS = TIMES + """
-[ha]
-fencing_method = "persistent_reservation"
-disk_heartbeat_interval = 1000
-disk_timeout = 15000
-read_lease = 4000
-"""
 PAGE = 4096
 
 
@@ -39,7 +32,7 @@ def write_what_is_there(disk):
 
 
 def main(machine, disk):
-    cluster = OnMachines(machine, disk, SETTINGS).start()
+    cluster = OnMachines(machine, disk, RESERVATIONS).start()
     if machine == 1:
         return cluster.serve_until_the_end()
     print("two nodes on two machines serve", flush=True)

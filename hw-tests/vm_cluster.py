@@ -3,18 +3,24 @@ emulated: everything has ten times as long as elsewhere."""
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests/cluster"))
+import test_partition
 from conftest import BIN, Cluster
 
-TIMES = """
-[rac.interconnect]
-heartbeat_interval = 1000
-heartbeat_timeout = 8000
-"""
+
+def settings(ha, interconnect=""):
+    """A node's times, and what else is in its sections: `ha` may go on with others."""
+    return (
+        f"[rac.interconnect]\nheartbeat_interval = 1000\nheartbeat_timeout = 8000\n{interconnect}\n"
+        f"[ha]\ndisk_heartbeat_interval = 1000\ndisk_timeout = 15000\n{ha}\n"
+    )
+
+
+# On a disk with reservations.
+RESERVATIONS = settings('fencing_method = "persistent_reservation"\nread_lease = 4000')
 
 
 class OnDevices(Cluster):
@@ -74,7 +80,4 @@ class OnDevices(Cluster):
 
 
 def wait_until(cluster, what, within=200):
-    until = time.monotonic() + within
-    while not what():
-        assert time.monotonic() < until, cluster.logs()
-        time.sleep(0.1)
+    test_partition.wait_until(cluster, what, within)
