@@ -8,6 +8,7 @@ use rustydb::histogram::{BUCKETS, Histogram, SUB_BITS, UNIT_SHIFT};
 use rustydb::interconnect::{BlockTraffic, RdmaTraffic, Service};
 use rustydb::reactor::Class;
 use rustydb::store::StoreStatistics;
+use rustydb_gateway::wire::StatementStatistics;
 use rustydb_shm::statistics::{Kind, Metric, Scope};
 
 type ReadNumber = Box<dyn Fn(&ShardStatistics) -> u64 + Send>;
@@ -33,17 +34,42 @@ fn metric(scope: Scope, kind: Kind, name: &str, labels: String, unit: &str, help
     Metric { name: format!("rustydb_{name}"), labels, unit: unit.into(), help: help.into(), scope, kind }
 }
 
+/// What a node counts as a whole.
+pub(super) struct NodeFigures {
+    pub(super) sql_sessions: u64,
+    pub(super) native_clients: u64,
+    pub(super) statements: StatementStatistics,
+    pub(super) cpu_us: u64,
+    pub(super) resident_bytes: u64,
+}
+
+/// Where a value of the node's is read.
+pub(super) enum NodeRead {
+    Number(fn(&NodeFigures) -> u64),
+    Latency(fn(&NodeFigures) -> &Histogram),
+}
+
 /// The node's own, in the order in which they are published.
-pub(super) fn node_metrics() -> Vec<Metric> {
-    let one = |kind, name, unit, help| metric(Scope::Node, kind, name, String::new(), unit, help);
+pub(super) fn node_sources() -> Vec<(Metric, NodeRead)> {
+    use NodeRead::{Latency, Number};
+    let one = |kind, name, unit, help, read| (metric(Scope::Node, kind, name, String::new(), unit, help), read);
+    let (counter, gauge) = (Kind::Counter, Kind::Gauge);
+    let executed = "Simple queries, and executions of prepared statements";
+    let answered = "From a statement's arrival until its answer is on its way";
     vec![
-        one(Kind::Gauge, "sessions", "sessions", "Sessions of PostgreSQL clients"),
-        one(Kind::Gauge, "native_clients", "clients", "Native clients, through rings and over TCP"),
-        one(Kind::Counter, "statements_total", "statements", "Simple queries, and executions of prepared statements"),
-        one(Kind::Counter, "statement_errors_total", "statements", "Of these, those that ended with an error"),
-        one(LATENCY, "statement_seconds", "ns", "From a statement's arrival until its answer is on its way"),
-        one(Kind::Counter, "process_cpu_microseconds_total", "us", "Processor time of the node's process"),
-        one(Kind::Gauge, "process_resident_bytes", "bytes", "Memory of the node's process"),
+        one(gauge, "sessions", "sessions", "Sessions of PostgreSQL clients", Number(|node| node.sql_sessions)),
+        one(gauge, "native_clients", "clients", "Native clients, through rings and over TCP", Number(|node| node.native_clients)),
+        one(counter, "statements_total", "statements", executed, Number(|node| node.statements.statements)),
+        one(
+            counter,
+            "statement_errors_total",
+            "statements",
+            "Of these, those that ended with an error",
+            Number(|node| node.statements.errors),
+        ),
+        one(LATENCY, "statement_seconds", "ns", answered, Latency(|node| &node.statements.latency)),
+        one(counter, "process_cpu_microseconds_total", "us", "Processor time of the node's process", Number(|node| node.cpu_us)),
+        one(gauge, "process_resident_bytes", "bytes", "Memory of the node's process", Number(|node| node.resident_bytes)),
     ]
 }
 

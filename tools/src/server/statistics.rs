@@ -15,10 +15,12 @@ use rustydb::config::Config;
 use rustydb::histogram::Histogram;
 use rustydb::ids::NodeId;
 use rustydb_gateway::http;
-use rustydb_shm::statistics::{self as shm, Description, GroupWriter, NodeState, NodeWriter, Reader, Stage, Writers};
+use rustydb_shm::statistics::{
+    self as shm, Description, GroupWriter, Metric, NodeState, NodeWriter, Reader, Slots, Stage, Writers,
+};
 
 use super::clients::Clients;
-use super::metrics::{Source, node_metrics, shard_sources};
+use super::metrics::{NodeFigures, NodeRead, Source, node_sources, shard_sources};
 
 /// How often it is looked whether the node has opened its volume, from which on the file can be named.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -111,7 +113,7 @@ impl Publishing {
             interval_ms: server.statistics_interval as u32,
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let mut metrics = node_metrics();
+        let mut metrics: Vec<Metric> = node_sources().into_iter().map(|(metric, _)| metric).collect();
         metrics.extend(shard_sources().into_iter().map(|source| source.metric));
         let folder = &server.statistics_folder;
         let made = match folder.as_os_str().is_empty() {
@@ -132,7 +134,9 @@ impl Publishing {
         self.pages.0.set(reader).ok();
         let interval = Duration::from_millis(server.statistics_interval);
         self.shards.publish(interval, shards.into_iter().map(publisher).collect());
-        let mut heart = Heart { state, node, stage: Stage::Unknown, stage_since_ms: 0, recoveries: 0, recovered_before: None };
+        let reads = node_sources().into_iter().map(|(_, read)| read).collect();
+        let mut heart =
+            Heart { state, node, reads, stage: Stage::Unknown, stage_since_ms: 0, recoveries: 0, recovered_before: None };
         while {
             heart.beat(&self.status.get(), &self.clients);
             pause(interval)
@@ -151,8 +155,7 @@ fn publisher(mut group: GroupWriter) -> Publisher {
                 match &source.read {
                     Source::Number(read) => slots.put(read(statistics)),
                     Source::Latency(read) => {
-                        let latency = read(statistics).unwrap_or(&nothing);
-                        slots.put_histogram(latency.count(), latency.sum_ns(), latency.max_ns(), latency.buckets());
+                        put_latency(slots, read(statistics).unwrap_or(&nothing));
                     }
                 }
             }
@@ -160,10 +163,15 @@ fn publisher(mut group: GroupWriter) -> Publisher {
     })
 }
 
+fn put_latency(slots: &mut Slots<'_>, latency: &Histogram) {
+    slots.put_histogram(latency.count(), latency.sum_ns(), latency.max_ns(), latency.buckets());
+}
+
 /// The node's own part, beat by beat.
 struct Heart {
     state: NodeWriter,
     node: GroupWriter,
+    reads: Vec<NodeRead>,
     stage: Stage,
     stage_since_ms: u64,
     recoveries: u64,
@@ -196,16 +204,21 @@ impl Heart {
             recovery_us: now.last_recovery.map_or(0, |last| last.total_us),
             recovery_blocks: now.last_recovery.map_or(0, |last| last.blocks),
         });
-        let (statements, process) = (clients.statements(), process());
+        let (cpu_us, resident_bytes) = process();
+        let figures = NodeFigures {
+            sql_sessions: clients.sql_sessions() as u64,
+            native_clients: clients.native_clients() as u64,
+            statements: clients.statements(),
+            cpu_us,
+            resident_bytes,
+        };
         self.node.publish(now_ms, monotonic_ns(), |slots| {
-            slots.put(clients.sql_sessions() as u64);
-            slots.put(clients.native_clients() as u64);
-            slots.put(statements.statements);
-            slots.put(statements.errors);
-            let latency = &statements.latency;
-            slots.put_histogram(latency.count(), latency.sum_ns(), latency.max_ns(), latency.buckets());
-            slots.put(process.cpu_us);
-            slots.put(process.resident_bytes);
+            for read in &self.reads {
+                match read {
+                    NodeRead::Number(read) => slots.put(read(&figures)),
+                    NodeRead::Latency(read) => put_latency(slots, read(&figures)),
+                }
+            }
         });
     }
 }
@@ -226,12 +239,8 @@ fn stage(phase: &Phase) -> Stage {
     }
 }
 
-struct Process {
-    cpu_us: u64,
-    resident_bytes: u64,
-}
-
-fn process() -> Process {
+/// The process's time on cores, in microseconds, and its resident bytes.
+fn process() -> (u64, u64) {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the structure is ours, plain numbers, and outlives the call, which fills it.
     let usage = unsafe {
@@ -243,7 +252,7 @@ fn process() -> Process {
         std::fs::read_to_string("/proc/self/statm").ok().and_then(|line| line.split_ascii_whitespace().nth(1)?.parse().ok());
     // SAFETY: asks for a constant of the system.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64;
-    Process { cpu_us: us(usage.ru_utime) + us(usage.ru_stime), resident_bytes: pages.unwrap_or(0) * page }
+    (us(usage.ru_utime) + us(usage.ru_stime), pages.unwrap_or(0) * page)
 }
 
 /// The clock that the shards' publications bear, too.
@@ -253,7 +262,7 @@ fn monotonic_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use rustydb_shm::statistics::{Kind, Metric, Scope};
+    use rustydb_shm::statistics::{Kind, Scope};
 
     use super::*;
 
@@ -297,7 +306,7 @@ mod tests {
 
     #[test]
     fn every_metric_has_a_name_of_its_own_that_fits_the_file() {
-        let mut metrics: Vec<Metric> = node_metrics();
+        let mut metrics: Vec<Metric> = node_sources().into_iter().map(|(metric, _)| metric).collect();
         metrics.extend(shard_sources().into_iter().map(|source| source.metric));
         let mut names: Vec<(String, String)> =
             metrics.iter().map(|metric| (metric.name.clone(), metric.labels.clone())).collect();
