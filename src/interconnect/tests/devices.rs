@@ -1,7 +1,10 @@
-//! What only real devices can show: packets that are lost, and a process that is gone. Runs where devices are named
-//! (`RUSTYDB_TEST_RDMA`, two addresses; `hw-tests/rdma-in-vm`).
+//! What only real devices can show: packets that are lost, a process that is gone, and one that may lock little memory. Runs where
+//! devices are named (`RUSTYDB_TEST_RDMA`, two addresses; `hw-tests/rdma-in-vm`).
 
+use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::time::Instant;
 
 use super::*;
 
@@ -147,4 +150,66 @@ fn a_peer_that_crashes_is_lost_and_its_next_life_comes_back_by_rdma() {
         assert_eq!((restarts, arguments[0]), (1, 0));
         one.net.close();
     });
+}
+
+/// RLIMIT_MEMLOCK of a process that may lock no more: enough for one shard's device of what is asked for here, not for two.
+const MEMLOCK_BYTES: u64 = 8 << 20;
+
+/// In the process that may lock little: each shard has a device of its own.
+#[test]
+fn shards_that_may_lock_little_memory() {
+    if std::env::var_os("RUSTYDB_TEST_MEMLOCK").is_none() {
+        return;
+    }
+    let address = SocketAddr::new(device_addresses().expect("devices")[0], 0);
+    let options = ReactorOptions { driver: DriverChoice::Poll, overprovisioned: true };
+    let run = |reactor: Reactor| async move {
+        let shard = || {
+            let own = Cluster::new(&reactor, 1);
+            let net = Interconnect::new(&reactor, &ScnClock::new(), own.settings(1, 1));
+            (net.use_device(address, 3, false, Duration::ZERO), net)
+        };
+        let [first, second, third] = [shard(), shard(), shard()];
+        assert!(first.0.is_ok(), "{:?}", first.0);
+        for (opened, net) in [second, third] {
+            let why = opened.expect_err("more than the limit allows");
+            assert!(why.contains("RLIMIT_MEMLOCK allows 8388608") && why.contains("LimitMEMLOCK=infinity"), "{why}");
+            assert!(!net.has_rdma(), "it goes by TCP");
+        }
+    };
+    run_local(options, run).expect("the poll driver starts");
+    println!("said, and went on");
+}
+
+/// A device that can't be had is an error, whatever was there of it when it failed. (It kept its shard for ever.)
+#[test]
+fn a_shard_whose_device_may_not_lock_its_memory_says_so_and_goes_on() {
+    if device_addresses().is_none() {
+        return println!("no RDMA devices are named");
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "interconnect::tests::devices::shards_that_may_lock_little_memory", "--nocapture"]);
+    command.env("RUSTYDB_TEST_MEMLOCK", "1");
+    let confine = || {
+        /// linux/capability.h
+        const CAP_IPC_LOCK: libc::c_ulong = 14;
+        let limit = libc::rlimit { rlim_cur: MEMLOCK_BYTES, rlim_max: MEMLOCK_BYTES };
+        // SAFETY: the limit is live during the call; the other takes no pointers.
+        let done = unsafe {
+            // root would get it back with the next program.
+            libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) == 0 && libc::prctl(libc::PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0) == 0
+        };
+        if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: between fork and exec it makes two system calls, and allocates nothing.
+    let mut process = Process(unsafe { command.pre_exec(confine) }.spawn().unwrap());
+    let until = Instant::now() + Duration::from_secs(120);
+    let status = loop {
+        if let Some(status) = process.0.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < until, "the shard hangs");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert!(status.success(), "{status}");
 }
