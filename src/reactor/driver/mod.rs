@@ -285,7 +285,8 @@ pub trait Driver {
     /// driver that gains nothing by it ignores it.
     ///
     /// # Errors
-    /// The operating system's (a limit on locked memory): operations work all the same.
+    /// The operating system's (a limit on locked memory): operations work all the same. Of less than a gigabyte nothing is registered
+    /// then, so its owner may free it.
     ///
     /// # Safety
     /// The memory must stay mapped for as long as the driver lives.

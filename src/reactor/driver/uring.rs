@@ -457,9 +457,7 @@ impl UringDriver {
         storage.probe(block)?;
         for (start, bytes) in self.memory.pieces() {
             // SAFETY: it was promised to stay mapped for as long as this driver lives, and the ring goes with the driver.
-            if let Err(error) = unsafe { storage.register(*start as *const u8, *bytes) } {
-                tracing::info!(%error, bytes, "memory is not registered with the volume's own ring; raise RLIMIT_MEMLOCK for a little speed");
-            }
+            unsafe { storage.register(*start as *const u8, *bytes) };
         }
         Ok(storage)
     }
@@ -625,11 +623,11 @@ impl Driver for UringDriver {
     unsafe fn register_memory(&mut self, pointer: *const u8, len: usize) -> io::Result<()> {
         // SAFETY: the caller promises that the memory stays mapped for as long as this driver lives.
         unsafe { self.memory.register(&self.ring.submitter(), pointer, len)? };
-        match &mut self.storage {
+        if let Some(storage) = &mut self.storage {
             // SAFETY: as above; the ring goes with the driver.
-            Some(storage) => unsafe { storage.register(pointer, len) },
-            None => Ok(()),
+            unsafe { storage.register(pointer, len) };
         }
+        Ok(())
     }
 
     fn route(&mut self, file: Handle, wish: StorageWish) -> StorageRoute {

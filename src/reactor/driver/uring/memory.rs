@@ -7,7 +7,7 @@ use std::io;
 use io_uring::Submitter;
 
 /// Pieces of registered memory, and the most bytes of one (the kernel's limit).
-const PIECES: u32 = 64;
+pub(super) const PIECES: u32 = 64;
 const PIECE_BYTES: usize = 1 << 30;
 
 /// What a ring's table of registered memory holds: start and length; the place is the kernel's index.

@@ -148,16 +148,15 @@ impl StorageRing {
         self.taken
     }
 
-    /// Registers memory with this ring too.
-    ///
-    /// # Errors
-    /// As [`RegisteredMemory::register`].
+    /// Registers memory with this ring too, if that can be had: without, what goes by it is a little slower.
     ///
     /// # Safety
     /// The memory must stay mapped for as long as the ring lives.
-    pub(super) unsafe fn register(&mut self, pointer: *const u8, len: usize) -> io::Result<()> {
+    pub(super) unsafe fn register(&mut self, pointer: *const u8, len: usize) {
         // SAFETY: the caller promises what is asked for.
-        unsafe { self.memory.register(&self.ring.submitter(), pointer, len) }
+        if let Err(error) = unsafe { self.memory.register(&self.ring.submitter(), pointer, len) } {
+            tracing::info!(%error, bytes = len, "memory is not registered with the volume's own ring; raise RLIMIT_MEMLOCK for a little speed");
+        }
     }
 
     /// Whether the operation goes by this ring.

@@ -8,27 +8,29 @@ use crate::reactor::{Class, FileId, IoBuf, Reactor, ReactorOptions};
 
 const PAGE: usize = 4096;
 
-/// Runs `main` with a file that has a ring of its own, by the block layer's requests and interrupts.
+/// A driver with a file of 16 pages that has a ring of its own, by the block layer's requests and interrupts. `None` where that can't be.
+fn own_ring(name: &str) -> Option<(UringDriver, Handle)> {
+    let path = std::env::temp_dir().join(format!("rustydb-own-ring-{name}-{}", std::process::id()));
+    std::fs::write(&path, vec![7; 16 * PAGE]).unwrap();
+    let made = UringDriver::new().map_err(|error| refusal(&error)).and_then(|mut driver| {
+        let file = driver.open(&path, OpenOptions::WRITE).unwrap();
+        driver.storage = Some(driver.storage_ring(file, None, false)?);
+        Ok((driver, file))
+    });
+    std::fs::remove_file(&path).unwrap();
+    made.inspect_err(|why| eprintln!("not tested: {why}")).ok()
+}
+
+/// Runs `main` with such a driver.
 fn with_own_ring<F, Fut>(name: &str, main: F)
 where
     F: FnOnce(Reactor, FileId) -> Fut,
     Fut: Future<Output = ()> + 'static,
 {
-    let path = std::env::temp_dir().join(format!("rustydb-own-ring-{name}-{}", std::process::id()));
-    std::fs::write(&path, vec![7; 16 * PAGE]).unwrap();
-    let mut driver = match UringDriver::new() {
-        Ok(driver) => driver,
-        Err(error) => return eprintln!("not tested: {}", refusal(&error)),
-    };
-    let file = driver.open(&path, OpenOptions::WRITE).unwrap();
-    driver.storage = match driver.storage_ring(file, None, false) {
-        Ok(storage) => Some(storage),
-        Err(why) => return eprintln!("not tested: {why}"),
-    };
+    let Some((driver, file)) = own_ring(name) else { return };
     let reactor = Reactor::with_driver(Box::new(driver), ReactorOptions { overprovisioned: true, ..ReactorOptions::default() });
     let main = main(reactor.clone(), FileId(file));
     reactor.run(main);
-    std::fs::remove_file(&path).unwrap();
 }
 
 fn page(byte: u8) -> IoBuf {
@@ -92,6 +94,26 @@ fn a_sleeping_shard_is_woken_by_its_files_own_ring() {
             reactor.yield_now().await;
         }
     });
+}
+
+/// Who is told that his memory is not registered frees it: the kernel must not go on reading and writing its pages.
+#[test]
+fn memory_counts_as_registered_when_the_driver_has_it_whatever_the_files_own_ring_says() {
+    let memory: Vec<IoBuf> = (0..=memory::PIECES).map(|_| page(0)).collect();
+    let Some((mut driver, _)) = own_ring("registers") else { return };
+    // So the own ring's table is full one piece earlier than the driver's.
+    // SAFETY: the memory outlives the driver, here and below.
+    unsafe { driver.storage.as_mut().unwrap().register(memory[0].as_ptr(), PAGE) };
+    let mut told = Vec::new();
+    for piece in &memory {
+        // SAFETY: as above.
+        told.push(unsafe { driver.register_memory(piece.as_ptr(), PAGE) }.is_ok());
+        assert_eq!(told.last() == Some(&true), driver.memory.find(piece.as_ptr(), PAGE).is_some());
+    }
+    if !told[0] {
+        return eprintln!("not tested: no memory can be registered");
+    }
+    assert_eq!(told.iter().filter(|told| **told).count(), memory.len() - 1, "but what does not fit into the driver's own table");
 }
 
 #[test]
