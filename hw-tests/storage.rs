@@ -9,6 +9,7 @@ use std::future::Future;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::ptr::NonNull;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -105,6 +106,31 @@ async fn check_region(reactor: Reactor, file: FileId, way: u64) {
         let mut wanted = vec![0; length];
         pattern(way, offset, &mut wanted);
         assert!(found.as_slice() == wanted, "what {} wrote at {offset} reads otherwise", WAYS[way as usize].0);
+    }
+}
+
+/// Blocks at the start, in the middle and at the end of much more memory that is registered in one piece, as a block cache is.
+async fn of_a_large_registration(reactor: Reactor, file: FileId) {
+    const BYTES: usize = 64 << 20;
+    let memory = Rc::new(IoBuf::aligned(BYTES));
+    std::mem::forget(memory.clone());
+    // SAFETY: it is never freed.
+    if let Err(error) = unsafe { reactor.register_memory(memory.as_ptr(), BYTES) } {
+        return println!("  not tested, the memory can't be registered: {error}");
+    }
+    let start = NonNull::new(memory.as_ptr().cast_mut()).expect("memory");
+    for (number, place) in [0, BYTES / 2, BYTES - BLOCK].into_iter().enumerate() {
+        let offset = 9 * REGION + (number * BLOCK) as u64;
+        // SAFETY: nothing else looks at the memory, which the guard keeps.
+        let mut data = unsafe { IoBuf::from_raw(start.add(place), BLOCK, memory.clone()) };
+        pattern(number as u64, offset, data.as_mut_slice());
+        let wanted = data.as_slice().to_vec();
+        let (written, mut data) = reactor.write_durable(file, offset, data).await;
+        assert_eq!(written.expect("a write"), BLOCK);
+        data.as_mut_slice().fill(0);
+        let (read, data) = reactor.read(file, offset, data).await;
+        assert_eq!(read.expect("a read"), BLOCK);
+        assert!(data.as_slice() == wanted, "what was written from byte {place} of registered memory reads otherwise");
     }
 }
 
@@ -252,7 +278,7 @@ fn end_in_the_middle(device: &Path, wish: StorageWish) {
         for page in 0..256usize {
             let (task, arena) = (reactor.clone(), arena.clone());
             reactor.spawn(Class::Normal, "abandoned", async move {
-                let start = std::ptr::NonNull::new(arena.as_ptr().cast_mut()).expect("memory");
+                let start = NonNull::new(arena.as_ptr().cast_mut()).expect("memory");
                 // SAFETY: each task has its own page of the arena, which the guard keeps.
                 let part = unsafe { IoBuf::from_raw(start.add(page * 4096), 4096, arena) };
                 let _ = task.read(file, REGION, part).await;
@@ -304,6 +330,12 @@ fn main() -> ExitCode {
             let (_, by_own_ring) = by(&device, wish, check);
             assert_eq!(by_own_ring > 0, wish != PLAIN, "{name} goes by a ring of its own");
         }
+    }
+
+    step("each way reads and writes blocks of a large registration");
+    for &(_, name, wish) in &ways {
+        println!("  {name}");
+        by(&device, wish, of_a_large_registration);
     }
 
     step("faults are the same by all: past the end, misaligned, after the lease");

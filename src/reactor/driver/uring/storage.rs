@@ -44,6 +44,9 @@ const ATTEMPTS_MAX: u8 = 5;
 const PROBE_WAIT: Duration = Duration::from_secs(5);
 const PROBE_BYTES: usize = 8192;
 
+/// Bytes of registered memory that NVMe's commands are tried out with: more pages than a command may have segments.
+const PROBE_MEMORY_BYTES: usize = 4 << 20;
+
 /// With room for NVMe's commands, and for their results.
 type Ring = IoUring<squeue::Entry128, cqueue::Entry32>;
 
@@ -54,6 +57,8 @@ pub(super) struct StorageRing {
     namespace: Option<Rc<Namespace>>,
     polled: bool,
     memory: RegisteredMemory,
+    /// NVMe's commands can name registered memory here.
+    commands_name_memory: bool,
     operations: Slab<Running>,
     done: Vec<Done>,
     /// Operations taken since the start.
@@ -115,6 +120,7 @@ impl StorageRing {
             namespace,
             polled,
             memory: RegisteredMemory::default(),
+            commands_name_memory: true,
             operations: Slab::default(),
             done: Vec::new(),
             taken: 0,
@@ -228,6 +234,8 @@ impl StorageRing {
     /// NVMe's command; `None` when the device ends here.
     fn command(&mut self, index: u32, namespace: &Namespace) -> Option<squeue::Entry128> {
         let Running { operation, durable_method, moved, flushing, .. } = &mut self.operations[index];
+        let find =
+            |pointer: *const u8, bytes: u32| self.memory.find(pointer, bytes as usize).filter(|_| self.commands_name_memory);
         let (command, memory) = match operation {
             Operation::Read { offset, buffer, .. } => {
                 let (place, rest) = (*offset + *moved as u64, &mut buffer.as_mut_slice()[*moved..]);
@@ -236,7 +244,7 @@ impl StorageRing {
                     return None;
                 }
                 let pointer = rest.as_mut_ptr();
-                (namespace.read(place, pointer, bytes), self.memory.find(pointer, bytes as usize))
+                (namespace.read(place, pointer, bytes), find(pointer, bytes))
             }
             Operation::Write { .. } | Operation::Sync { .. } if *flushing => (namespace.flush(), None),
             Operation::Write { offset, buffer, durable, .. } => {
@@ -245,7 +253,7 @@ impl StorageRing {
                     return None;
                 }
                 let at_once = *durable && *durable_method == DurableMethod::Dsync;
-                (namespace.write(*offset, pointer, bytes, at_once), self.memory.find(pointer, bytes as usize))
+                (namespace.write(*offset, pointer, bytes, at_once), find(pointer, bytes))
             }
             Operation::Sync { .. } => (namespace.flush(), None),
             _ => unreachable!("only transfers and flushes are taken"),
@@ -382,25 +390,55 @@ impl StorageRing {
         self.done.push(Done { token, operation, result, sync_after });
     }
 
-    /// Reads the beginning of the file by this ring and compares it with what a plain read finds.
+    /// Reads the beginning of the file by this ring and compares it with what a plain read finds; commands into registered memory, too,
+    /// which is not used for them if that fails. Before any memory is registered.
     ///
     /// # Errors
     /// What is wrong, for an operator. The ring is not to be used then.
     pub(super) fn probe(&mut self, block: RawFd) -> Result<(), String> {
+        self.try_out(block, IoBuf::aligned(PROBE_BYTES))?;
+        if self.namespace.is_some()
+            && let Err(why) = self.probe_registered(block)
+        {
+            if self.operations.len() > 0 {
+                return Err(why);
+            }
+            self.commands_name_memory = false;
+            tracing::info!("NVMe commands don't use registered memory: {why}");
+        }
+        // Nothing may be left of what was tried: the table is given up, or the ring with it.
+        if self.memory.pieces().is_empty() {
+            return Ok(());
+        }
+        self.memory = RegisteredMemory::default();
+        self.ring.submitter().unregister_buffers().map_err(|error| format!("it keeps memory: {error}"))
+    }
+
+    /// Reads into the middle of much more memory. Linux before 6.1 takes no command into registered memory; several up to 6.12 take
+    /// only what fills all of a registration, and refuse the others with EINVAL (`blk_rq_map_user_bvec`).
+    fn probe_registered(&mut self, block: RawFd) -> Result<(), String> {
+        let memory = IoBuf::aligned(PROBE_MEMORY_BYTES);
+        // SAFETY: whoever calls takes the table from the ring before it is used for anything else.
+        let registered = unsafe { self.memory.register(&self.ring.submitter(), memory.as_ptr(), memory.len()) };
+        registered.map_err(|error| error.to_string())?;
+        self.try_out(block, memory.slice(PROBE_MEMORY_BYTES / 2..PROBE_MEMORY_BYTES / 2 + PROBE_BYTES))
+    }
+
+    fn try_out(&mut self, block: RawFd, mut buffer: IoBuf) -> Result<(), String> {
         // What is there may be changed meanwhile, by another node: then it is looked at again.
         for _ in 0..3 {
             let before = plain_read(block)?;
-            let found = self.read_now()?;
+            buffer = self.read_now(buffer)?;
             let after = plain_read(block)?;
-            if found.as_slice() == before.as_slice() || found.as_slice() == after.as_slice() {
+            if buffer.as_slice() == before.as_slice() || buffer.as_slice() == after.as_slice() {
                 return Ok(());
             }
         }
         Err("what it reads is not what a plain read finds there".into())
     }
 
-    fn read_now(&mut self) -> Result<IoBuf, String> {
-        let operation = Operation::Read { file: self.file, offset: 0, buffer: IoBuf::aligned(PROBE_BYTES) };
+    fn read_now(&mut self, buffer: IoBuf) -> Result<IoBuf, String> {
+        let operation = Operation::Read { file: self.file, offset: 0, buffer };
         if !self.takes(&operation) {
             return Err("it does not take a read of 8,192 bytes".into());
         }
