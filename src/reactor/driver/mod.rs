@@ -112,7 +112,8 @@ pub enum Operation {
         /// Filled from its first byte in view.
         buffer: IoBuf,
     },
-    /// Write the buffer to the file.
+    /// Write the buffer to the file. Interrupted, it fails with EINTR: whoever may write only until a certain moment looks at the clock
+    /// before he tries again.
     Write {
         /// An open file.
         file: Handle,

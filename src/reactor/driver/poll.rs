@@ -499,8 +499,50 @@ fn run(job: &Job) -> Result<usize, i32> {
             return Ok(count as usize);
         }
         let number = last_errno();
-        if number != libc::EINTR {
+        // An interrupted write goes back to whoever knows until when it may be tried.
+        if number != libc::EINTR || !matches!(job.kind, JobKind::Read | JobKind::Sync) {
             return Err(number);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::thread::JoinHandleExt;
+
+    use super::*;
+
+    extern "C" fn nothing(_: libc::c_int) {}
+
+    /// The lease is asked before each write, so none is made a second time in here.
+    #[test]
+    fn a_write_that_a_signal_interrupts_is_given_back() {
+        let (reader, writer) = io::pipe().unwrap();
+        // SAFETY: the action is a valid one, and its handler does nothing.
+        let set = unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = nothing as *const () as usize;
+            libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut())
+        };
+        assert_eq!(set, 0);
+        // A pipe takes anything at this offset; when it is full, it waits for a reader.
+        let (fd, kind, offset) = (writer.as_raw_fd(), JobKind::Write, u64::MAX);
+        // SAFETY: no pointers are involved.
+        let len = unsafe { libc::fcntl(fd, libc::F_GETPIPE_SZ) } as usize;
+        let mut memory = vec![0u8; len];
+        let job = Job { index: 0, fd, kind, offset, pointer: memory.as_mut_ptr(), len };
+        assert_eq!(run(&job), Ok(len));
+        let helper = std::thread::spawn(move || run(&job));
+        for _ in 0..1_000 {
+            if helper.is_finished() {
+                break;
+            }
+            // SAFETY: the thread has not been joined.
+            unsafe { libc::pthread_kill(helper.as_pthread_t(), libc::SIGUSR1) };
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        // If it still waits, it ends with another error.
+        drop(reader);
+        assert_eq!(helper.join().unwrap(), Err(libc::EINTR));
     }
 }

@@ -473,7 +473,9 @@ impl UringDriver {
             return;
         }
         let written = in_flight.written;
-        if result == -libc::EINTR && !is_linked_sync {
+        // An interrupted write goes back to whoever knows until when it may be tried.
+        let is_write = matches!(in_flight.operation, Operation::Write { .. });
+        if result == -libc::EINTR && !is_linked_sync && !is_write {
             return self.start(index);
         }
         let result = match written {

@@ -315,3 +315,27 @@ fn a_sync_covers_what_an_ended_life_left_in_the_disks_cache() {
         assert!(content.as_slice().iter().all(|byte| *byte == round));
     }
 }
+
+/// What interrupted writes are given back for.
+#[test]
+fn an_interrupted_write_is_tried_again_no_longer_than_writes_are_allowed() {
+    let world = SimWorld::new(1);
+    let reactor = world.reactor(SERVER);
+    world.set_disk_error(SERVER, Some(libc::EINTR));
+    let write = |until: Option<Duration>| {
+        let task = reactor.clone();
+        let main = async move {
+            let file = task.open(Path::new("log"), OpenOptions::CREATE).await.unwrap();
+            task.write_until(until.map(|until| task.now() + until));
+            let result = task.write_durable(file, 0, filled(1)).await.0;
+            task.close(file);
+            result
+        };
+        world.block_on(&reactor, main)
+    };
+    let error = write(Some(Duration::from_nanos(1))).unwrap_err();
+    assert!(error.get_ref().is_some_and(|why| why.is::<crate::reactor::LeaseOver>()), "{error}");
+    assert_eq!(write(None).unwrap_err().kind(), io::ErrorKind::Interrupted, "not for ever");
+    world.set_disk_error(SERVER, None);
+    assert_eq!(write(Some(Duration::from_secs(60))).unwrap(), 4096);
+}

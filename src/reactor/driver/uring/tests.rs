@@ -116,6 +116,37 @@ fn memory_counts_as_registered_when_the_driver_has_it_whatever_the_files_own_rin
     assert_eq!(told.iter().filter(|told| **told).count(), memory.len() - 1, "but what does not fit into the driver's own table");
 }
 
+/// The lease is asked before each write, so none is made a second time in here.
+#[test]
+fn an_interrupted_write_is_given_back_and_an_interrupted_read_is_made_again() {
+    let Some((mut driver, file)) = own_ring("interrupted") else { return };
+    driver.storage = None;
+    for (method, durable) in [(DurableMethod::Dsync, false), (DurableMethod::Dsync, true), (DurableMethod::WriteThenSync, true)] {
+        driver.set_durable_method(file, method);
+        let before = driver.ring.submission().len();
+        driver.descriptors.begin(file);
+        let operation = Operation::Write { file, offset: 0, buffer: page(1), durable };
+        let in_flight = InFlight { token: Token(1), operation, connecting: None, message: None, written: None };
+        let index = driver.operations.insert(in_flight);
+        driver.completed(index, false, -libc::EINTR);
+        if method == DurableMethod::WriteThenSync {
+            driver.completed(index, true, -libc::ECANCELED);
+        }
+        let done = driver.done.pop().expect("it is over");
+        assert_eq!((done.result, driver.ring.submission().len()), (Err(libc::EINTR), before), "{method:?}, durable: {durable}");
+    }
+    driver.descriptors.begin(file);
+    let operation = Operation::Read { file, offset: 0, buffer: page(0) };
+    let in_flight = InFlight { token: Token(2), operation, connecting: None, message: None, written: None };
+    let index = driver.operations.insert(in_flight);
+    driver.completed(index, false, -libc::EINTR);
+    let mut completions = Vec::new();
+    while completions.is_empty() {
+        driver.poll(&mut completions, Wait::Park(None));
+    }
+    assert_eq!((completions[0].token, completions[0].result), (Token(2), Ok(PAGE)));
+}
+
 #[test]
 fn a_file_that_has_no_other_way_says_why_and_goes_the_plain_one() {
     let path = std::env::temp_dir().join(format!("rustydb-no-way-{}", std::process::id()));
