@@ -301,7 +301,8 @@ impl StorageRing {
         done.append(&mut self.done);
     }
 
-    /// From now on completions are signalled by the event. `false`: there are some already, so don't sleep.
+    /// From now on completions are signalled by the event. `false`: there are some already, or the kernel has not taken all submissions
+    /// yet (it may be short of memory), so don't sleep.
     pub(super) fn watch(&mut self) -> bool {
         assert!(!self.must_poll(), "nobody would look for the completions");
         if self.polled || self.operations.len() == 0 {
@@ -310,8 +311,10 @@ impl StorageRing {
         self.ring.completion().enable_eventfd();
         // The kernel says that there is work before it looks whether it is to signal; this side the other way round.
         fence(Ordering::SeqCst);
-        let has_work = self.ring.submission().taskrun() || !self.ring.completion().is_empty();
-        !has_work
+        let submission = self.ring.submission();
+        let has_work = !submission.is_empty() || submission.taskrun();
+        drop(submission);
+        !has_work && self.ring.completion().is_empty()
     }
 
     /// No more signals: the shard is awake and looks by itself.

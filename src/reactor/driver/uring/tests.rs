@@ -148,6 +148,22 @@ fn an_interrupted_write_is_given_back_and_an_interrupted_read_is_made_again() {
 }
 
 #[test]
+fn a_shard_does_not_sleep_on_what_the_kernel_has_not_taken() {
+    let Some((mut driver, file)) = own_ring("not-taken") else { return };
+    let storage = driver.storage.as_mut().unwrap();
+    assert!(storage.watch(), "nothing is under way");
+    // As after a call that failed for want of memory.
+    storage.submit(Token(1), Operation::Read { file, offset: 0, buffer: page(0) }, DurableMethod::Dsync);
+    assert!(!storage.watch());
+    storage.unwatch();
+    let mut done = Vec::new();
+    while done.is_empty() {
+        storage.drive(&mut done);
+    }
+    assert_eq!(done[0].result, Ok(PAGE));
+}
+
+#[test]
 fn a_file_that_has_no_other_way_says_why_and_goes_the_plain_one() {
     let path = std::env::temp_dir().join(format!("rustydb-no-way-{}", std::process::id()));
     std::fs::write(&path, vec![7; PAGE]).unwrap();
