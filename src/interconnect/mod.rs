@@ -509,7 +509,9 @@ impl Interconnect {
             }
             Body::Block(block) => self.0.enqueue(peer, &link, message, QueuedBody::Block(block), place),
         };
-        if let Some(rdma) = self.0.rdma() {
+        if let Some(rdma) = self.0.rdma()
+            && link.lane.borrow().has_to_post()
+        {
             rdma.post_soon(&link);
         }
         sent.map_err(|reason| PeerDown { node: to, reason })

@@ -680,8 +680,14 @@ impl Verbs for Device {
     }
 
     fn arm(&self) -> Result<(), VerbsFault> {
-        self.drain_completion_events();
-        self.take_connections();
+        // Each look is a system call, and what nobody has been told of yet wakes whoever waits.
+        let [completions, connections] = &self.watched;
+        if completions.ready.get() {
+            self.drain_completion_events();
+        }
+        if connections.ready.get() {
+            self.take_connections();
+        }
         // SAFETY: the queue is live.
         let result = unsafe { rustydb_ibv_req_notify_cq(self.completions, 0) };
         if result != 0 {

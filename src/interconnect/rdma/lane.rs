@@ -254,6 +254,11 @@ impl LaneEnd {
         (self.bytes, self.stream.kept())
     }
 
+    /// Whether there are messages for the lane to take.
+    pub fn has_to_post(&self) -> bool {
+        self.stream.next_for_lane().is_some()
+    }
+
     /// Whether what is sent goes by the lane.
     pub fn is_by_lane(&self) -> bool {
         self.stream.sends_by().is_some()

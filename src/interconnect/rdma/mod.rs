@@ -315,9 +315,12 @@ pub(super) async fn drive(inner: Rc<Inner>, rdma: Rc<Rdma>) {
         let filled = rdma.filled.notified();
         rdma.verbs.poll(&mut events);
         let was_busy = !events.is_empty();
+        if was_busy || !rdma.ready.borrow().is_empty() {
+            // Whoever says something is answered soon.
+            busy_since = None;
+        }
         take::take_all(&inner, &rdma, &mut events);
         if was_busy {
-            busy_since = None;
             inner.reactor.yield_now().await;
             continue;
         }
@@ -332,6 +335,7 @@ pub(super) async fn drive(inner: Rc<Inner>, rdma: Rc<Rdma>) {
         }
         rdma.verbs.poll(&mut events);
         if !events.is_empty() {
+            busy_since = None;
             take::take_all(&inner, &rdma, &mut events);
             continue;
         }

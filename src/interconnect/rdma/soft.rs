@@ -109,6 +109,7 @@ pub struct SoftNetwork {
     writes: Cell<u64>,
     torn: Cell<u64>,
     told: Cell<u64>,
+    arms: Cell<u64>,
     slow_reads: Cell<bool>,
 }
 
@@ -139,6 +140,7 @@ impl SoftNetwork {
             writes: Cell::new(0),
             torn: Cell::new(0),
             told: Cell::new(0),
+            arms: Cell::new(0),
             slow_reads: Cell::new(false),
         })
     }
@@ -214,6 +216,12 @@ impl SoftNetwork {
     #[must_use]
     pub fn told(&self) -> u64 {
         self.told.get()
+    }
+
+    /// How often somebody was about to sleep.
+    #[must_use]
+    pub fn arms(&self) -> u64 {
+        self.arms.get()
     }
 
     /// Writes of blocks that were done.
@@ -550,6 +558,7 @@ impl Verbs for SoftVerbs {
     }
 
     fn arm(&self) -> Result<(), VerbsFault> {
+        self.network.arms.set(self.network.arms.get() + 1);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 mod board;
 mod faults;
+mod polling;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -268,14 +269,25 @@ struct Node {
 
 impl Node {
     async fn start(reactor: &Reactor, network: &Rc<SoftNetwork>, node: u8, required: bool) -> Node {
+        Node::start_with(reactor, network, node, required, Duration::ZERO, Duration::from_millis(5)).await
+    }
+
+    async fn start_with(
+        reactor: &Reactor,
+        network: &Rc<SoftNetwork>,
+        node: u8,
+        required: bool,
+        poll: Duration,
+        heartbeat: Duration,
+    ) -> Node {
         let addresses = two_addresses(reactor);
         let address = |node: u8| addresses[usize::from(node) - 1];
         let mut settings = Settings::new(1, NodeId(node), Incarnation(1), ShardId(0), 1, address(node));
         settings.peers = vec![(NodeId(3 - node), address(3 - node))];
-        settings.heartbeat_interval = Duration::from_millis(5);
+        settings.heartbeat_interval = heartbeat;
         settings.heartbeat_timeout = Duration::from_secs(30);
         let net = Interconnect::new(reactor, &ScnClock::new(), settings);
-        net.use_rdma(device_for_test(reactor, network, address(node), 2), required, Duration::ZERO);
+        net.use_rdma(device_for_test(reactor, network, address(node), 2), required, poll);
         let heard = Rc::new(Heard::default());
         net.register(Service::Txn, heard.clone());
         net.register(Service::Gcs, Rc::new(AlsoHeard(heard.clone())));
