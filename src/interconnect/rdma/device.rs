@@ -19,6 +19,7 @@ use std::rc::Rc;
 use rdma_sys as sys;
 use sys::rdma_cm_event_type as cm;
 
+use super::SLOTS_PER_LANE;
 use super::verbs::{
     Access, Action, Event, GREETING_BYTES, Incoming, LocalFuture, MemoryKeys, Pair, SEND_QUEUE_DEPTH, SLOT_BYTES, Verbs,
     VerbsFault, Work,
@@ -51,9 +52,6 @@ const RESOLVE_MS: c_int = 2_000;
 
 /// Connections that may wait to be answered.
 const BACKLOG: c_int = 32;
-
-/// Pairs that the completion queue has room for.
-const PAIRS_MAX: usize = 64;
 
 /// Reads of a connection that a device works on at a time; more wait in its queue, and with them what stands behind.
 const READS_AT_ONCE: u8 = 4;
@@ -212,7 +210,9 @@ impl Device {
     }
 
     fn set_up(&mut self) -> Result<(), VerbsFault> {
-        let completions = self.receive_slots as usize + PAIRS_MAX * SEND_QUEUE_DEPTH;
+        // There are as many pairs as lanes at most, and each has slots to receive into.
+        let pairs_max = self.receive_slots as usize / SLOTS_PER_LANE as usize;
+        let completions = self.receive_slots as usize + pairs_max * SEND_QUEUE_DEPTH;
         // SAFETY: the context is open; what is made is kept in `self`, and given back in the reverse order.
         unsafe {
             self.domain = sys::ibv_alloc_pd(self.context);
@@ -341,7 +341,10 @@ impl Device {
             let mut batch: [sys::ibv_wc; POLL_BATCH] = unsafe { std::mem::zeroed() };
             // SAFETY: the array is live and as long as said.
             let count = unsafe { rustydb_ibv_poll_cq(self.completions, POLL_BATCH as c_int, batch.as_mut_ptr()) };
-            let count = usize::try_from(count).unwrap_or(0);
+            let Ok(count) = usize::try_from(count) else {
+                let pairs: Vec<Pair> = self.pairs.borrow().keys().copied().collect();
+                return pairs.into_iter().for_each(|pair| self.fail(pair, format!("ibv_poll_cq: error {count}")));
+            };
             batch[..count].iter().for_each(|completion| self.take(completion));
             if count < POLL_BATCH {
                 return;
