@@ -112,6 +112,13 @@ fn set_nonblocking(fd: RawFd) -> io::Result<()> {
     Ok(())
 }
 
+/// What the kernel holds against RLIMIT_MEMLOCK for devices: of all threads of this process (proc(5), VmPin).
+fn locked_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmPin:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    kilobytes.unwrap_or(0u64) * 1024
+}
+
 async fn watch(adopted: Adopted, watched: Rc<Watched>, woken: Rc<Notify>) {
     loop {
         adopted.readable().await;
@@ -251,7 +258,11 @@ impl Device {
             libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit);
             limit.rlim_cur
         };
-        if limit == libc::RLIM_INFINITY { VerbsFault::System { call, source } } else { VerbsFault::Memlock { bytes, limit } }
+        if limit == libc::RLIM_INFINITY {
+            VerbsFault::System { call, source }
+        } else {
+            VerbsFault::Memlock { bytes, locked: locked_bytes(), limit }
+        }
     }
 
     fn register_with(&self, start: *mut u8, bytes: usize, remote: Option<Access>) -> Result<MemoryKeys, VerbsFault> {

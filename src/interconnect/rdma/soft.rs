@@ -493,7 +493,7 @@ impl Verbs for SoftVerbs {
         if let Some(limit) = self.network.memlock.get()
             && bytes as u64 > limit
         {
-            return Err(VerbsFault::Memlock { bytes: bytes as u64, limit });
+            return Err(VerbsFault::Memlock { bytes: bytes as u64, locked: 0, limit });
         }
         let key = self.network.name() as u32;
         let memory = Memory { start: start.addr() as u64, bytes: bytes as u64, key, access };

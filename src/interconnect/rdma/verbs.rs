@@ -184,6 +184,8 @@ pub enum VerbsFault {
     Memlock {
         /// How much was asked for.
         bytes: u64,
+        /// How much the process has locked already: other regions, other shards, io_uring's registered memory.
+        locked: u64,
         /// RLIMIT_MEMLOCK of this process.
         limit: u64,
     },
@@ -204,9 +206,9 @@ impl fmt::Display for VerbsFault {
                 "no RDMA device for {} ({source}): `rdma link` must show a device on that address's interface",
                 address.ip()
             ),
-            VerbsFault::Memlock { bytes, limit } => write!(
+            VerbsFault::Memlock { bytes, locked, limit } => write!(
                 f,
-                "RDMA needs {bytes} bytes of memory locked, RLIMIT_MEMLOCK allows {limit}: set LimitMEMLOCK=infinity in the service's unit, \
+                "RDMA needs {bytes} more bytes of memory locked; this process has {locked}, and RLIMIT_MEMLOCK allows {limit}: set LimitMEMLOCK=infinity in the service's unit, \
                  or `ulimit -l unlimited`"
             ),
             VerbsFault::System { call, source } => write!(f, "{call}: {source}"),

@@ -174,6 +174,10 @@ fn shards_that_may_lock_little_memory() {
         for (opened, net) in [second, third] {
             let why = opened.expect_err("more than the limit allows");
             assert!(why.contains("RLIMIT_MEMLOCK allows 8388608") && why.contains("LimitMEMLOCK=infinity"), "{why}");
+            // The others' count, too: what is asked for alone would fit.
+            let numbers: Vec<u64> = why.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
+            let [asked, locked, limit, ..] = numbers[..] else { panic!("{why}") };
+            assert!(asked < limit && asked + locked > limit, "{why}");
             assert!(!net.has_rdma(), "it goes by TCP");
         }
     };
