@@ -562,7 +562,10 @@ pub(in super::super) fn on_message(
             for Outgoing { header, body, .. } in down.again {
                 match body {
                     OutgoingBody::Bytes(bytes) => queue.push(&header, QueuedBody::Bytes(&bytes)),
-                    OutgoingBody::Block(block) => queue.push(&header, QueuedBody::Block(block)),
+                    OutgoingBody::Block(block) => {
+                        Counters::change(&inner.counters.blocks_tcp, |blocks| blocks.sent += 1);
+                        queue.push(&header, QueuedBody::Block(block));
+                    }
                 }
             }
             link.filled.notify_all();

@@ -229,6 +229,19 @@ fn a_frame_that_comes_back_when_its_lane_is_down_may_send() {
 }
 
 #[test]
+fn blocks_that_are_sent_again_over_tcp_are_counted_there() {
+    let cluster = Cluster::with_lanes(2);
+    let [one, two] = [&cluster.nodes[0], &cluster.nodes[1]];
+    cluster.network.hold_device(address(2), true);
+    (0..5).for_each(|request| one.send_block(2, RequestId(request), Place::NONE, 0x11));
+    cluster.world.run_for(Duration::from_millis(10));
+    assert_eq!(one.net.stats().blocks_rdma.sent, 5);
+    cluster.network.pairs().into_iter().for_each(|pair| cluster.network.fail(pair));
+    cluster.until("the blocks", || two.heard.blocks.borrow().len() == 5);
+    assert_eq!((one.net.stats().blocks_tcp.sent, two.net.stats().blocks_tcp.received), (5, 5));
+}
+
+#[test]
 fn each_attempt_has_a_name_of_its_own() {
     let cluster = Cluster::with_lanes(2);
     for _ in 0..3 {
