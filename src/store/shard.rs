@@ -1,23 +1,26 @@
-//! A shard's part of the store: what a message from a client's thread runs into.
+//! A shard's part of the store: what a message from a client's thread runs into, and the branches that sessions' transactions
+//! have here, from their first operation to commit or rollback. What operations do in them: [`reads`], [`writes`]; what is done
+//! to whole [`partitions`].
 //!
 //! Owned by one shard, found by letters through [`Reactor::local`](crate::reactor::Reactor::local). Bounded by the sessions
 //! that have a branch here. A client's operations run one after the other: each takes the branch's turn, so that one whose
 //! client went away has ended before the next begins.
 
+mod partitions;
+mod reads;
+mod writes;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
-use std::time::Duration;
 
-use crate::btree::space::{SpaceReply, SpaceRequest, SpaceService, Urgency};
-use crate::btree::{KeyRange, NeedRoom, SpaceError, Tree, Visit};
+use crate::btree::space::SpaceService;
 use crate::cache::Cache;
 use crate::fusion::ges::{FreshVersion, Probe, SessionId, Sessions};
-use crate::ids::{PartitionId, Scn, ShardId, TxnId};
+use crate::ids::{Scn, ShardId, TxnId};
 use crate::reactor::sync::Semaphore;
 use crate::reactor::{Class, Reactor};
-use crate::rules::{DesignRule, kept};
-use crate::txn::{Cancel, Decision, Glance, How, Isolation, Outcome, Position, Transaction, TxnError, Txns, View, WaitPolicy};
+use crate::txn::{Cancel, Isolation, Position, Transaction, TxnError, Txns, WaitPolicy};
 
 use super::StoreError;
 use super::departed::Adopted;
@@ -25,11 +28,7 @@ use super::locks::{LockService, Locker};
 use super::several::Several;
 use super::types::*;
 
-/// How long a read waits for the node's lease to read to be renewed.
-const LEASE_PATIENCE: Duration = Duration::from_secs(5);
-const LEASE_POLL: Duration = Duration::from_millis(2);
-/// Dead rows taken out in one redo group.
-const VACUUM_GROUP_ROWS: usize = 128;
+pub(super) use writes::Batch;
 
 /// What an operation carries from its session.
 #[derive(Clone, Copy, Debug)]
@@ -46,13 +45,6 @@ pub(super) struct Context {
 pub(super) struct Branch {
     pub(super) txn: Transaction,
     turn: Semaphore,
-}
-
-/// How a batch ended without a fault.
-pub(super) struct Batch<T> {
-    pub(super) results: Vec<T>,
-    /// Everything that it did was undone: a duplicate, or a modifier that gave up.
-    pub(super) undone: bool,
 }
 
 /// The store in one shard.
@@ -127,33 +119,8 @@ impl ShardEngine {
         self.txns.cache()
     }
 
-    /// Shows the newest committed row to `look`, for readers in this very thread; `None`: use a session. No hop, no copy, no
-    /// allocation.
-    ///
-    /// # Errors
-    /// When a block or the row is damaged.
-    pub fn get_with<R>(
-        &self,
-        partition: PartitionId,
-        key: &[u8],
-        look: impl FnOnce(Option<&[u8]>) -> R,
-    ) -> Result<Option<R>, StoreError> {
-        let Some(tree) = self.txns.known_tree(partition) else { return Ok(None) };
-        // A look that doesn't wait needs no registered snapshot: nothing is recycled while it runs.
-        let view = View { snapshot: self.txns.shared().clock.latest(), own: None };
-        match self.txns.glance(&tree, key, view, look)? {
-            Glance::Seen(seen) if self.may_read() => Ok(Some(seen)),
-            Glance::Seen(_) | Glance::NotNow => Ok(None),
-        }
-    }
-
     fn branch(&self, session: u64) -> Option<Rc<Branch>> {
         self.branches.borrow().get(&session).cloned()
-    }
-
-    fn view(&self, context: Context) -> View {
-        let own = context.isolation.and_then(|_| self.branch(context.session)).and_then(|branch| branch.txn.id());
-        View { snapshot: context.snapshot, own }
     }
 
     fn running(&self, session: u64, cancel: &Cancel) -> Running<'_> {
@@ -167,84 +134,6 @@ impl ShardEngine {
         if let Some(cancel) = cancel {
             cancel.cancel();
         }
-    }
-
-    fn may_read(&self) -> bool {
-        self.txns.shared().serving.may_read(|| self.reactor().now()) || !kept(DesignRule::LeaseToRead)
-    }
-
-    /// Waits until what was read may be shown, which it nearly always may: to be called between reading and answering, for then
-    /// nobody has gone on without this node before it read.
-    ///
-    /// # Errors
-    /// [`StoreError::Unavailable`] when the node is suspended, or after [`LEASE_PATIENCE`].
-    async fn wait_for_lease(&self) -> Result<(), StoreError> {
-        let since = self.reactor().now();
-        while !self.may_read() {
-            if let Some(reason) = self.txns.shared().serving.reason() {
-                return Err(StoreError::Unavailable { reason });
-            }
-            if self.reactor().now().since(since) > LEASE_PATIENCE {
-                let seconds = LEASE_PATIENCE.as_secs();
-                let reason = format!(
-                    "too few of the other nodes have answered this one for {seconds} s, so what it has cached may be out of date: \
-                     check the interconnect, and how loaded the nodes are"
-                );
-                return Err(StoreError::Unavailable { reason });
-            }
-            self.reactor().sleep(LEASE_POLL).await;
-        }
-        Ok(())
-    }
-
-    /// The row, if that takes no waiting.
-    pub(super) fn try_get(
-        &self,
-        context: Context,
-        partition: PartitionId,
-        key: &[u8],
-    ) -> Result<Option<Option<Vec<u8>>>, StoreError> {
-        let Some(tree) = self.txns.known_tree(partition) else { return Ok(None) };
-        match self.txns.glance(&tree, key, self.view(context), |row| row.map(<[u8]>::to_vec))? {
-            Glance::Seen(row) if self.may_read() => Ok(Some(row)),
-            Glance::Seen(_) | Glance::NotNow => Ok(None),
-        }
-    }
-
-    pub(super) async fn get_many(
-        &self,
-        context: Context,
-        partition: PartitionId,
-        keys: &[Vec<u8>],
-    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        let tree = self.txns.tree(partition).await?;
-        let cancel = Cancel::new();
-        let _running = self.running(context.session, &cancel);
-        let view = self.view(context);
-        let mut rows = Vec::with_capacity(keys.len());
-        for key in keys {
-            rows.push(self.txns.get(&tree, key, view, &cancel).await?);
-        }
-        self.wait_for_lease().await?;
-        Ok(rows)
-    }
-
-    pub(super) async fn scan(
-        &self,
-        context: Context,
-        partition: PartitionId,
-        range: ScanRange,
-        limit: ScanLimit,
-    ) -> Result<ScanChunk, StoreError> {
-        let tree = self.txns.tree(partition).await?;
-        let cancel = Cancel::new();
-        let _running = self.running(context.session, &cancel);
-        let range = KeyRange { lower: range.lower, upper: range.upper, reverse: range.reverse };
-        let limits = (limit.bytes.max(1), limit.rows.max(1));
-        let found = self.txns.scan(&tree, &range, limits, self.view(context), &cancel).await?;
-        let more = found.more.map(|range| ScanRange { lower: range.lower, upper: range.upper, reverse: range.reverse });
-        self.wait_for_lease().await?;
-        Ok(ScanChunk { rows: found.rows, more })
     }
 
     /// Runs `work` in the session's branch, which begins if there is none.
@@ -295,161 +184,6 @@ impl ShardEngine {
         if let Err(error) = self.txns.abort(txn).await {
             tracing::warn!(%error, "a rollback was interrupted and goes on in the background");
         }
-    }
-
-    pub(super) async fn write_batch(&self, txn: &Transaction, operations: &[WriteOp]) -> Result<Batch<WriteResult>, StoreError> {
-        let start = self.txns.position(txn);
-        let mut results = Vec::with_capacity(operations.len());
-        for operation in operations {
-            match self.write_one(txn, operation).await {
-                Ok((result, true)) => results.push(result),
-                Ok((result, false)) => {
-                    results.push(result);
-                    self.txns.roll_back_to(txn, start).await?;
-                    return Ok(Batch { results, undone: true });
-                }
-                Err(error) => {
-                    self.txns.roll_back_to(txn, start).await?;
-                    return Err(error.into());
-                }
-            }
-        }
-        self.wait_for_lease().await?;
-        Ok(Batch { results, undone: false })
-    }
-
-    /// One operation; `false`: the batch ends here.
-    async fn write_one(&self, txn: &Transaction, operation: &WriteOp) -> Result<(WriteResult, bool), TxnError> {
-        let tree = self.txns.tree(operation.partition()).await?;
-        let how = |expect_bytes, check_snapshot| How { wait: WaitPolicy::Wait, check_snapshot, expect_bytes };
-        let mut found: Option<Vec<u8>> = None;
-        match operation {
-            WriteOp::Insert { key, value, on_conflict, .. } => {
-                let how = how(value.len(), *on_conflict == OnConflict::Nothing);
-                self.txns
-                    .change(txn, &tree, key, how, &mut |row| {
-                        found = row.map(<[u8]>::to_vec);
-                        if found.is_none() { Decision::Put(value.clone()) } else { Decision::Keep }
-                    })
-                    .await?;
-                Ok(match found {
-                    None => (WriteResult::Done { previous: None }, true),
-                    Some(existing) => (WriteResult::Duplicate { existing }, *on_conflict == OnConflict::Nothing),
-                })
-            }
-            WriteOp::Put { key, value, .. } => {
-                self.txns
-                    .change(txn, &tree, key, how(value.len(), true), &mut |row| {
-                        found = row.map(<[u8]>::to_vec);
-                        Decision::Put(value.clone())
-                    })
-                    .await?;
-                Ok((WriteResult::Done { previous: found }, true))
-            }
-            WriteOp::Update { key, value, .. } => {
-                self.txns
-                    .change(txn, &tree, key, how(value.len(), true), &mut |row| {
-                        found = row.map(<[u8]>::to_vec);
-                        if found.is_some() { Decision::Put(value.clone()) } else { Decision::Keep }
-                    })
-                    .await?;
-                Ok((found.map_or(WriteResult::NotFound, |row| WriteResult::Done { previous: Some(row) }), true))
-            }
-            WriteOp::Delete { key, .. } => {
-                self.txns
-                    .change(txn, &tree, key, how(0, true), &mut |row| {
-                        found = row.map(<[u8]>::to_vec);
-                        Decision::Delete
-                    })
-                    .await?;
-                Ok((found.map_or(WriteResult::NotFound, |row| WriteResult::Done { previous: Some(row) }), true))
-            }
-        }
-    }
-
-    pub(super) async fn modify_batch(
-        &self,
-        txn: &Transaction,
-        rows: &[(PartitionId, Vec<u8>)],
-        first: usize,
-        modifier: &mut Modifier,
-    ) -> Result<Batch<Modified>, StoreError> {
-        let start = self.txns.position(txn);
-        let mut results = Vec::with_capacity(rows.len());
-        for (index, (partition, key)) in rows.iter().enumerate() {
-            match self.modify_one(txn, *partition, key, first + index, modifier).await {
-                Ok(result) => {
-                    let failed = matches!(result, Modified::Failed(_));
-                    results.push(result);
-                    if failed {
-                        self.txns.roll_back_to(txn, start).await?;
-                        return Ok(Batch { results, undone: true });
-                    }
-                }
-                Err(error) => {
-                    self.txns.roll_back_to(txn, start).await?;
-                    return Err(error.into());
-                }
-            }
-        }
-        self.wait_for_lease().await?;
-        Ok(Batch { results, undone: false })
-    }
-
-    async fn modify_one(
-        &self,
-        txn: &Transaction,
-        partition: PartitionId,
-        key: &[u8],
-        index: usize,
-        modifier: &mut Modifier,
-    ) -> Result<Modified, TxnError> {
-        let tree = self.txns.tree(partition).await?;
-        let mut done = Modified::Kept;
-        let how = How { wait: WaitPolicy::Wait, check_snapshot: true, expect_bytes: 0 };
-        let outcome = self
-            .txns
-            .change(txn, &tree, key, how, &mut |row| {
-                let (decision, result) = match (modifier(index, row), row) {
-                    (Modify::Keep, None) | (Modify::Delete, None) => (Decision::Keep, Modified::Kept),
-                    (Modify::Keep, Some(_)) => (Decision::Lock, Modified::Kept),
-                    (Modify::Put(value), _) => {
-                        (Decision::Put(value.clone()), Modified::Put { previous: row.map(<[u8]>::to_vec), value })
-                    }
-                    (Modify::Delete, Some(row)) => (Decision::Delete, Modified::Deleted { previous: row.to_vec() }),
-                    (Modify::Fail(why), _) => (Decision::Keep, Modified::Failed(why)),
-                };
-                done = result;
-                decision
-            })
-            .await?;
-        assert!(outcome != Outcome::Skipped, "a modification waits for its row");
-        Ok(done)
-    }
-
-    pub(super) async fn lock_row(
-        &self,
-        txn: &Transaction,
-        partition: PartitionId,
-        key: &[u8],
-        wait: WaitPolicy,
-    ) -> Result<LockedRow, StoreError> {
-        let tree = self.txns.tree(partition).await?;
-        let mut found = None;
-        let how = How { wait, check_snapshot: true, expect_bytes: 0 };
-        let outcome = self
-            .txns
-            .change(txn, &tree, key, how, &mut |row| {
-                found = row.map(<[u8]>::to_vec);
-                Decision::Lock
-            })
-            .await?;
-        self.wait_for_lease().await?;
-        Ok(match (outcome, found) {
-            (Outcome::Skipped, _) => LockedRow::Skipped,
-            (_, Some(row)) => LockedRow::Row(row),
-            (_, None) => LockedRow::Gone,
-        })
     }
 
     pub(super) async fn lock_name(
@@ -536,106 +270,6 @@ impl ShardEngine {
         }
         self.release_locks(&branch.txn);
         Ok(Committed { scn: committed? })
-    }
-
-    /// Makes a partition of this number; harmless if it is there.
-    ///
-    /// # Errors
-    /// [`StoreError::VolumeFull`] and faults.
-    pub async fn create_partition(&self, partition: PartitionId) -> Result<(), StoreError> {
-        let urgency = if partition < PartitionId::FIRST_USER { Urgency::Reserve } else { Urgency::Normal };
-        let prepared = self.service.request(SpaceRequest::PreparePartition { partition: Some(partition), urgency }).await;
-        let home = match prepared.map_err(TxnError::from) {
-            Ok(SpaceReply::Home(home)) => home,
-            Ok(other) => unreachable!("a partition was asked for, {other:?} came"),
-            Err(_) if self.txns.tree(partition).await.is_ok() => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let tree = Tree::create(self.cache(), self.txns.space(), home).await.map_err(TxnError::from)?;
-        match self.service.request(SpaceRequest::PublishPartition(home)).await {
-            // Another node was quicker: its tree is the one, this one's extent goes back.
-            Err(SpaceError::PartitionExists(_)) => {
-                let extents = self.txns.space().extents_of(home).await.map_err(TxnError::from)?;
-                self.txns.forget_unpublished(home).await?;
-                self.service.request(SpaceRequest::FreeExtents(extents)).await.map_err(TxnError::from)?;
-                drop(tree);
-                self.txns.tree(partition).await?;
-            }
-            Err(error) => return Err(TxnError::from(error).into()),
-            Ok(_) => {}
-        }
-        Ok(())
-    }
-
-    /// Takes a partition apart; harmless if it is gone.
-    pub(super) async fn drop_partition(&self, partition: PartitionId) -> Result<(), StoreError> {
-        let tree = match self.txns.tree(partition).await {
-            Ok(tree) => tree,
-            Err(TxnError::NoSuchPartition(_)) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let extents = match self.txns.space().extents_of(tree.home()).await.map_err(TxnError::from) {
-            Ok(extents) => extents,
-            // Somebody else is at it.
-            Err(TxnError::NoSuchPartition(_)) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        match self.service.request(SpaceRequest::RemovePartition(tree.home())).await {
-            Ok(_) => {}
-            Err(SpaceError::NoPartition(_)) => return Ok(()),
-            Err(error) => return Err(TxnError::from(error).into()),
-        }
-        // Nobody may have a block of it when its extents get new owners.
-        self.txns.forget_everywhere(partition).await?;
-        self.service.request(SpaceRequest::FreeExtents(extents)).await.map_err(TxnError::from)?;
-        Ok(())
-    }
-
-    pub(super) async fn vacuum(&self, partition: PartitionId) -> Result<VacuumReport, StoreError> {
-        let tree = self.txns.tree(partition).await?;
-        let mut report = VacuumReport::default();
-        let mut more = Some(KeyRange::all());
-        while let Some(range) = more.take() {
-            let mut dead = Vec::new();
-            more = tree
-                .scan_leaf(&range, &mut |key, value| {
-                    report.rows_seen += 1;
-                    if self.txns.is_dead(value) {
-                        dead.push(key.to_vec());
-                    } else if crate::txn::row::Row::parse(value).is_some_and(|row| row.is_deleted()) {
-                        report.rows_kept += 1;
-                    }
-                    if dead.len() >= VACUUM_GROUP_ROWS { Visit::StopAfter } else { Visit::Continue }
-                })
-                .await
-                .map_err(TxnError::from)?;
-            report.rows_removed += self.remove_dead(&tree, &dead).await?;
-            self.reactor().yield_now().await;
-        }
-        Ok(report)
-    }
-
-    async fn remove_dead(&self, tree: &Tree, keys: &[Vec<u8>]) -> Result<u64, StoreError> {
-        let never = |_: &[u8], _: &[u8]| false;
-        let mut keys = keys.iter().map(Vec::as_slice).peekable();
-        let mut removed = 0;
-        while let Some(first) = keys.next() {
-            let redo_bytes = VACUUM_GROUP_ROWS * 16;
-            let room = NeedRoom { value_len: 0, redo_bytes, urgency: Urgency::Reserve, dead: &never };
-            let (mut leaf, mut mtr) = tree.seek_write(first, room).await.map_err(TxnError::from)?;
-            loop {
-                if leaf.value().is_some_and(|value| self.txns.is_dead(value)) {
-                    leaf.remove(&mut mtr);
-                    removed += 1;
-                }
-                match keys.peek() {
-                    Some(next) if leaf.move_to(next, 0) => drop(keys.next()),
-                    _ => break,
-                }
-            }
-            mtr.finish();
-        }
-        Ok(removed)
     }
 
     pub(super) fn stats(&self) -> StoreStats {
