@@ -11,6 +11,7 @@ mod late;
 mod lead;
 mod links;
 mod node;
+mod operator;
 mod pulse;
 mod read_lease;
 pub mod recovery;
@@ -22,6 +23,7 @@ mod tests;
 pub mod view;
 
 pub use control::ControlStatus;
-pub use node::{HostedNode, Node, Operator};
+pub use node::{HostedNode, Node};
+pub use operator::Operator;
 pub use statistics::{Publisher, ServiceStatistics, ShardStatistics, StatisticsSource};
 pub use status::{Identity, Phase, RecoveryStatus, RecoveryTimes, Snapshot, Status};
