@@ -2,34 +2,34 @@
 //!
 //! Owned by the shard's thread, which is the ring's only issuer. Sockets and files are registered where there is room in
 //! the ring's table, memory where [`Driver::register_memory`] told of it. Operations, with their memory, stay in a slab
-//! until their completion; a driver that is dropped cancels and awaits what is in flight, and rather leaks memory that the
-//! kernel will not give back than frees it. The volume may have a ring of its own beside this one: see [`storage`].
+//! until their completion (see [`entry`]); a driver that is dropped cancels and awaits what is in flight, and rather leaks
+//! memory that the kernel will not give back than frees it. The volume may have a ring of its own beside this one: see
+//! [`route`].
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, Napi, Timespec};
+use io_uring::types::{CancelBuilder, Fd, Napi, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
+use self::entry::{InFlight, Message, SPARE_MESSAGES};
 use self::memory::RegisteredMemory;
-use self::nvme::Namespace;
 use self::storage::StorageRing;
 use super::system::{self, Descriptors, EventFd, RawAddress};
-use super::{
-    Completion, Driver, DurableMethod, Handle, OpenOptions, Operation, StorageRoute, StorageWish, Token, Wait, fill_io_vectors,
-};
+use super::{Completion, Driver, DurableMethod, Handle, OpenOptions, Operation, StorageRoute, StorageWish, Token, Wait};
 use crate::reactor::mail::WakeUp;
 use crate::reactor::slab::Slab;
 use crate::reactor::time::Clock;
 
+mod entry;
 mod memory;
 mod nvme;
+mod route;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -42,9 +42,6 @@ const COMPLETIONS: u32 = 8192;
 
 /// Files and sockets in the ring's own table; those beyond work by their ordinary numbers.
 const FIXED_FILES: u32 = 1024;
-
-/// Message headers kept for the next vectored send, accept or connect.
-const SPARE_MESSAGES: usize = 64;
 
 /// How long a dropped driver waits for the kernel to give memory back.
 const DROP_WAIT: Duration = Duration::from_secs(5);
@@ -104,23 +101,6 @@ impl WakeUp for UringWakeUp {
     fn uring(&self) -> Option<RawFd> {
         Some(self.ring.load(Ordering::Relaxed)).filter(|fd| *fd >= 0)
     }
-}
-
-struct InFlight {
-    token: Token,
-    operation: Operation,
-    /// The socket that a connect is making.
-    connecting: Option<Handle>,
-    message: Option<Box<Message>>,
-    /// Of a write with a linked sync: the write's result, once it is known.
-    written: Option<i32>,
-}
-
-/// What the kernel reads and writes besides the buffers; in a box because its address must not change.
-struct Message {
-    header: libc::msghdr,
-    vectors: Vec<libc::iovec>,
-    address: RawAddress,
 }
 
 impl UringDriver {
@@ -252,110 +232,6 @@ impl UringDriver {
         drop(self.descriptors.remove(handle));
     }
 
-    fn start_receives(&mut self) {
-        let mut receives = std::mem::take(&mut self.receives);
-        receives.drain(..).for_each(|index| self.start(index));
-        self.receives = receives;
-    }
-
-    /// Sends an operation, which lies in the slab at `index`, to the ring.
-    fn start(&mut self, index: u32) {
-        let handle = self.operations[index].connecting.or(self.operations[index].operation.handle());
-        let handle = handle.expect("a connect has got its socket by now");
-        let fd = self.descriptors.get(handle).fd.as_raw_fd();
-        let durable_method = self.descriptors.get(handle).durable;
-        let fixed = (self.fixed_files && handle.index < FIXED_FILES).then_some(Fixed(handle.index));
-        let memory = match &self.operations[index].operation {
-            Operation::Read { buffer, .. } | Operation::Write { buffer, .. } => self.memory.find(buffer.as_ptr(), buffer.len()),
-            _ => None,
-        };
-        let in_flight = &mut self.operations[index];
-        let message = &mut in_flight.message;
-        /// Builds the entry for the ring's own number of the file where it has one.
-        macro_rules! on_file {
-            (|$target:ident| $entry:expr) => {
-                match fixed {
-                    Some($target) => $entry.build(),
-                    None => {
-                        let $target = Fd(fd);
-                        $entry.build()
-                    }
-                }
-            };
-        }
-        let mut sync_after = false;
-        let entry = match &mut in_flight.operation {
-            Operation::Read { offset, buffer, .. } => {
-                let (pointer, len) = (buffer.as_mut_ptr(), length(buffer.len()));
-                match memory {
-                    Some(memory) => on_file!(|file| opcode::ReadFixed::new(file, pointer, len, memory).offset(*offset)),
-                    None => on_file!(|file| opcode::Read::new(file, pointer, len).offset(*offset)),
-                }
-            }
-            Operation::Write { offset, buffer, durable, .. } => {
-                let (pointer, len) = (buffer.as_ptr(), length(buffer.len()));
-                sync_after = *durable && durable_method == DurableMethod::WriteThenSync;
-                let flags = if *durable && !sync_after { libc::RWF_DSYNC } else { 0 };
-                match memory {
-                    Some(memory) => {
-                        on_file!(|file| opcode::WriteFixed::new(file, pointer, len, memory).offset(*offset).rw_flags(flags))
-                    }
-                    None => on_file!(|file| opcode::Write::new(file, pointer, len).offset(*offset).rw_flags(flags)),
-                }
-            }
-            Operation::Sync { .. } => on_file!(|file| opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC)),
-            Operation::Readable { .. } => on_file!(|file| opcode::PollAdd::new(file, libc::POLLIN as u32)),
-            Operation::Accept { .. } => {
-                let address = &mut message.as_mut().expect("set at submit").address;
-                let (pointer, len) = (address.as_mut_ptr(), &raw mut address.length);
-                on_file!(|file| opcode::Accept::new(file, pointer, len).flags(libc::SOCK_CLOEXEC))
-            }
-            Operation::Connect { .. } => {
-                let address = &message.as_ref().expect("set at submit").address;
-                on_file!(|file| opcode::Connect::new(file, address.as_ptr(), address.length))
-            }
-            Operation::Send { buffer, done, .. } => {
-                let rest = &buffer.as_slice()[*done..];
-                let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-                on_file!(|file| opcode::Send::new(file, rest.as_ptr(), length(rest.len())).flags(flags))
-            }
-            Operation::SendVectored { buffers, done, .. } => {
-                let message = message.as_mut().expect("set at submit");
-                fill_io_vectors(&mut message.vectors, buffers, *done);
-                message.header.msg_iov = message.vectors.as_mut_ptr();
-                message.header.msg_iovlen = message.vectors.len();
-                let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
-                on_file!(|file| opcode::SendMsg::new(file, &message.header).flags(flags))
-            }
-            Operation::Receive { buffer, done, exact, .. } => {
-                let rest = &mut buffer.as_mut_slice()[*done..];
-                let flags = if *exact { libc::MSG_WAITALL } else { 0 };
-                on_file!(|file| opcode::Recv::new(file, rest.as_mut_ptr(), length(rest.len())).flags(flags))
-            }
-        };
-        let name = u64::from(index) << 1;
-        if sync_after {
-            let sync = on_file!(|file| opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC));
-            self.push(&[entry.flags(squeue::Flags::IO_LINK).user_data(name), sync.user_data(name | 1)]);
-        } else {
-            self.push(&[entry.user_data(name)]);
-        }
-    }
-
-    fn message(&mut self, address: RawAddress) -> Box<Message> {
-        match self.spare.pop() {
-            Some(mut message) => {
-                message.address = address;
-                message
-            }
-            None => {
-                // SAFETY: msghdr is plain data, all zeros is a valid value.
-                let header = unsafe { std::mem::zeroed() };
-                Box::new(Message { header, vectors: Vec::new(), address })
-            }
-        }
-    }
-
     fn next_completion(&mut self) -> Option<cqueue::Entry> {
         self.ring.completion().next()
     }
@@ -393,73 +269,6 @@ impl UringDriver {
     fn has_kernel_work(&mut self) -> bool {
         let submission = self.ring.submission();
         !self.tells_of_work || !submission.is_empty() || submission.taskrun()
-    }
-
-    /// Lets the volume's own ring work.
-    fn drive_storage(&mut self) {
-        let Some(storage) = &mut self.storage else { return };
-        let mut stored = std::mem::take(&mut self.stored);
-        storage.drive(&mut stored);
-        for done in stored.drain(..) {
-            self.stored(done);
-        }
-        self.stored = stored;
-    }
-
-    /// What the volume's own ring has completed.
-    fn stored(&mut self, done: storage::Done) {
-        let storage::Done { token, operation, result, sync_after } = done;
-        if sync_after {
-            let written = result.ok().and_then(|bytes| i32::try_from(bytes).ok());
-            let written = written.expect("a whole write of less than 2 GiB");
-            let handle = operation.handle().expect("a write has a file");
-            let fd = Fd(self.descriptors.get(handle).fd.as_raw_fd());
-            let in_flight = InFlight { token, operation, connecting: None, message: None, written: Some(written) };
-            let index = self.operations.insert(in_flight);
-            let sync = opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build();
-            return self.push(&[sync.user_data(u64::from(index) << 1 | 1)]);
-        }
-        if let Some(handle) = operation.handle()
-            && self.descriptors.end(handle)
-        {
-            self.remove(handle);
-        }
-        self.done.push(Completion { token, result, buffers: operation.into_buffers(), opened: None });
-    }
-
-    /// Waits without sleeping, because the volume's ring has to be polled: until anything has completed, on either ring, or the
-    /// time is over.
-    fn look_for_completions(&mut self, time: Option<Duration>) {
-        let until = time.map(|time| Clock::System.now() + time);
-        while self.done.is_empty() && self.storage.as_ref().is_some_and(StorageRing::must_poll) {
-            self.drive_storage();
-            if self.has_kernel_work() {
-                if let Err(error) = self.enter(Wait::No) {
-                    assert!(is_passing(&error), "io_uring fails: {error}");
-                }
-                if self.reap() {
-                    return;
-                }
-            }
-            if until.is_some_and(|until| Clock::System.now() >= until) {
-                return;
-            }
-            std::hint::spin_loop();
-        }
-    }
-
-    /// A ring for the volume that goes by these ways, tried out.
-    fn storage_ring(&mut self, file: Handle, namespace: Option<Rc<Namespace>>, polled: bool) -> Result<StorageRing, String> {
-        let block = self.descriptors.get(file).fd.as_raw_fd();
-        let words = |error: io::Error| format!("no ring for it: {error}");
-        let mut storage = StorageRing::new(file, block, namespace, polled).map_err(words)?;
-        storage.tell(self.wake.event.fd()).map_err(words)?;
-        storage.probe(block)?;
-        for (start, bytes) in self.memory.pieces() {
-            // SAFETY: it was promised to stay mapped for as long as this driver lives, and the ring goes with the driver.
-            unsafe { storage.register(*start as *const u8, *bytes) };
-        }
-        Ok(storage)
     }
 
     fn completed(&mut self, index: u32, is_linked_sync: bool, result: i32) {
@@ -513,10 +322,6 @@ impl UringDriver {
         }
         self.done.push(Completion { token, result, buffers: operation.into_buffers(), opened });
     }
-}
-
-fn length(len: usize) -> u32 {
-    u32::try_from(len).expect("an operation moves less than 4 GiB")
 }
 
 /// Whether a call failed only for now: the completion ring is full, or the kernel is short of memory.
@@ -633,52 +438,7 @@ impl Driver for UringDriver {
     }
 
     fn route(&mut self, file: Handle, wish: StorageWish) -> StorageRoute {
-        assert!(self.descriptors.get(file).in_flight == 0, "the way of a file changes only while nothing is in flight");
-        let mut route = StorageRoute::default();
-        if let Some(storage) = &self.storage {
-            route.refusals.push(format!("another file has this thread's one ring for it ({:?})", storage.file()));
-            return route;
-        }
-        let block = self.descriptors.get(file).fd.as_raw_fd();
-        let mut namespace = None;
-        if wish.passthrough {
-            match Namespace::find(block) {
-                Ok(found) => namespace = Some(Rc::new(found)),
-                Err(why) => route.refusals.push(format!("no NVMe passthrough: {why}")),
-            }
-        }
-        let mut polled = false;
-        if wish.polled {
-            match nvme::can_poll(block) {
-                Ok(()) => polled = true,
-                Err(why) => route.refusals.push(format!("no polling: {why}")),
-            }
-        }
-        let mut ways = Vec::new();
-        if namespace.is_some() {
-            ways.extend(polled.then_some((true, true)));
-            ways.push((true, false));
-        }
-        ways.extend(polled.then_some((false, true)));
-        // The best first; what is tried out and fails is left out.
-        for (passthrough, polled) in ways {
-            if self.storage.is_some() {
-                break;
-            }
-            match self.storage_ring(file, namespace.clone().filter(|_| passthrough), polled) {
-                Ok(storage) => {
-                    route.passthrough = namespace.as_ref().filter(|_| passthrough).map(|namespace| namespace.path().to_owned());
-                    route.polled = polled;
-                    self.storage = Some(storage);
-                }
-                Err(why) => route.refusals.push(match (passthrough, polled) {
-                    (true, true) => format!("no polled NVMe passthrough: {why}"),
-                    (true, false) => format!("no NVMe passthrough: {why}"),
-                    _ => format!("no polling: {why}"),
-                }),
-            }
-        }
-        route
+        self.find_route(file, wish)
     }
 
     fn storage_operations(&self) -> u64 {

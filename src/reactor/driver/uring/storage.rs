@@ -19,9 +19,10 @@ use std::time::Duration;
 use io_uring::types::{CancelBuilder, Fixed};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
+use super::entry::length;
 use super::memory::RegisteredMemory;
 use super::nvme::{self, Namespace, Outcome};
-use super::{CANCEL_WAIT, DROP_WAIT, is_passing, length};
+use super::{CANCEL_WAIT, DROP_WAIT, is_passing};
 use crate::reactor::buffer::IoBuf;
 use crate::reactor::driver::{Buffers, DurableMethod, Handle, Operation, Token};
 use crate::reactor::slab::Slab;

@@ -2,6 +2,7 @@
 //! hw-tests/storage.rs.
 
 use std::cell::Cell;
+use std::rc::Rc;
 
 use super::*;
 use crate::reactor::{Class, FileId, IoBuf, Reactor, ReactorOptions};
