@@ -6,7 +6,10 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::time::Instant;
 
+use super::bed::{Node, Transport, device_addresses, on_drivers};
 use super::*;
+use crate::reactor::thread::run_local;
+use crate::reactor::{DriverChoice, ReactorOptions};
 
 /// Ends the process whatever becomes of the test.
 struct Process(Child);
