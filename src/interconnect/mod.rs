@@ -9,23 +9,24 @@
 //! Where both nodes have RDMA, the messages of a connection go by a lane beside it ([`rdma`]), and over TCP again when that fails,
 //! without a message lost or doubled; the handlers don't notice.
 //!
-//! Nothing is sent again when the connection itself breaks: whatever was under way when a connection broke is lost, and the handlers of both sides hear
-//! `on_peer_down`. A later connection to the same life of the peer is a fresh start for them, not a continuation.
+//! Nothing is sent again when the connection itself breaks: whatever was under way when a connection broke is lost, and the
+//! handlers of both sides hear `on_peer_down`. A later connection to the same life of the peer is a fresh start for them, not a
+//! continuation.
 
 mod header;
 mod hello;
 mod link;
+mod one_sided;
+mod peer;
 mod queue;
 pub mod rdma;
+mod settings;
 mod stats;
 mod tcp;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::BTreeSet;
-use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -35,13 +36,14 @@ pub use self::header::{
 };
 pub use self::hello::{Expected, HELLO_BYTES, HELLO_MAGIC, Hello, HelloFault, PROTOCOL_VERSION, WireHello};
 use self::link::Link;
+use self::peer::Peer;
 use self::queue::QueuedBody;
-use self::rdma::{Place, Purpose, Rdma};
+use self::rdma::{Place, Rdma};
+pub use self::settings::{InterconnectError, SEND_QUEUE_BYTES, Settings};
 pub use self::stats::{BlockTraffic, DownReason, Drops, PeerDown, PeerStatus, RdmaTraffic, Refusals, Stats, Traffic};
 use self::stats::{Counters, LogGate};
 use crate::clock::ScnClock;
-use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NODES_MAX, NodeId, RequestId, Scn, ShardId};
-use crate::reactor::sync::Notify;
+use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NODES_MAX, NodeId, ShardId};
 use crate::reactor::{Class, IoBuf, Reactor, TaskHandle};
 
 /// Heartbeat; the argument comes back in the answer.
@@ -49,39 +51,8 @@ const LINK_PING: u8 = Service::Link.base();
 /// Answer to a heartbeat.
 const LINK_PONG: u8 = Service::Link.base() + 1;
 
-/// Bytes that may wait for one peer by default: some 8,000 blocks.
-pub const SEND_QUEUE_BYTES: usize = 64 * 1024 * 1024;
-
 /// At most one log line about strangers on the port in this time.
 const STRANGER_LOG_INTERVAL: Duration = Duration::from_secs(1);
-
-/// At most one log line about a peer that cannot be reached in this time.
-const UNREACHABLE_LOG_INTERVAL: Duration = Duration::from_secs(10);
-
-/// What an interconnect is told when it is made.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Id of the cluster, from the superblock: nodes of other clusters are refused.
-    pub cluster_id: u128,
-    /// This node.
-    pub node: NodeId,
-    /// This node's life.
-    pub incarnation: Incarnation,
-    /// This shard.
-    pub shard: ShardId,
-    /// Shards a node; equal on all nodes.
-    pub shards: u8,
-    /// Where this shard listens.
-    pub listen: SocketAddr,
-    /// Where this shard of every other node listens.
-    pub peers: Vec<(NodeId, SocketAddr)>,
-    /// Time between heartbeats.
-    pub heartbeat_interval: Duration,
-    /// Silence after which a peer counts as lost; more than twice the interval.
-    pub heartbeat_timeout: Duration,
-    /// Most bytes that may wait for one peer; one that falls further behind counts as lost.
-    pub send_queue_bytes_max: usize,
-}
 
 /// What goes with a message.
 #[derive(Debug)]
@@ -121,116 +92,6 @@ pub trait Handler {
     }
 }
 
-/// Why an interconnect did not start.
-#[derive(Debug)]
-pub enum InterconnectError {
-    /// The address cannot be listened on.
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the system says.
-        source: io::Error,
-    },
-}
-
-impl fmt::Display for InterconnectError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let InterconnectError::Listen { address, source } = self;
-        match source.kind() {
-            io::ErrorKind::AddrInUse => write!(
-                f,
-                "the interconnect can't listen on {address}: another process has that port; stop it, or give this node another \
-                 address in [cluster.nodes]"
-            ),
-            io::ErrorKind::AddrNotAvailable => write!(
-                f,
-                "the interconnect can't listen on {address}: this machine doesn't have that address; correct this node's line in \
-                 [cluster.nodes]"
-            ),
-            _ => write!(f, "the interconnect can't listen on {address}: {source}"),
-        }
-    }
-}
-
-impl std::error::Error for InterconnectError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        let InterconnectError::Listen { source, .. } = self;
-        Some(source)
-    }
-}
-
-/// A configured peer, connected or not.
-pub(crate) struct Peer {
-    node: NodeId,
-    address: Cell<SocketAddr>,
-    link: RefCell<Option<Rc<Link>>>,
-    /// The latest life seen.
-    incarnation: Cell<Incarnation>,
-    down_reason: RefCell<DownReason>,
-    /// Tells whoever waits for a connection to come or go.
-    changed: Notify,
-    log: LogGate,
-    connected_count: Cell<u64>,
-    lost_count: Cell<u64>,
-    queue_bytes_max: Cell<u64>,
-    queue_messages_max: Cell<u64>,
-    heartbeat_us: Cell<(u64, u64, u64)>,
-    /// It has left the cluster for good.
-    removed: Cell<bool>,
-}
-
-impl Peer {
-    fn new(node: NodeId, address: SocketAddr) -> Rc<Peer> {
-        Rc::new(Peer {
-            node,
-            address: Cell::new(address),
-            link: RefCell::new(None),
-            incarnation: Cell::default(),
-            down_reason: RefCell::new(DownReason::NeverSeen),
-            changed: Notify::new(),
-            log: LogGate::new(UNREACHABLE_LOG_INTERVAL),
-            connected_count: Cell::new(0),
-            lost_count: Cell::new(0),
-            queue_bytes_max: Cell::new(0),
-            queue_messages_max: Cell::new(0),
-            heartbeat_us: Cell::new((0, 0, 0)),
-            removed: Cell::new(false),
-        })
-    }
-
-    fn note_queue(&self, bytes: u64, messages: u64) {
-        self.queue_bytes_max.set(self.queue_bytes_max.get().max(bytes));
-        self.queue_messages_max.set(self.queue_messages_max.get().max(messages));
-    }
-
-    fn note_round_trip(&self, time: Duration) {
-        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
-        let (_, min, max) = self.heartbeat_us.get();
-        self.heartbeat_us.set((us, if min == 0 { us } else { min.min(us) }, max.max(us)));
-    }
-
-    fn status(&self) -> PeerStatus {
-        let (heartbeat_us_last, heartbeat_us_min, heartbeat_us_max) = self.heartbeat_us.get();
-        let link = self.link.borrow();
-        PeerStatus {
-            node: self.node,
-            address: self.address.get(),
-            up: link.as_ref().is_some_and(|link| link.is_up()),
-            by_rdma: link.as_ref().is_some_and(|link| link.is_up() && link.lane.borrow().is_by_lane()),
-            incarnation: self.incarnation.get(),
-            down_reason: self.down_reason.borrow().clone(),
-            connected_count: self.connected_count.get(),
-            lost_count: self.lost_count.get(),
-            queue_bytes: link.as_ref().map_or(0, |link| link.waiting().0 as u64),
-            queue_bytes_max: self.queue_bytes_max.get(),
-            queue_messages_max: self.queue_messages_max.get(),
-            heartbeat_us_last,
-            heartbeat_us_min,
-            heartbeat_us_max,
-        }
-    }
-}
-
 pub(crate) struct Inner {
     reactor: Reactor,
     clock: ScnClock,
@@ -251,32 +112,6 @@ pub(crate) struct Inner {
 /// A shard's end of the connections to the same shard of every other node. Cheap to clone; clones are the same.
 #[derive(Clone)]
 pub struct Interconnect(Rc<Inner>);
-
-impl Settings {
-    /// Settings with the default times and bounds (heartbeat 1 s, lost after 5 s, [`SEND_QUEUE_BYTES`]).
-    #[must_use]
-    pub fn new(
-        cluster_id: u128,
-        node: NodeId,
-        incarnation: Incarnation,
-        shard: ShardId,
-        shards: u8,
-        listen: SocketAddr,
-    ) -> Settings {
-        Settings {
-            cluster_id,
-            node,
-            incarnation,
-            shard,
-            shards,
-            listen,
-            peers: Vec::new(),
-            heartbeat_interval: Duration::from_secs(1),
-            heartbeat_timeout: Duration::from_secs(5),
-            send_queue_bytes_max: SEND_QUEUE_BYTES,
-        }
-    }
-}
 
 impl Interconnect {
     /// An interconnect that does nothing yet: register the handlers, then [`start`](Interconnect::start) it.
@@ -341,119 +176,6 @@ impl Interconnect {
         assert!(service != Service::Link, "heartbeats are the interconnect's own");
         let before = self.0.handlers.borrow_mut()[service.index()].replace(handler);
         assert!(before.is_none(), "the {} service has one handler", service.name());
-    }
-
-    /// Has a device for RDMA: peers that have one too are reached by it. `required`: no peer is connected otherwise. `poll`: how long to look
-    /// for completions before sleeping, each time. Before [`start`](Interconnect::start).
-    pub fn use_rdma(&self, verbs: Rc<dyn rdma::verbs::Verbs>, required: bool, poll: Duration) {
-        assert!(!self.0.started.get(), "the transports are named before the interconnect starts");
-        let before = self.0.rdma.set(Rdma::new(verbs, &self.0.clock, required, poll));
-        assert!(before.is_ok(), "one device a shard");
-    }
-
-    /// Opens the RDMA device of the interface with this address, for so many peers and a few more, and uses it
-    /// ([`use_rdma`](Self::use_rdma)). Gives its name.
-    ///
-    /// # Errors
-    /// Why there is none, in an operator's words.
-    pub fn use_device(&self, address: SocketAddr, peers: usize, required: bool, poll: Duration) -> Result<String, String> {
-        if self.0.reactor.driver_name() == "sim" {
-            return Err("the simulation has no devices".into());
-        }
-        rdma::open_device(&self.0.reactor, address, peers).map(|verbs| {
-            let name = verbs.name();
-            self.use_rdma(verbs, required, poll);
-            name
-        })
-    }
-
-    /// Registers the memory of this shard's frames, that blocks may be written there and sent from there by RDMA. Does nothing
-    /// without RDMA.
-    ///
-    /// # Errors
-    /// The device's. Everything goes over TCP then; the caller knows whether that will do.
-    ///
-    /// # Safety
-    /// The memory stays mapped until the process ends.
-    pub unsafe fn register_frames(&self, start: *mut u8, bytes: usize) -> Result<(), rdma::verbs::VerbsFault> {
-        match self.0.rdma() {
-            // SAFETY: the caller's promise. Who writes into the frames goes by what is exposed.
-            Some(rdma) => unsafe { rdma.register(&self.0, start, bytes) },
-            None => Ok(()),
-        }
-    }
-
-    /// Lets a peer write the block that a request asks for into this frame, where there is RDMA; the request has to carry the place.
-    /// The frame comes back with the block ([`Handler::on_message`]), whichever way that comes, or goes with
-    /// [`answered`](Self::answered) or [`abandon_frames`](Self::abandon_frames). `None`: it can't be exposed, and is dropped.
-    #[must_use]
-    pub fn expose(&self, request: RequestId, frame: IoBuf) -> Option<Place> {
-        self.0.rdma()?.expose(&self.0, request, frame)
-    }
-
-    /// Whether there is a device for RDMA.
-    #[must_use]
-    pub fn has_rdma(&self) -> bool {
-        self.0.rdma().is_some()
-    }
-
-    /// Whether [`expose`](Self::expose) could have a use now.
-    #[must_use]
-    pub fn could_expose(&self) -> bool {
-        self.0.rdma().is_some_and(|rdma| rdma.has_lanes())
-    }
-
-    /// The request is answered without a block; nobody is going to write into its frame.
-    pub fn answered(&self, request: RequestId) {
-        drop(self.0.rdma().and_then(|rdma| rdma.take_exposed(request)));
-    }
-
-    /// Lets the other nodes read a record, in place of the one that was in this cell. Does nothing without RDMA.
-    pub fn publish(&self, cell: u16, record: rdma::Record) {
-        if let Some(rdma) = self.0.rdma() {
-            rdma.publish(&self.0, cell, record);
-        }
-    }
-
-    /// Reads what another node's present life has published in a cell, without its taking part. `None`: there is nothing, or it was
-    /// being written, or there is no RDMA to that node now; then it has to be asked. What is read *was* published, at some
-    /// time before this returns; no message tells anything with it, neither the other side of this node's clock nor this one of
-    /// its epoch.
-    pub async fn read_published(&self, node: NodeId, cell: u16) -> Option<rdma::Record> {
-        self.0.rdma()?.begin_read(&self.0, node, Purpose::Cell(cell))?.await.ok()?
-    }
-
-    /// These nodes, and no others, may [`tell`](Self::tell) this one from now on: whoever is not among them and had told nothing
-    /// before this was called has told nothing afterwards. Nobody may at first.
-    pub fn let_tell(&self, nodes: &BTreeSet<NodeId>) {
-        if let Some(rdma) = self.0.rdma() {
-            rdma.set_tellers(&self.0, nodes);
-        }
-    }
-
-    /// Begins to make another node's clock stand at or above `scn`, without its taking part. `None` where that can't be done, now or at
-    /// all: then a message has to tell it. What is returned resolves to whether it has been done: from then on every look at that
-    /// clock shows it. Of a tell that was not done nobody knows; a message does no harm.
-    #[must_use]
-    pub fn tell(&self, node: NodeId, scn: Scn) -> Option<impl Future<Output = bool> + 'static> {
-        let told = self.0.rdma()?.begin_read(&self.0, node, Purpose::Tell(scn))?;
-        Some(async move { matches!(told.await, Ok(Some(_))) })
-    }
-
-    /// No request of now will be answered, because their epoch ends. Their frames are dropped when nobody can write into them any
-    /// more; docs/rdma.md tells when that is.
-    pub fn abandon_frames(&self) {
-        if let Some(rdma) = self.0.rdma() {
-            rdma.abandon(&self.0);
-        }
-    }
-
-    /// As [`send`](Interconnect::send), of a block that goes into the frame at `place` of the receiver's memory, where that can be.
-    ///
-    /// # Errors
-    /// As `send`.
-    pub fn send_block(&self, to: NodeId, message: Message, block: IoBuf, place: Place) -> Result<(), PeerDown> {
-        self.send_to_place(to, message, Body::Block(block), place)
     }
 
     /// Listens, and keeps connecting to the peers of lower number until [`close`](Interconnect::close). Does not wait for
