@@ -2,14 +2,17 @@
 //! a time; after each, what must never be is looked for.
 
 mod lease;
+mod promises;
+mod weather;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::super::rules::{Rule, Rules};
 use super::super::{EVERY_LIFE, Input, Known, Message, Output, View, Views};
 use crate::ids::{Epoch, Incarnation, NodeId, Scn};
-use crate::volume::{Roster, RosterChange, Standing};
+use crate::volume::Roster;
 use lease::Lease;
+pub(super) use weather::Weather;
 
 /// Numbers of nodes that the cluster does not begin with.
 const SPARE: u8 = 2;
@@ -71,15 +74,6 @@ struct Node {
     lease: Lease,
     /// Whom it connects to or lets in.
     peers: BTreeSet<NodeId>,
-}
-
-/// How wild it is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Weather {
-    /// One step in so many is a fault; 0: none.
-    pub(super) faults: usize,
-    /// One fence in so many fails; 0: none.
-    pub(super) fence_failures: usize,
 }
 
 pub(super) struct World {
@@ -259,131 +253,6 @@ impl World {
         }
     }
 
-    fn goes(&mut self, node: NodeId, view: View) {
-        let life = self.nodes[&node].life;
-        let epoch = view.epoch;
-        if let Some(other) = self.gone.get(&epoch) {
-            let other = other.clone();
-            if (&other.members, other.scn) != (&view.members, view.scn) {
-                self.violated(format!("two views of {epoch}: {other:?} and {view:?}"));
-            }
-        } else if !self.is_fenced(node) {
-            // (One that was fenced before it heard that all have frozen goes in a view of the past.)
-            self.first_goes(&view);
-        }
-        if !view.has(node, life) {
-            self.violated(format!("{node} goes in {view:?} without being a member in {life}"));
-        }
-        // Who is fenced leaves no redo, whatever it believes.
-        if !self.is_fenced(node) {
-            self.redo.insert(node, life);
-        }
-        let member = self.nodes.get_mut(&node).expect("it exists");
-        member.serving = Some(epoch);
-        if !view.unrecovered.is_empty() {
-            member.work.push(Work::RecoverInstances(epoch));
-        }
-    }
-
-    /// What must be true when the first member serves in a view.
-    fn first_goes(&mut self, view: &View) {
-        self.changes += 1;
-        let before = self.gone.last_key_value().map(|(_, view)| view.clone());
-        if let Some(before) = before.filter(|before| before.epoch < view.epoch) {
-            self.roster_changes += usize::from(before.roster != view.roster);
-            for (node, there) in before.roster.nodes() {
-                let now = view.roster.standing(*node);
-                if there.standing >= Standing::Member && now.is_none_or(|now| now < there.standing) {
-                    self.violated(format!("{view:?} has forgotten that {node} was {:?}", there.standing));
-                }
-            }
-            self.joins += view.members.iter().filter(|(node, _)| !before.has_node(*node)).count();
-            for &(node, life) in &before.members {
-                let unfenced = self.fenced.get(&node).is_none_or(|fenced| *fenced < life);
-                // A newer life is proof that the former has ended.
-                if !view.has(node, life) && unfenced && self.nodes[&node].life == life {
-                    self.violated(format!("{view:?} goes without {node} {life}, which is not fenced"));
-                }
-            }
-        }
-        for node in self.nodes.keys().copied().collect::<Vec<_>>() {
-            let life = self.nodes[&node].life;
-            let alive = self.nodes[&node].views.is_some();
-            let starting = self.nodes[&node].views.as_ref().is_some_and(|views| views.view().is_none());
-            if !view.has(node, life) && alive && !starting && !self.is_fenced(node) {
-                self.violated(format!("{view:?} goes while {node} {life} has entered a view and is not fenced"));
-            }
-        }
-        for (&node, &life) in &self.redo.clone() {
-            if view.has_node(node) && !view.has(node, life) {
-                self.violated(format!("{node} is let into {view:?} over the redo of its {life}"));
-            } else if !view.has_node(node) && !view.unrecovered.contains(&node) {
-                self.violated(format!("{view:?} has forgotten that the redo of {node} {life} is not recovered"));
-            }
-        }
-        for node in self.redo.keys().copied().collect::<Vec<_>>() {
-            if !view.roster.has(node) {
-                self.violated(format!("{view:?} is without {node}, whose redo is not recovered"));
-            }
-        }
-        if view.members.iter().any(|(node, _)| !view.roster.votes(*node)) {
-            self.violated(format!("{view:?} has a member that is none of the cluster's nodes"));
-        }
-        if 2 * view.members.len() < view.roster.voters().count() {
-            self.violated(format!("{view:?} has no quorum"));
-        }
-        self.gone.insert(view.epoch, view.clone());
-    }
-
-    fn crash(&mut self, node: NodeId) {
-        self.say(|| format!("    {node} dies"));
-        if self.gone.last_key_value().is_some_and(|(_, view)| view.coordinator() == node) {
-            self.coordinators_lost += 1;
-        }
-        let dead = self.nodes.get_mut(&node).expect("it exists");
-        dead.views = None;
-        dead.serving = None;
-        dead.paused = false;
-        dead.suspects.clear();
-        dead.lease = Lease::default();
-        // What the device has taken may still be carried out; the next life begins after that.
-        for work in std::mem::take(&mut self.nodes.get_mut(&node).expect("it exists").work) {
-            if self.one_in(2) {
-                match work {
-                    Work::WriteEpoch { epoch, roster, recovered: false } if !self.is_fenced(node) && epoch > self.disk_epoch => {
-                        (self.disk_epoch, self.disk_roster) = (epoch, roster);
-                    }
-                    Work::Fence(target, life) if !self.is_fenced(node) => self.fence(target, life),
-                    _ => {}
-                }
-            }
-        }
-        let pairs: Vec<_> = self.connections.keys().copied().filter(|(a, b)| *a == node || *b == node).collect();
-        for pair in pairs {
-            self.break_connection(pair);
-            if let Some(connection) = self.connections.get_mut(&pair) {
-                connection.ends[usize::from(pair.1 == node)] = End::Gone;
-            }
-            self.forget(pair);
-        }
-    }
-
-    fn break_connection(&mut self, pair: (NodeId, NodeId)) {
-        for side in 0..2 {
-            let length = self.connections[&pair].to[side].len();
-            let kept = self.random(length + 1);
-            self.connections.get_mut(&pair).expect("it stands").to[side].truncate(kept);
-        }
-        let connection = self.connections.get_mut(&pair).expect("it stands");
-        connection.alive = false;
-        for end in &mut connection.ends {
-            if *end == End::NotYet {
-                *end = End::Gone;
-            }
-        }
-        self.forget(pair);
-    }
-
     fn forget(&mut self, pair: (NodeId, NodeId)) {
         if self.connections.get(&pair).is_some_and(|connection| connection.ends == [End::Gone; 2]) {
             self.connections.remove(&pair);
@@ -394,21 +263,6 @@ impl World {
         let life = if life == EVERY_LIFE { self.nodes[&target].life } else { life };
         let fenced = self.fenced.entry(target).or_default();
         *fenced = (*fenced).max(life);
-    }
-
-    fn restart(&mut self, node: NodeId) {
-        self.say(|| format!("{node} starts"));
-        let rules = self.rules;
-        let known = self.on_disk();
-        let starting = self.nodes.get_mut(&node).expect("it exists");
-        starting.life = Incarnation(starting.life.0 + 1);
-        let mut views = Views::new(node, starting.life, known);
-        views.rules = rules;
-        let mut out = Vec::new();
-        views.start(&mut out);
-        starting.views = Some(views);
-        starting.peers = BTreeSet::new();
-        self.perform(node, out);
     }
 
     fn on_disk(&self) -> Known {
@@ -564,117 +418,6 @@ impl World {
         }
     }
 
-    fn fault(&mut self) {
-        let nodes: Vec<NodeId> = self.nodes.keys().copied().collect();
-        let (node, other) = (nodes[self.random(nodes.len())], nodes[self.random(nodes.len())]);
-        let pair = (node.min(other), node.max(other));
-        match self.random(13) {
-            0 if self.nodes[&node].views.is_some() => self.crash(node),
-            1..=4 => self.revive(node),
-            5 | 6 if self.connections.get(&pair).is_some_and(|connection| connection.alive) => {
-                self.say(|| format!("{pair:?} breaks"));
-                self.break_connection(pair);
-                if node != other && self.random(3) == 0 {
-                    self.blocked.insert(pair);
-                }
-            }
-            7 => {
-                let blocked: Vec<_> = self.blocked.iter().copied().collect();
-                if !blocked.is_empty() {
-                    let healed = blocked[self.random(blocked.len())];
-                    self.blocked.remove(&healed);
-                }
-            }
-            8 if self.active(node) && node != other => {
-                let up = self.connections.get(&pair).is_some_and(|it| it.ends[usize::from(node > other)] == End::Up);
-                if up && self.nodes.get_mut(&node).expect("it exists").suspects.insert(other) {
-                    self.input(node, Input::Suspected(other));
-                }
-            }
-            9 => self.trust(node),
-            10 if self.nodes[&node].views.is_some() && self.random(3) == 0 => {
-                self.nodes.get_mut(&node).expect("it exists").paused = true;
-                // The others lose it before it can notice anything.
-                let pairs: Vec<_> = self.connections.keys().copied().filter(|(a, b)| *a == node || *b == node).collect();
-                for pair in pairs {
-                    self.break_connection(pair);
-                }
-            }
-            11 if self.active(node) && self.nodes[&node].serving.is_none() && self.random(4) == 0 => {
-                // As it is done: with a fresh look at the volume, and with none.
-                if self.random(2) == 0 {
-                    self.read_roster(node);
-                }
-                self.input(node, Input::FormWithoutMissing);
-            }
-            12 if self.random(4) == 0 => self.read_roster(node),
-            12 => self.wish(node, other),
-            _ if self.is_fenced(node) && self.active(node) => self.crash(node),
-            _ => {}
-        }
-    }
-
-    fn read_roster(&mut self, node: NodeId) {
-        if self.active(node) {
-            let known = self.on_disk();
-            self.input(node, Input::RosterRead(known));
-        }
-    }
-
-    /// An operator wants something of a node, or does not any more.
-    fn wish(&mut self, asked: NodeId, about: NodeId) {
-        let founders = NodeId(self.nodes.len() as u8 - SPARE);
-        if self.random(5) == 0 && self.active(asked) {
-            return self.input(asked, Input::TakeOut(Some(about)));
-        }
-        let change = match self.random(4) {
-            0 => None,
-            1 if about > founders => Some(RosterChange::Admit(about, address(about.0))),
-            1 => Some(RosterChange::Admit(about, address(100 + about.0))),
-            2 => Some(RosterChange::Admit(founders.max(NodeId(founders.0 + 1)), address(founders.0 + 1))),
-            _ => Some(RosterChange::Remove(about)),
-        };
-        if self.active(asked) && self.nodes[&asked].serving.is_some() {
-            self.input(asked, Input::Wish(change));
-        }
-    }
-
-    fn revive(&mut self, node: NodeId) {
-        if self.nodes[&node].views.is_none() {
-            // Once in a while a node is started that is none of the cluster's.
-            if self.disk_roster.has(node) || self.random(4) == 0 {
-                self.restart(node);
-            }
-        } else {
-            self.nodes.get_mut(&node).expect("it exists").paused = false;
-        }
-    }
-
-    fn trust(&mut self, node: NodeId) {
-        if self.active(node) {
-            for other in std::mem::take(&mut self.nodes.get_mut(&node).expect("it exists").suspects) {
-                self.input(node, Input::Trusted(other));
-            }
-        }
-    }
-
-    fn check(&mut self) {
-        let serving: BTreeMap<Epoch, NodeId> = self
-            .nodes
-            .iter()
-            .filter(|(node, _)| !self.is_fenced(**node))
-            .filter_map(|(node, it)| Some((it.serving?, *node)))
-            .collect();
-        if serving.len() > 1 {
-            self.violated(format!("nodes serve in different epochs: {serving:?}"));
-        }
-        let newest = self.gone.last_key_value().map_or(Epoch(0), |(epoch, _)| *epoch);
-        let late = self.nodes.iter().find(|(node, it)| it.serving.is_some_and(|epoch| epoch < newest) && self.reads(**node));
-        if let Some((node, _)) = late {
-            self.violated(format!("{node} has a lease to read in a view before {newest}, which has gone"));
-        }
-    }
-
     /// One step of a life with faults.
     pub(super) fn step(&mut self) {
         self.clock += 1;
@@ -686,30 +429,6 @@ impl World {
             self.fault();
         }
         self.check();
-    }
-
-    /// No more faults: all nodes but these stay or come up, and all links heal.
-    pub(super) fn calm_down(&mut self, stay_dead: BTreeSet<NodeId>) {
-        self.say(|| format!("the weather calms down, {stay_dead:?} stay dead"));
-        self.calm = true;
-        self.blocked.clear();
-        for node in self.nodes.keys().copied().collect::<Vec<_>>() {
-            if self.active(node) {
-                self.input(node, Input::Wish(None));
-                self.input(node, Input::TakeOut(None));
-            }
-        }
-        self.stay_dead = stay_dead;
-        for node in self.nodes.keys().copied().collect::<Vec<_>>() {
-            if self.stay_dead.contains(&node) {
-                if self.nodes[&node].views.is_some() {
-                    self.crash(node);
-                }
-            } else {
-                self.revive(node);
-                self.trust(node);
-            }
-        }
     }
 
     /// Goes on until nothing is under way any more, every life that ends being followed by another. Whether it came to
@@ -753,32 +472,6 @@ impl World {
             self.input(*node, Input::FormWithoutMissing);
         }
         !waiting.is_empty()
-    }
-
-    /// One view with all live nodes serves, and nothing is left to recover.
-    pub(super) fn all_is_well(&self) -> Result<(), String> {
-        let (_, view) = self.gone.last_key_value().ok_or("no view ever went")?;
-        let live: Vec<_> = self.nodes.iter().filter(|(_, it)| it.views.is_some()).map(|(node, it)| (*node, it.life)).collect();
-        if view.roster != self.disk_roster {
-            return Err(format!("{view:?} has another roster than the volume: {:?}", self.disk_roster));
-        }
-        if let Some((idle, _)) = view.roster.present().find(|(node, _)| !view.has_node(*node) && !self.stay_dead.contains(node)) {
-            return Err(format!("{idle} is none of {view:?}"));
-        }
-        if view.members != live {
-            return Err(format!("{view:?} is not of all live nodes {live:?}"));
-        }
-        for (node, it) in self.nodes.iter().filter(|(_, it)| it.views.is_some()) {
-            let views = it.views.as_ref().expect("filtered");
-            if it.serving != Some(view.epoch) || !views.serves() {
-                return Err(format!("{node} serves {:?}, not {}: {}", it.serving, view.epoch, views.waiting_for()));
-            }
-            let left = &views.view().expect("it serves").unrecovered;
-            if !left.is_empty() {
-                return Err(format!("{left:?} are still to be recovered at {node}"));
-            }
-        }
-        Ok(())
     }
 
     pub(super) fn describe(&self) -> String {
