@@ -1,7 +1,7 @@
 //! The waist itself: `Store` and `Session` for the callers, [`Backend`] and [`SessionBackend`] for what stands behind.
 //!
 //! Everything here is `Send`, belongs to the caller's threads, and knows no runtime: the futures are woken from the
-//! engine's threads. The engine's backend is `ShardEngine`; tests of upper layers bring a double.
+//! engine's threads. The engine's backend is `NodeStore`; tests of upper layers bring a double.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -6,10 +6,10 @@
 use std::rc::Rc;
 
 use super::EngineSession;
-use crate::ids::PartitionId;
+use crate::ids::{PartitionId, ShardId};
 use crate::store::StoreError;
 use crate::store::backend::SessionBackend;
-use crate::store::shard::{Batch, ShardEngine};
+use crate::store::shard::ShardEngine;
 use crate::store::types::*;
 use crate::txn::Isolation;
 
@@ -91,31 +91,21 @@ impl EngineSession {
         Ok((results, false))
     }
 
-    /// Over several shards, in order: a stretch of operations for one shard is one letter.
+    /// Over several shards, in order: a stretch of operations for one shard is one letter. Says also whether all was undone.
     async fn write_groups(&mut self, operations: Vec<WriteOp>) -> Result<(Vec<WriteResult>, bool), StoreError> {
         let start = SessionBackend::savepoint(self);
+        let done = self.write_stretches(operations).await;
+        self.all_or_nothing(&start, done).await
+    }
+
+    async fn write_stretches(&mut self, operations: Vec<WriteOp>) -> Result<(Vec<WriteResult>, bool), StoreError> {
         let mut results = Vec::with_capacity(operations.len());
-        let mut operations = operations.into_iter().peekable();
-        while let Some(first) = operations.next() {
-            let shard = self.shard_of(first.partition());
-            let mut group = vec![first];
-            while let Some(next) = operations.next_if(|next| self.shard_of(next.partition()) == shard) {
-                group.push(next);
-            }
-            let done =
-                self.in_branch(shard, async move |engine: &ShardEngine, txn: &_| engine.write_batch(txn, &group).await).await;
-            match done {
-                Ok(Batch { results: more, undone }) => {
-                    results.extend(more);
-                    if undone {
-                        SessionBackend::rollback_to(self, &start).await?;
-                        return Ok((results, true));
-                    }
-                }
-                Err(error) => {
-                    SessionBackend::rollback_to(self, &start).await?;
-                    return Err(error);
-                }
+        for (shard, stretch) in self.stretches(operations, WriteOp::partition) {
+            let write = async move |engine: &ShardEngine, txn: &_| engine.write_batch(txn, &stretch).await;
+            let batch = self.in_branch(shard, write).await?;
+            results.extend(batch.results);
+            if batch.undone {
+                return Ok((results, true));
             }
         }
         Ok((results, false))
@@ -169,43 +159,62 @@ impl EngineSession {
         }
     }
 
+    /// As [`write_groups`](Self::write_groups).
     async fn modify_groups(
         &mut self,
         rows: Vec<(PartitionId, Vec<u8>)>,
         modifier: Modifier,
     ) -> Result<(Vec<Modified>, bool), StoreError> {
         let start = SessionBackend::savepoint(self);
+        let done = self.modify_stretches(rows, modifier).await;
+        self.all_or_nothing(&start, done).await
+    }
+
+    async fn modify_stretches(
+        &mut self,
+        rows: Vec<(PartitionId, Vec<u8>)>,
+        mut modifier: Modifier,
+    ) -> Result<(Vec<Modified>, bool), StoreError> {
         let mut results = Vec::with_capacity(rows.len());
-        let mut rows = rows.into_iter().peekable();
-        let mut modifier = modifier;
-        while let Some(first) = rows.next() {
-            let shard = self.shard_of(first.0);
-            let mut group = vec![first];
-            while let Some(next) = rows.next_if(|next| self.shard_of(next.0) == shard) {
-                group.push(next);
-            }
-            let index = results.len();
-            let done = self
-                .in_branch(shard, async move |engine: &ShardEngine, txn: &_| {
-                    let batch = engine.modify_batch(txn, &group, index, &mut modifier).await?;
-                    Ok((batch, modifier))
-                })
-                .await;
-            match done {
-                Ok((Batch { results: more, undone }, back)) => {
-                    results.extend(more);
-                    modifier = back;
-                    if undone {
-                        SessionBackend::rollback_to(self, &start).await?;
-                        return Ok((results, true));
-                    }
-                }
-                Err(error) => {
-                    SessionBackend::rollback_to(self, &start).await?;
-                    return Err(error);
-                }
+        for (shard, stretch) in self.stretches(rows, |row| row.0) {
+            let first = results.len();
+            // The modifier goes there and comes back.
+            let modify = async move |engine: &ShardEngine, txn: &_| {
+                let batch = engine.modify_batch(txn, &stretch, first, &mut modifier).await?;
+                Ok((batch, modifier))
+            };
+            let (batch, back) = self.in_branch(shard, modify).await?;
+            modifier = back;
+            results.extend(batch.results);
+            if batch.undone {
+                return Ok((results, true));
             }
         }
         Ok((results, false))
+    }
+
+    /// What comes for the same shard, one behind the other, together.
+    fn stretches<T>(&self, all: Vec<T>, partition: impl Fn(&T) -> PartitionId) -> Vec<(ShardId, Vec<T>)> {
+        let mut stretches: Vec<(ShardId, Vec<T>)> = Vec::new();
+        for one in all {
+            let shard = self.shard_of(partition(&one));
+            match stretches.last_mut() {
+                Some((last, stretch)) if *last == shard => stretch.push(one),
+                _ => stretches.push((shard, vec![one])),
+            }
+        }
+        stretches
+    }
+
+    /// A stretch that was undone, or has failed, takes those before it along.
+    async fn all_or_nothing<T: Send>(
+        &mut self,
+        start: &Savepoint,
+        done: Result<(Vec<T>, bool), StoreError>,
+    ) -> Result<(Vec<T>, bool), StoreError> {
+        if !matches!(done, Ok((_, false))) {
+            SessionBackend::rollback_to(self, start).await?;
+        }
+        done
     }
 }
