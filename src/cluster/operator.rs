@@ -3,6 +3,8 @@
 //! `Send`, on whatever thread asks; each request is one letter to the first shard, whose lead carries it out. Bounded by that
 //! shard's mailbox. A node that is starting or ending says so.
 
+use std::rc::Rc;
+
 use super::control::{Command, ControlState};
 use super::lead::Lead;
 use crate::ids::{Epoch, NodeId};
@@ -23,13 +25,7 @@ impl Operator {
     /// # Errors
     /// Why not, in words for the operator.
     pub async fn fence(&self, node: NodeId) -> Result<(), String> {
-        let fence = move |reactor: Reactor| async move {
-            let lead = reactor.local::<Lead>().ok_or_else(|| String::from(STARTING))?;
-            lead.fence_by_hand(node)
-        };
-        let ended = |_| String::from(ENDING);
-        let answer = self.0.call(Class::Critical, "fence by hand", fence).map_err(|error| error.to_string())?;
-        answer.await.map_err(ended)?
+        self.ask(Class::Critical, "fence by hand", async move |lead| lead.fence_by_hand(node)).await
     }
 
     /// Changes which nodes the cluster has: admits one, or removes one for good; a member that serves is removed only by
@@ -38,12 +34,7 @@ impl Operator {
     /// # Errors
     /// Why not, in words for the operator; nothing is under way any more then, but it may have happened at the last moment.
     pub async fn change_roster(&self, change: RosterChange, force: bool) -> Result<String, String> {
-        let change = move |reactor: Reactor| async move {
-            let lead = reactor.local::<Lead>().ok_or_else(|| String::from(STARTING))?;
-            lead.change_roster(change, force).await
-        };
-        let answer = self.0.call(Class::Normal, "change the nodes", change).map_err(|error| error.to_string())?;
-        answer.await.map_err(|_| String::from(ENDING))?
+        self.ask(Class::Normal, "change the nodes", async move |lead| lead.change_roster(change, force).await).await
     }
 
     /// Has the control group agree on something, wherever its leader is; it is applied on this node when this returns. The
@@ -52,13 +43,11 @@ impl Operator {
     /// # Errors
     /// Why not, in words for the operator. When the group did not answer in time it may still happen.
     pub async fn agree(&self, command: impl FnOnce(Epoch) -> Command + Send + 'static) -> Result<(), String> {
-        let agree = move |reactor: Reactor| async move {
-            let lead = reactor.local::<Lead>().ok_or_else(|| String::from(STARTING))?;
-            let (control, epoch) = lead.control().ok_or_else(|| String::from(STARTING))?;
+        let agree = async move |lead: Rc<Lead>| {
+            let (control, epoch) = lead.control().ok_or(STARTING)?;
             control.propose(&command(epoch)).await
         };
-        let answer = self.0.call(Class::Normal, "agree", agree).map_err(|error| error.to_string())?;
-        answer.await.map_err(|_| String::from(ENDING))?
+        self.ask(Class::Normal, "agree", agree).await
     }
 
     /// What the control group has agreed on, as far as this node has heard.
@@ -66,13 +55,11 @@ impl Operator {
     /// # Errors
     /// In words for the operator: the node is starting or ending.
     pub async fn control_state(&self) -> Result<ControlState, String> {
-        let look = move |reactor: Reactor| async move {
-            let lead = reactor.local::<Lead>().ok_or_else(|| String::from(STARTING))?;
-            let (control, _) = lead.control().ok_or_else(|| String::from(STARTING))?;
+        let look = async move |lead: Rc<Lead>| {
+            let (control, _) = lead.control().ok_or(STARTING)?;
             Ok(control.state())
         };
-        let answer = self.0.call(Class::Normal, "look", look).map_err(|error| error.to_string())?;
-        answer.await.map_err(|_| String::from(ENDING))?
+        self.ask(Class::Normal, "look", look).await
     }
 
     /// Writes the node's dirty blocks, once its clients have gone, so that a stop has little left to do. The node goes on.
@@ -81,13 +68,21 @@ impl Operator {
     /// # Errors
     /// Why not, in words for the operator.
     pub async fn write_blocks(&self) -> Result<bool, String> {
-        let write = move |reactor: Reactor| async move {
-            match reactor.local::<Lead>() {
-                Some(lead) => lead.write_blocks().await,
-                None => Err("the node is still starting".into()),
-            }
+        self.ask(Class::Normal, "write blocks", async move |lead| lead.write_blocks().await).await
+    }
+
+    /// Has the node's lead do something.
+    async fn ask<T: Send + 'static>(
+        &self,
+        class: Class,
+        name: &'static str,
+        work: impl AsyncFnOnce(Rc<Lead>) -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
+        let ask = move |reactor: Reactor| async move {
+            let lead = reactor.local::<Lead>().ok_or(STARTING)?;
+            work(lead).await
         };
-        let answer = self.0.call(Class::Normal, "write blocks", write).map_err(|error| error.to_string())?;
-        answer.await.map_err(|_| String::from("the node is ending"))?
+        let answer = self.0.call(class, name, ask).map_err(|error| error.to_string())?;
+        answer.await.map_err(|_| ENDING)?
     }
 }

@@ -91,8 +91,6 @@ impl Lead {
         if !view.unrecovered.is_empty() {
             let shards = self.each_shard("tell its progress", async |life| Ok(life.recovery_progress())).await?;
             context.status.recovered(RecoveryTimes::of(shards.into_iter().flatten()));
-        }
-        if !view.unrecovered.is_empty() {
             let (blocks_ms, all_ms) =
                 (blocks.since(since).as_millis() as u64, self.parts.reactor.now().since(since).as_millis() as u64);
             tracing::info!(epoch = epoch.0, lost = ?view.unrecovered, blocks_ms, all_ms, "the lost nodes are recovered");
