@@ -9,7 +9,7 @@ mod cluster;
 mod crash;
 mod money;
 use bed::{Dice, Disk, delete, get, insert, keys, put, run, update};
-use money::{ACCOUNTS, amount, open_accounts, sum, transfer};
+use money::{ACCOUNTS, accounts, amount, open_accounts, sum, transfer};
 
 use Isolation::{ReadCommitted, RepeatableRead};
 

@@ -449,7 +449,7 @@ fn money_is_neither_made_nor_lost_on_three_nodes_that_lose_their_power() {
     for seed in 20..22 {
         let mut cluster = Cluster::new(seed);
         let table = cluster.table(0);
-        cluster.write(1, (0..ACCOUNTS).map(|account| put(table, &format!("{account}"), "100")).collect());
+        cluster.write(1, accounts(table));
         for _ in 0..3 {
             let mut clients = Vec::new();
             for client in 0..6usize {

@@ -10,9 +10,14 @@ pub fn amount(row: Option<&[u8]>) -> i64 {
     std::str::from_utf8(row.expect("accounts are never deleted")).unwrap().parse().unwrap()
 }
 
+/// What opens the accounts.
+pub fn accounts(table: PartitionId) -> Vec<WriteOp> {
+    (0..ACCOUNTS).map(|account| put(table, &format!("{account}"), "100")).collect()
+}
+
 pub async fn open_accounts(node: &Node) -> PartitionId {
     let table = node.table().await;
-    node.store.session().write((0..ACCOUNTS).map(|account| put(table, &format!("{account}"), "100")).collect()).await.unwrap();
+    node.store.session().write(accounts(table)).await.unwrap();
     table
 }
 

@@ -117,7 +117,7 @@ pub(super) fn money_of_three_nodes_is_still_there_with_two() {
     for seed in 55..58 {
         let mut cluster = Cluster::new(seed);
         let table = cluster.table(0);
-        cluster.write(1, (0..ACCOUNTS).map(|account| put(table, &format!("{account}"), "100")).collect());
+        cluster.write(1, accounts(table));
         for round in 0..2 {
             for client in 0..6usize {
                 let member = cluster.members[client % 3].clone();
@@ -279,7 +279,7 @@ pub(super) fn survivors_of_a_node_lose_nothing_and_wait_for_nobody() {
         // One for each survivor to share with the node that dies: waits between survivors belong to the lock service.
         let tables = [cluster.table(0), cluster.table(0)];
         for table in tables {
-            cluster.write(1, (0..ACCOUNTS).map(|account| put(table, &format!("{account}"), "100")).collect());
+            cluster.write(1, accounts(table));
         }
         cluster.write(0, tables.map(|table| put(table, "x", "0")).to_vec());
         let mut old = cluster.begin(0, RepeatableRead);

@@ -43,7 +43,7 @@ fn an_end_that_is_read_on_a_board_is_the_one_that_its_node_tells() {
         let cluster = Cluster::new(80);
         cluster.until_by_rdma();
         let table = cluster.table(0);
-        cluster.write(1, (0..ACCOUNTS).map(|account| put(table, &format!("{account}"), "100")).collect());
+        cluster.write(1, accounts(table));
         let mut clients = Vec::new();
         for client in 0..6usize {
             let member = cluster.members[client % 3].clone();
