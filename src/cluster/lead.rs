@@ -1,10 +1,10 @@
 //! The first shard's lead of a node's life: does what the membership wants, shard by shard.
 //!
-//! Owned by the first shard's thread. It takes one wish after the other from the [`ViewsAgent`] and never waits for one
-//! before it looks at the next: each is carried out by a task, which tells the membership when it is done. How: entering and
-//! recovering in [`views`], keeping dead nodes out in [`fence`], what it writes for the whole cluster in [`volume`], signs of life
-//! in [`heart`], the cluster's nodes in [`roster`]. Bounded by the membership, which has at most one thing under way about each
-//! node.
+//! Owned by the first shard's thread. It takes one wish after the other from the [`ViewsAgent`] and never waits for one before
+//! it looks at the next: each is carried out by a task, which tells the membership when it is done. How: entering and
+//! recovering in [`views`], keeping dead nodes out in [`fence`], what it writes for the whole cluster in [`volume`], signs of
+//! life in [`heart`], the cluster's nodes in [`roster`]. Bounded by the membership, which has at most one thing under way about
+//! each node.
 
 mod fence;
 mod heart;

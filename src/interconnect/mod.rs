@@ -6,8 +6,8 @@
 //! most once, or the peer is reported down; never a message of another epoch or of an earlier life of the peer; a block
 //! lies in the frame that its handler reserved.
 //!
-//! Where both nodes have RDMA, the messages of a connection go by a lane beside it ([`rdma`]), and over TCP again when that fails,
-//! without a message lost or doubled; the handlers don't notice.
+//! Where both nodes have RDMA, the messages of a connection go by a lane beside it ([`rdma`]), and over TCP again when that
+//! fails, without a message lost or doubled; the handlers don't notice.
 //!
 //! Nothing is sent again when the connection itself breaks: whatever was under way when a connection broke is lost, and the
 //! handlers of both sides hear `on_peer_down`. A later connection to the same life of the peer is a fresh start for them, not a

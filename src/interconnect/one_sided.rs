@@ -2,8 +2,8 @@
 //! it, publish records that others read, read theirs, and make another node's clock stand at or above an SCN, all without the
 //! other side's taking part.
 //!
-//! In the shard's thread, on the shard's one device ([`rdma`]). Without a device, or without a lane to the node in question, each of
-//! these says so, and a message does its work.
+//! In the shard's thread, on the shard's one device ([`rdma`]). Without a device, or without a lane to the node in question,
+//! each of these says so, and a message does its work.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -16,8 +16,8 @@ use crate::ids::{NodeId, RequestId, Scn};
 use crate::reactor::IoBuf;
 
 impl Interconnect {
-    /// Has a device for RDMA: peers that have one too are reached by it. `required`: no peer is connected otherwise. `poll`: how long to look
-    /// for completions before sleeping, each time. Before [`start`](Interconnect::start).
+    /// Has a device for RDMA: peers that have one too are reached by it. `required`: no peer is connected otherwise. `poll`:
+    /// how long to look for completions before sleeping, each time. Before [`start`](Interconnect::start).
     pub fn use_rdma(&self, verbs: Rc<dyn rdma::verbs::Verbs>, required: bool, poll: Duration) {
         assert!(!self.0.started.get(), "the transports are named before the interconnect starts");
         let before = self.0.rdma.set(Rdma::new(verbs, &self.0.clock, required, poll));
@@ -56,9 +56,10 @@ impl Interconnect {
         }
     }
 
-    /// Lets a peer write the block that a request asks for into this frame, where there is RDMA; the request has to carry the place.
-    /// The frame comes back with the block ([`Handler::on_message`](super::Handler::on_message)), whichever way that comes, or goes with
-    /// [`answered`](Self::answered) or [`abandon_frames`](Self::abandon_frames). `None`: it can't be exposed, and is dropped.
+    /// Lets a peer write the block that a request asks for into this frame, where there is RDMA; the request has to carry the
+    /// place. The frame comes back with the block ([`Handler::on_message`](super::Handler::on_message)), whichever way that
+    /// comes, or goes with [`answered`](Self::answered) or [`abandon_frames`](Self::abandon_frames). `None`: it can't be
+    /// exposed, and is dropped.
     #[must_use]
     pub fn expose(&self, request: RequestId, frame: IoBuf) -> Option<Place> {
         self.0.rdma()?.expose(&self.0, request, frame)
@@ -89,7 +90,8 @@ impl Interconnect {
         }
     }
 
-    /// As [`send`](Interconnect::send), of a block that goes into the frame at `place` of the receiver's memory, where that can be.
+    /// As [`send`](Interconnect::send), of a block that goes into the frame at `place` of the receiver's memory, where that can
+    /// be.
     ///
     /// # Errors
     /// As `send`.
@@ -104,8 +106,8 @@ impl Interconnect {
         }
     }
 
-    /// Reads what another node's present life has published in a cell, without its taking part. `None`: there is nothing, or it was
-    /// being written, or there is no RDMA to that node now; then it has to be asked. What is read *was* published, at some
+    /// Reads what another node's present life has published in a cell, without its taking part. `None`: there is nothing, or it
+    /// was being written, or there is no RDMA to that node now; then it has to be asked. What is read *was* published, at some
     /// time before this returns; no message tells anything with it, neither the other side of this node's clock nor this one of
     /// its epoch.
     pub async fn read_published(&self, node: NodeId, cell: u16) -> Option<rdma::Record> {
@@ -120,9 +122,9 @@ impl Interconnect {
         }
     }
 
-    /// Begins to make another node's clock stand at or above `scn`, without its taking part. `None` where that can't be done, now or at
-    /// all: then a message has to tell it. What is returned resolves to whether it has been done: from then on every look at that
-    /// clock shows it. Of a tell that was not done nobody knows; a message does no harm.
+    /// Begins to make another node's clock stand at or above `scn`, without its taking part. `None` where that can't be done,
+    /// now or at all: then a message has to tell it. What is returned resolves to whether it has been done: from then on every
+    /// look at that clock shows it. Of a tell that was not done nobody knows; a message does no harm.
     #[must_use]
     pub fn tell(&self, node: NodeId, scn: Scn) -> Option<impl Future<Output = bool> + 'static> {
         let told = self.0.rdma()?.begin_read(&self.0, node, Purpose::Tell(scn))?;

@@ -15,9 +15,9 @@ use zerocopy::IntoBytes;
 use super::*;
 use crate::ids::{BlockId, BlockNo, PartitionId, RequestId, Scn};
 
-use bed::{BLOCK, CLUSTER, Cluster, SMALL, block, on_loopback, small};
 #[cfg(feature = "rdma")]
 pub(crate) use bed::on_devices;
+use bed::{BLOCK, CLUSTER, Cluster, SMALL, block, on_loopback, small};
 pub(super) use bed::{device_for_test, two_addresses};
 pub(crate) use bed::{equip, free_addresses, on_soft_devices};
 

@@ -122,8 +122,8 @@ impl NodeStore {
         self.start(shard, work)?.await.unwrap_or(Err(StoreError::ShardGone(shard)))
     }
 
-    /// As [`in_shard`](Self::in_shard), for what ends a session's branch there: an overloaded shard takes it too. Refused, the branch would
-    /// keep its locks for ever.
+    /// As [`in_shard`](Self::in_shard), for what ends a session's branch there: an overloaded shard takes it too. Refused, the
+    /// branch would keep its locks for ever.
     pub(super) async fn end_in_shard<T: Send + 'static>(
         &self,
         shard: ShardId,

@@ -28,8 +28,6 @@ use super::locks::{LockService, Locker};
 use super::several::Several;
 use super::types::*;
 
-pub(super) use writes::Batch;
-
 /// What an operation carries from its session.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Context {

@@ -102,12 +102,7 @@ pub fn two_addresses(reactor: &Reactor) -> Vec<SocketAddr> {
 }
 
 /// A device of the transport of now; in memory, where that is TCP.
-pub fn device_for_test(
-    reactor: &Reactor,
-    network: &Rc<SoftNetwork>,
-    address: SocketAddr,
-    lanes: u32,
-) -> Rc<dyn Verbs> {
+pub fn device_for_test(reactor: &Reactor, network: &Rc<SoftNetwork>, address: SocketAddr, lanes: u32) -> Rc<dyn Verbs> {
     #[cfg(feature = "rdma")]
     if let Transport::Device(_) = TRANSPORT.with_borrow(Transport::clone) {
         return Device::open(reactor, address, lanes * SLOTS_PER_LANE as u32, lanes * SEND_SLOTS_PER_LANE).expect("a device");

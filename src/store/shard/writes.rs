@@ -17,7 +17,11 @@ pub(in crate::store) struct Batch<T> {
 }
 
 impl ShardEngine {
-    pub(in crate::store) async fn write_batch(&self, txn: &Transaction, operations: &[WriteOp]) -> Result<Batch<WriteResult>, StoreError> {
+    pub(in crate::store) async fn write_batch(
+        &self,
+        txn: &Transaction,
+        operations: &[WriteOp],
+    ) -> Result<Batch<WriteResult>, StoreError> {
         let start = self.txns.position(txn);
         let mut results = Vec::with_capacity(operations.len());
         for operation in operations {

@@ -72,7 +72,12 @@ impl UringDriver {
     }
 
     /// A ring for the volume that goes by these ways, tried out.
-    pub(super) fn storage_ring(&mut self, file: Handle, namespace: Option<Rc<Namespace>>, polled: bool) -> Result<StorageRing, String> {
+    pub(super) fn storage_ring(
+        &mut self,
+        file: Handle,
+        namespace: Option<Rc<Namespace>>,
+        polled: bool,
+    ) -> Result<StorageRing, String> {
         let block = self.descriptors.get(file).fd.as_raw_fd();
         let words = |error: io::Error| format!("no ring for it: {error}");
         let mut storage = StorageRing::new(file, block, namespace, polled).map_err(words)?;

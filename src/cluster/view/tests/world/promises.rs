@@ -1,5 +1,5 @@
-//! What must never be, looked for after every step: two views of an epoch, a view that goes without a node that is not fenced, redo
-//! that is forgotten, a node that reads in a view of the past; and what must be once all is quiet.
+//! What must never be, looked for after every step: two views of an epoch, a view that goes without a node that is not fenced,
+//! redo that is forgotten, a node that reads in a view of the past; and what must be once all is quiet.
 
 use std::collections::BTreeMap;
 
