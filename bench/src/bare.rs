@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 use rustydb::ids::{BLOCK_SIZE, NodeId, RequestId};
+use rustydb::interconnect::rdma::Place;
 use rustydb::interconnect::{Body, Handler, Header, Interconnect, Message, Service};
 use rustydb::reactor::IoBuf;
 use rustydb::reactor::sync::{OneshotSender, oneshot};
@@ -36,41 +37,53 @@ pub enum Shape {
 /// See the module.
 pub struct Bare {
     interconnect: Interconnect,
-    /// What every block that is sent holds; never changed.
-    block: Rc<IoBuf>,
     next: Cell<u64>,
     open: RefCell<BTreeMap<u64, OneshotSender<()>>>,
-    frames: Vec<Rc<IoBuf>>,
+    /// The frames, and behind them what every block that is sent holds; that is never changed.
+    memory: Rc<IoBuf>,
     next_frame: Cell<usize>,
-}
-
-/// The memory of `buffer` as a buffer of its own.
-///
-/// # Safety
-/// As [`IoBuf::from_raw`]: nobody uses the memory otherwise meanwhile, but for reading where it is only read.
-unsafe fn lend(buffer: &Rc<IoBuf>) -> IoBuf {
-    let start = NonNull::new(buffer.as_ptr().cast_mut()).expect("memory is never at address 0");
-    // SAFETY: the memory lives as long as `buffer`, a clone of which goes along; the rest is the caller's promise.
-    unsafe { IoBuf::from_raw(start, buffer.len(), buffer.clone()) }
 }
 
 impl Bare {
     /// For a shard's interconnect, to be registered with it.
     #[must_use]
     pub fn new(interconnect: &Interconnect) -> Rc<Bare> {
-        Rc::new(Bare {
-            interconnect: interconnect.clone(),
-            block: Rc::new(IoBuf::aligned(BLOCK_SIZE)),
-            next: Cell::new(0),
-            open: RefCell::default(),
-            frames: (0..FRAMES).map(|_| Rc::new(IoBuf::aligned(BLOCK_SIZE))).collect(),
-            next_frame: Cell::new(0),
-        })
+        let memory = Rc::new(IoBuf::aligned((FRAMES + 1) * BLOCK_SIZE));
+        // A device may be told of it, and then it has to stay.
+        std::mem::forget(memory.clone());
+        let (next, open) = (Cell::new(0), RefCell::default());
+        Rc::new(Bare { interconnect: interconnect.clone(), next, open, memory, next_frame: Cell::new(0) })
     }
 
-    fn block(&self) -> Body {
+    /// Where the blocks lie: its start and its bytes. Stays mapped until the process ends.
+    #[must_use]
+    pub fn memory(&self) -> (*mut u8, usize) {
+        (self.memory.as_ptr().cast_mut(), self.memory.len())
+    }
+
+    /// The memory of a frame as a buffer of its own.
+    ///
+    /// # Safety
+    /// As [`IoBuf::from_raw`]: nobody uses it otherwise meanwhile, but for reading where it is only read.
+    unsafe fn lend(&self, frame: usize) -> IoBuf {
+        assert!(frame <= FRAMES);
+        let start = NonNull::new(self.memory.as_ptr().cast_mut()).expect("memory is never at address 0");
+        // SAFETY: within the memory, a clone of which goes along; the rest is the caller's promise.
+        unsafe { IoBuf::from_raw(start.add(frame * BLOCK_SIZE), BLOCK_SIZE, self.memory.clone()) }
+    }
+
+    /// The frame that is next in turn.
+    fn next_frame(&self) -> IoBuf {
+        let next = self.next_frame.get();
+        self.next_frame.set((next + 1) % FRAMES);
+        // SAFETY: a block that has come is dropped at once (`on_message`), and far fewer are under way than there are frames: none
+        // is lent twice before some thousand others are.
+        unsafe { self.lend(next) }
+    }
+
+    fn block(&self) -> IoBuf {
         // SAFETY: the block is only ever read.
-        Body::Block(unsafe { lend(&self.block) })
+        unsafe { self.lend(FRAMES) }
     }
 
     /// Asks a node for a block and waits until it is there.
@@ -84,9 +97,13 @@ impl Bare {
         self.open.borrow_mut().insert(request, answered);
         let (kind, body) = match shape {
             Shape::Request => (ASK, Body::Empty),
-            Shape::Echo => (ECHO, self.block()),
+            Shape::Echo => (ECHO, Body::Block(self.block())),
         };
-        self.interconnect.send(node, Message { kind, request: RequestId(request), ..Message::default() }, body)?;
+        let request = RequestId(request);
+        let could = self.interconnect.could_expose();
+        let place = if could { self.interconnect.expose(request, self.next_frame()) } else { None };
+        let message = Message { kind, request, argument: place.unwrap_or_default().0, ..Message::default() };
+        self.interconnect.send(node, message, body)?;
         answer.await.map_err(|_| "the connection is lost")?;
         Ok(())
     }
@@ -98,7 +115,7 @@ impl Handler for Bare {
             ASK | ECHO => {
                 let answer = Message { kind: ANSWER, request: header.request, ..Message::default() };
                 // Whoever asked hears of a lost connection by itself.
-                self.interconnect.send(from, answer, self.block()).ok();
+                self.interconnect.send_block(from, answer, self.block(), Place(header.argument)).ok();
             }
             ANSWER => {
                 let open = self.open.borrow_mut().remove(&header.request.0);
@@ -110,11 +127,7 @@ impl Handler for Bare {
     }
 
     fn frame_for(&self, _header: &Header) -> Option<IoBuf> {
-        let next = self.next_frame.get();
-        self.next_frame.set((next + 1) % FRAMES);
-        // SAFETY: a block that has come is dropped at once (`on_message`), and a peer's connection receives one at a time: no
-        // frame is lent twice before some thousand others are.
-        Some(unsafe { lend(&self.frames[next]) })
+        Some(self.next_frame())
     }
 
     fn on_peer_down(&self, _node: NodeId) {

@@ -33,8 +33,6 @@ pub const REDO_BYTES: u64 = 64 << 20;
 const BLOCKS: u64 = 4096;
 const FRAMES: usize = 4096;
 const PARTITION: PartitionId = PartitionId(70);
-/// How long shards that have cores of their own look for what comes by RDMA before they sleep.
-const RDMA_POLL: Duration = Duration::from_micros(50);
 /// Deadlocks are not measured.
 const DEADLOCK_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -74,6 +72,10 @@ pub struct Options {
     pub transport: Transport,
     /// Bytes of each node's redo area, written with zeros before it begins: [`REDO_BYTES`], or less for a quick look.
     pub redo_bytes: u64,
+    /// By RDMA, blocks go between the frames of [`Parts::bare`] and not those of the cache: a shard registers one of the two.
+    pub bare_frames: bool,
+    /// How long shards look for what comes by RDMA before they sleep (`[rac.interconnect] poll_us`).
+    pub poll: Duration,
 }
 
 impl Options {
@@ -183,6 +185,8 @@ pub(crate) fn quick() -> Options {
         addresses: Vec::new(),
         transport: Transport::Tcp,
         redo_bytes: 8 << 20,
+        bare_frames: false,
+        poll: Duration::ZERO,
     }
 }
 
@@ -261,9 +265,7 @@ async fn open(reactor: &Reactor, index: usize, path: &Path, addresses: &[SocketA
     let clock = ScnClock::new();
     let interconnect = Interconnect::new(reactor, &clock, settings);
     if options.transport == Transport::Rdma {
-        // As a node with poll_us: shards that look for work before they sleep look for what comes by RDMA as well.
-        let poll = if options.overprovisioned { Duration::ZERO } else { RDMA_POLL };
-        interconnect.use_device(addresses[index], addresses.len() - 1, true, poll)?;
+        interconnect.use_device(addresses[index], addresses.len() - 1, true, options.poll)?;
     }
     let gcs = Gcs::new(GcsParts {
         reactor: reactor.clone(),
@@ -292,14 +294,15 @@ async fn open(reactor: &Reactor, index: usize, path: &Path, addresses: &[SocketA
             ..CacheConfig::default()
         },
     })?;
-    if let Some((start, bytes)) = cache.memory() {
-        // SAFETY: the cache has just promised that it stays mapped.
+    let bare = Bare::new(&interconnect);
+    let frames = if options.bare_frames { Some(bare.memory()) } else { cache.memory() };
+    if let Some((start, bytes)) = frames {
+        // SAFETY: both promise that it stays mapped.
         unsafe { interconnect.register_frames(start, bytes) }.map_err(|fault| fault.to_string())?;
     }
     gcs.attach(&cache);
     interconnect.register(Service::Gcs, Rc::new(gcs.clone()));
     let ges = Ges::new(&interconnect, Rc::new(NoTransactions), DEADLOCK_TIMEOUT);
-    let bare = Bare::new(&interconnect);
     interconnect.register(Service::Txn, bare.clone());
     interconnect.set_epoch(Epoch(1));
     interconnect.start().await?;

@@ -193,7 +193,7 @@ fn sockperf(address: IpAddr, seconds: u64) -> Outcome<Option<Sockperf>> {
 /// # Errors
 /// When there is no room, no thread or no port.
 pub fn run(options: &Options) -> Outcome<Report> {
-    let nodes = Nodes::start(2, &options.nodes)?;
+    let nodes = Nodes::start(2, &NodesOptions { bare_frames: true, ..options.nodes.clone() })?;
     let peer_address = options.nodes.addresses_of(2)?[1];
     let mut bare = PingPong::start(peer_address)?;
     let sizes = [(Size::Request, Shape::Request), (Size::Echo, Shape::Echo)];

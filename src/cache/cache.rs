@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::arena::Arena;
-use super::coherence::{Coherence, GrantSink, Granted, Mode, Source};
+use super::coherence::{Coherence, Mode};
 use super::dropped::PartitionSet;
 use super::error::CacheError;
 use super::frame::{Frame, FrameId, Role, bar};
@@ -94,7 +94,7 @@ pub struct Cache(pub(super) Rc<Shared>);
 pub struct WeakCache(Weak<Shared>);
 
 pub(super) struct Shared {
-    this: Weak<Shared>,
+    pub(super) this: Weak<Shared>,
     /// The frames, where they stay mapped until the process ends.
     memory: Option<(*mut u8, usize)>,
     pub(super) arena: Arena,
@@ -470,7 +470,7 @@ impl Shared {
     }
 
     /// Reads a block from the volume into its frame.
-    async fn load(self: Rc<Self>, id: FrameId) {
+    pub(super) async fn load(self: Rc<Self>, id: FrameId) {
         let block = self.frame(id).block.get();
         let address = NonNull::new(self.arena.address(id)).expect("the arena is mapped");
         // SAFETY: `self` keeps the arena mapped; the LOADING bar keeps everyone else away from the frame, and it is not
@@ -493,7 +493,7 @@ impl Shared {
     }
 
     /// Checks the bytes that have come into a frame.
-    fn take_in(&self, id: FrameId) -> Result<(), CacheError> {
+    pub(super) fn take_in(&self, id: FrameId) -> Result<(), CacheError> {
         let frame = self.frame(id);
         let block = frame.block.get();
         // SAFETY: nobody changes a frame that is loading or being received into, and this turn ends nowhere in here.
@@ -514,7 +514,7 @@ impl Shared {
     }
 
     /// A block that was granted and can't be used: everyone gets the error, the master gets its grant back.
-    fn refuse(self: &Rc<Self>, id: FrameId, error: CacheError) {
+    pub(super) fn refuse(self: &Rc<Self>, id: FrameId, error: CacheError) {
         let frame = self.frame(id);
         tracing::error!(%error, "block refused");
         self.dismiss(id, &Outcome::Failed(error));
@@ -526,110 +526,7 @@ impl Shared {
     }
 }
 
-impl GrantSink for Shared {
-    fn on_answer(&self, block: BlockId, frame: FrameId, answer: Result<Granted, CacheError>) {
-        if let Some(shared) = self.this.upgrade() {
-            shared.answered(block, frame, answer);
-        }
-    }
-
-    fn on_void(&self, block: BlockId, frame: FrameId) {
-        if let Some(shared) = self.this.upgrade() {
-            shared.voided(block, frame);
-        }
-    }
-}
-
 impl Shared {
-    fn answered(self: &Rc<Self>, block: BlockId, id: FrameId, answer: Result<Granted, CacheError>) {
-        let frame = self.frame(id);
-        assert!(
-            frame.block.get() == block && frame.role.get() == Role::Current,
-            "an answer for {block} came to {id:?} of {}",
-            frame.block.get()
-        );
-        let wanted = frame.acquiring.take();
-        assert!(wanted.is_some(), "{block}: an answer to no request");
-        match answer {
-            Err(error) => {
-                self.dismiss(id, &Outcome::Failed(error));
-                if frame.latch.get() != 0 && frame.mode.get() == Mode::Null {
-                    // Somebody still receives into it.
-                    self.detach(id);
-                    frame.role.set(Role::Doomed);
-                    return;
-                }
-            }
-            Ok(granted) => self.apply(id, granted),
-        }
-        if frame.role.get() == Role::Current {
-            self.pump(id);
-        }
-    }
-
-    /// A request will not be answered: those who wait ask again.
-    fn voided(self: &Rc<Self>, block: BlockId, id: FrameId) {
-        let frame = self.frame(id);
-        let here = frame.block.get() == block && frame.role.get() == Role::Current;
-        assert!(here && frame.acquiring.take().is_some(), "{block}: no request of {id:?} is open that could be void");
-        if frame.latch.get() != 0 && frame.mode.get() == Mode::Null {
-            // Somebody still receives into it.
-            self.dismiss(id, &Outcome::Gone);
-            self.detach(id);
-            frame.role.set(Role::Doomed);
-        } else {
-            self.pump(id);
-        }
-    }
-
-    fn apply(self: &Rc<Self>, id: FrameId, granted: Granted) {
-        let frame = self.frame(id);
-        let block = frame.block.get();
-        let had = frame.mode.get();
-        assert!(
-            !frame.is_barred(bar::EVICTING | bar::LOADING | bar::PROTECTED),
-            "{block}: granted in the middle of something else"
-        );
-        match granted.source {
-            Source::Held => {
-                assert!(had == Mode::Shared, "{block}: granted as held, and it is in mode {had:?} here");
-                frame.mode.set(granted.mode);
-            }
-            Source::Received => {
-                assert!(had == Mode::Null, "{block}: shipped to a node that has it in mode {had:?}");
-                assert!(frame.latch.get() == 0, "{block}: granted while its bytes are still being received");
-                frame.mode.set(granted.mode);
-                self.stats.received.add(1);
-                if let Err(error) = self.take_in(id) {
-                    self.refuse(id, error);
-                    return;
-                }
-                // The volume may hold any older version of it, so the next group that this node logs brings it all.
-                frame.needs_image.set(!granted.dirty_owner);
-            }
-            Source::Disk => {
-                assert!(had == Mode::Null, "{block}: granted from disk to a node that has it in mode {had:?}");
-                assert!(!granted.dirty_owner, "{block}: granted from disk while an owner has a newer version (rule 6)");
-                assert!(frame.latch.get() == 0, "{block}: granted from disk while its bytes are being received");
-                frame.mode.set(granted.mode);
-                // Who asked may have left meanwhile: what counts is who will be served next.
-                let create = frame.line.borrow().local.front().is_some_and(|waiter| waiter.kind == Kind::Create);
-                if create && granted.mode == Mode::Exclusive {
-                    // SAFETY: the frame was reserved for this answer, nobody has a latch on it.
-                    unsafe { self.arena.bytes_mut(id) }.fill(0);
-                    frame.fresh.set(true);
-                } else {
-                    frame.bar(bar::LOADING);
-                    self.reactor.spawn(Class::Normal, "block read", self.clone().load(id));
-                }
-            }
-        }
-        if granted.dirty_owner && !frame.dirty.get() {
-            // This node has no redo of it yet; the present end of the log keeps it in the order of age.
-            self.mark_dirty(id, self.log.append_lsn());
-        }
-    }
-
     /// How long a task that waits for nothing in particular sleeps.
     pub(super) fn tick() -> Duration {
         Duration::from_millis(100)

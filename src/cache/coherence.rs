@@ -15,7 +15,6 @@ use std::pin::Pin;
 use std::rc::Weak;
 
 use super::error::CacheError;
-use super::frame::FrameId;
 use crate::ids::{BlockId, Scn};
 
 /// A future that stays in its shard.
@@ -68,8 +67,6 @@ pub struct Acquire {
     /// The mode that this node had when it asked: `Null`, or `Shared` for an upgrade. An invalidation may take it away
     /// while the request is under way.
     pub have: Mode,
-    /// The frame reserved for the bytes; see `Cache::receive_buffer`.
-    pub frame: FrameId,
     /// The block is about to be formatted anew: its present content is of no interest and must not be shipped or read.
     pub create: bool,
     pub(super) reply: Option<Weak<dyn GrantSink>>,
@@ -77,8 +74,8 @@ pub struct Acquire {
 
 /// The side of the cache that takes an answer.
 pub(super) trait GrantSink {
-    fn on_answer(&self, block: BlockId, frame: FrameId, answer: Result<Granted, CacheError>);
-    fn on_void(&self, block: BlockId, frame: FrameId);
+    fn on_answer(&self, block: BlockId, answer: Result<Granted, CacheError>);
+    fn on_void(&self, block: BlockId);
 }
 
 impl Acquire {
@@ -100,14 +97,14 @@ impl Acquire {
     pub fn again(mut self) {
         let reply = self.reply.take().expect("an acquire is answered once");
         if let Some(cache) = reply.upgrade() {
-            cache.on_void(self.block, self.frame);
+            cache.on_void(self.block);
         }
     }
 
     fn answer(&mut self, answer: Result<Granted, CacheError>) {
         let reply = self.reply.take().expect("an acquire is answered once");
         if let Some(cache) = reply.upgrade() {
-            cache.on_answer(self.block, self.frame, answer);
+            cache.on_answer(self.block, answer);
         }
     }
 }

@@ -183,7 +183,6 @@ impl Shared {
             block: frame.block.get(),
             want,
             have: frame.mode.get(),
-            frame: id,
             create,
             reply: Some(Rc::downgrade(self) as Weak<dyn GrantSink>),
         });

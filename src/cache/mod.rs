@@ -13,6 +13,7 @@ mod coherence;
 mod dropped;
 mod error;
 mod frame;
+mod grant;
 mod guards;
 mod latch;
 mod map;

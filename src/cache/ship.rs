@@ -46,8 +46,10 @@ pub struct Standing {
 pub struct ProtectedBlock {
     shared: Rc<Shared>,
     frame: FrameId,
-    /// Where the bytes go if a past image has to leave the frame, which is reserved for an answer under way.
+    /// For the answer to a request that is under way, if the block goes.
     spare: Option<FrameId>,
+    /// The frame is out of the map: the answer has got the spare one.
+    apart: bool,
     finished: bool,
 }
 
@@ -76,12 +78,13 @@ impl Drop for ReceiveHold {
 }
 
 impl Cache {
-    /// The frame that an [`Acquire`](super::Acquire) has reserved, to receive the block into. Drop the buffer before the
-    /// request is answered. `None` where the frame doesn't wait for bytes (the answer came already, or the frame holds
-    /// valid bytes that are being read): then what arrives is late or not needed and belongs elsewhere.
+    /// The frame that is reserved for the answer to the [`Acquire`](super::Acquire) of a block, to receive it into. Drop the
+    /// buffer before the request is answered. `None` where the frame doesn't wait for bytes (the answer came already, or the
+    /// frame holds valid bytes that are being read): then what arrives is late or not needed and belongs elsewhere.
     #[must_use]
-    pub fn receive_buffer(&self, frame: FrameId) -> Option<IoBuf> {
-        let state = self.0.frames.get(frame.0 as usize)?;
+    pub fn receive_buffer(&self, block: BlockId) -> Option<IoBuf> {
+        let frame = self.0.map.find(block)?;
+        let state = self.0.frame(frame);
         let awaited = state.role.get() == Role::Current && state.acquiring.get().is_some();
         if !awaited || state.mode.get() != Mode::Null || state.latch.get() != 0 {
             return None;
@@ -108,7 +111,7 @@ impl Cache {
         if shared.join_remote(id, Kind::Protect).await != Outcome::Granted {
             return Ok(None);
         }
-        let mut protected = ProtectedBlock { shared: shared.clone(), frame: id, spare: None, finished: false };
+        let mut protected = ProtectedBlock { shared: shared.clone(), frame: id, spare: None, apart: false, finished: false };
         let frame = shared.frame(id);
         if kept(DesignRule::RedoBeforeShip) {
             shared.log.flush_to(frame.last_lsn.get()).await.map_err(|error| CacheError::log(&error))?;
@@ -116,8 +119,10 @@ impl Cache {
         if kept(DesignRule::NotShippedWhileWritten) {
             shared.settled.until(|| frame.writing.get().is_none()).await;
         }
-        if frame.dirty.get() && frame.acquiring.get().is_some() {
-            protected.spare = Some(shared.spare(block).await?);
+        if frame.acquiring.get().is_some() {
+            // A past image needs a frame of its own in any case; a clean block can do without, and is copied then.
+            protected.spare =
+                if frame.dirty.get() { Some(shared.spare(block).await?) } else { shared.take_frame(block, Role::PastImage) };
         }
         protected.check();
         if !frame.sealed.replace(true) {
@@ -189,9 +194,10 @@ impl Cache {
         images
     }
 
-    /// Whether a buffer of [`Cache::receive_buffer`] for this frame is still out.
+    /// Whether a buffer of [`Cache::receive_buffer`] for this block is still out.
     #[must_use]
-    pub fn is_receiving(&self, frame: FrameId) -> bool {
+    pub fn is_receiving(&self, block: BlockId) -> bool {
+        let Some(frame) = self.0.map.find(block) else { return false };
         let state = self.0.frame(frame);
         state.acquiring.get().is_some() && state.mode.get() == Mode::Null && state.latch.get() == -1
     }
@@ -310,19 +316,39 @@ impl ProtectedBlock {
         unsafe { IoBuf::from_raw(address, BLOCK_SIZE, hold) }
     }
 
+    /// The block goes, and a request for it may be under way: gives its answer a frame of its own, so that the bytes can stay
+    /// where they are until they are sent, or as a past image. The tasks in line look the block up again, and wait there.
+    /// Whether the request has such a frame now; not where there is none, or no frame is free. No
+    /// [`Remains::KeepShared`] after it.
+    pub fn make_way(&mut self) -> bool {
+        self.check();
+        let frame = self.shared.frame(self.frame);
+        if frame.acquiring.get().is_none() {
+            return false;
+        }
+        let Some(spare) = self.spare.take() else { return false };
+        self.shared.detach(self.frame);
+        self.shared.take_over_request(self.frame, spare);
+        self.apart = true;
+        true
+    }
+
     /// Ends the protection once the bytes have been handed to the interconnect (their buffers may still be under way).
     ///
     /// # Panics
     /// When a dirty block would be dropped (rule 6), or a clean one kept as a past image.
     pub fn finish(mut self, remains: Remains) {
         self.check();
+        if remains != Remains::KeepShared {
+            self.make_way();
+        }
         self.finished = true;
         let (shared, id) = (self.shared.clone(), self.frame);
         let frame = shared.frame(id);
         let block = frame.block.get();
-        let reserved = frame.acquiring.get().is_some();
         match remains {
             Remains::KeepShared => {
+                assert!(!self.apart, "{block}: stays, but has made way for an answer");
                 frame.mode.set(Mode::Shared);
                 frame.unbar(bar::PROTECTED);
                 if let Some(spare) = self.spare.take() {
@@ -332,41 +358,49 @@ impl ProtectedBlock {
             }
             Remains::Dropped => {
                 assert!(!frame.dirty.get(), "{block}: given up by its dirty owner without a past image (rule 6)");
-                self.leave(reserved);
+                self.leave();
             }
             Remains::BecomePastImage => {
                 assert!(frame.dirty.get(), "{block}: a clean block becomes no past image");
-                if reserved {
-                    let spare = self.spare.take().expect("reserved since it was protected: requests start only from the line");
-                    shared.move_past_image(id, spare);
-                    self.leave(true);
-                } else {
-                    frame.mode.set(Mode::Null);
-                    frame.unbar(bar::PROTECTED);
-                    shared.detach(id);
-                    let first_dirty = frame.first_dirty_lsn.get();
-                    shared.mark_clean(id);
-                    frame.role.set(Role::PastImage);
-                    shared.mark_dirty(id, first_dirty);
-                    shared.keep_past_image(id);
-                    shared.dismiss(id, &Outcome::Gone);
-                }
+                let reserved = frame.acquiring.get().is_some();
+                assert!(!reserved, "{block}: has a spare frame since it was protected: requests start only from the line");
+                frame.mode.set(Mode::Null);
+                frame.unbar(bar::PROTECTED);
+                self.take_apart();
+                let first_dirty = frame.first_dirty_lsn.get();
+                shared.mark_clean(id);
+                frame.role.set(Role::PastImage);
+                shared.mark_dirty(id, first_dirty);
+                shared.keep_past_image(id);
+                shared.dismiss(id, &Outcome::Gone);
             }
         }
     }
 
     /// The block is not here any more.
-    fn leave(&self, reserved: bool) {
-        let frame = self.shared.frame(self.frame);
+    fn leave(&mut self) {
+        let (shared, id) = (self.shared.clone(), self.frame);
+        let frame = shared.frame(id);
         frame.mode.set(Mode::Null);
         frame.unbar(bar::PROTECTED);
-        if reserved || frame.latch.get() == 0 {
-            self.shared.pump(self.frame);
-        } else {
-            // Its bytes are still being sent: whoever wants the block gets another frame.
+        let being_sent = frame.latch.get() != 0;
+        if !self.apart && (frame.acquiring.get().is_some() || !being_sent) {
+            shared.pump(id);
+            return;
+        }
+        // Its bytes are still being sent, or a request has another frame already: so has whoever wants the block from now on.
+        self.take_apart();
+        frame.role.set(Role::Doomed);
+        shared.dismiss(id, &Outcome::Gone);
+        if !being_sent {
+            shared.free(id);
+        }
+    }
+
+    /// Takes the frame out of the map, if it is there.
+    fn take_apart(&mut self) {
+        if !std::mem::replace(&mut self.apart, true) {
             self.shared.detach(self.frame);
-            frame.role.set(Role::Doomed);
-            self.shared.dismiss(self.frame, &Outcome::Gone);
         }
     }
 
@@ -385,18 +419,16 @@ impl ProtectedBlock {
 }
 
 impl Shared {
-    /// A past image moves out of a frame that is reserved for an answer under way.
-    fn move_past_image(&self, from: FrameId, to: FrameId) {
+    /// A request under way gets another frame for its answer. Who is in line finds the block there.
+    fn take_over_request(&self, from: FrameId, to: FrameId) {
         let (old, new) = (self.frame(from), self.frame(to));
-        // SAFETY: nobody has a latch on either (the block is protected, the spare was just taken), and they are two frames.
-        unsafe { self.arena.bytes_mut(to).copy_from_slice(self.arena.bytes(from)) };
-        let first_dirty = old.first_dirty_lsn.get();
-        self.mark_clean(from);
-        new.scn.set(old.scn.get());
-        new.last_lsn.set(old.last_lsn.get());
-        new.sealed.set(true);
-        self.mark_dirty(to, first_dirty);
-        self.keep_past_image(to);
+        let block = old.block.get();
+        assert!(old.line.borrow().remote.is_none(), "{block}: the master does two things with it at once (rule 5)");
+        new.role.set(Role::Current);
+        new.acquiring.set(old.acquiring.take());
+        self.map.insert(block, to);
+        self.replacement.admit(&self.frames, to, block);
+        self.dismiss(from, &Outcome::Gone);
     }
 }
 
@@ -406,6 +438,7 @@ impl Drop for ProtectedBlock {
             self.shared.free(spare);
         }
         if !self.finished && !std::thread::panicking() {
+            assert!(!self.apart, "{}: has made way for an answer, and then stays", self.block());
             self.shared.unprotect(self.frame);
         }
     }

@@ -57,6 +57,10 @@ struct Arguments {
     /// transfer, raw, lock: how blocks and messages travel; rdma wants a build with it (docs/rdma.md) and --address
     #[arg(long, global = true, value_enum, default_value_t = Transport::Tcp)]
     transport: Transport,
+    /// transfer, raw, lock by RDMA: microseconds for which shards look for what comes before they sleep, as [rac.interconnect] poll_us
+    /// has it; 0 with --overprovisioned
+    #[arg(long, global = true, value_name = "MICROSECONDS", default_value_t = 50)]
+    poll_us: u64,
     /// Pin shards to cores (reads, store: the last core; the others: the first ones)
     #[arg(long, global = true)]
     pin: bool,
@@ -333,7 +337,17 @@ impl What {
             Transport::Tcp => nodes::Transport::Tcp,
             Transport::Rdma => nodes::Transport::Rdma,
         };
-        let nodes = nodes::Options { folder: folder.clone(), overprovisioned, pin, addresses, transport, redo_bytes };
+        let poll = if overprovisioned { Duration::ZERO } else { Duration::from_micros(arguments.poll_us) };
+        let nodes = nodes::Options {
+            folder: folder.clone(),
+            overprovisioned,
+            pin,
+            addresses,
+            transport,
+            redo_bytes,
+            bare_frames: false,
+            poll,
+        };
         let report = match self {
             What::Log { bytes, rounds, operations, durable, asked } => {
                 let load =

@@ -107,13 +107,12 @@ fn a_block_comes_back_from_another_node_into_another_frame_beside_its_past_image
         let reader = start(async move { value(&cache.read(id(0)).await.unwrap()) });
         let request = world.peers.next();
         assert_eq!((request.want, request.have), (Mode::Shared, Mode::Null));
-        let mut buffer = world.cache.receive_buffer(request.frame).expect("it waits for the bytes");
-        assert!(world.cache.receive_buffer(request.frame).is_none(), "once");
+        let mut buffer = world.cache.receive_buffer(id(0)).expect("it waits for the bytes");
+        assert!(world.cache.receive_buffer(id(0)).is_none(), "once");
         buffer.as_mut_slice().copy_from_slice(&bytes);
         drop(buffer);
-        let frame = request.frame;
         request.granted(Granted { mode: Mode::Exclusive, source: Source::Received, dirty_owner: true });
-        assert!(world.cache.receive_buffer(frame).is_none(), "what comes later is late");
+        assert!(world.cache.receive_buffer(id(0)).is_none(), "what comes later is late");
         assert_eq!(reader.end().await, b"zero");
         assert!(world.cache.clock().latest() >= Scn(scn.0 + (5 << 20)), "its SCN is known now (rule 10)");
         // This node is the owner now, and must write it although it has not changed it.
@@ -135,7 +134,7 @@ fn damaged_bytes_from_another_node_are_not_taken() {
         let cache = world.cache.clone();
         let reader = start(async move { cache.read(id(0)).await.map(|_| ()) });
         let request = world.peers.next();
-        world.cache.receive_buffer(request.frame).unwrap().as_mut_slice().copy_from_slice(&bytes);
+        world.cache.receive_buffer(id(0)).unwrap().as_mut_slice().copy_from_slice(&bytes);
         request.granted(Granted { mode: Mode::Shared, source: Source::Received, dirty_owner: false });
         assert!(matches!(reader.end().await, Err(CacheError::Corrupt { .. })));
         assert_eq!(*world.peers.released.borrow(), [(id(0), Mode::Shared)], "the master learns that nobody has it");
@@ -197,17 +196,45 @@ fn a_past_image_makes_room_for_the_answer_that_its_frame_is_reserved_for() {
         let cache = world.cache.clone();
         let writer = start(async move { cache.write(id(0)).await.unwrap() });
         let request = world.peers.next();
-        // Another node gets the block first.
-        let protected = world.cache.protect(id(0)).await.unwrap().unwrap();
-        let (scn, mut bytes) = (protected.scn(), shipped(&protected));
+        // Another node gets the block first. Its bytes leave from where they are, while the answer may come into another frame.
+        let mut protected = world.cache.protect(id(0)).await.unwrap().unwrap();
+        assert!(protected.make_way() && !protected.make_way());
+        let (scn, outgoing) = (protected.scn(), protected.io_buf());
+        assert_eq!(outgoing.as_slice().as_ptr(), protected.bytes().as_ptr(), "sent without being copied");
         protected.finish(Remains::BecomePastImage);
+        let mut bytes = outgoing.as_slice().to_vec();
         block::set_scn(&mut bytes, Scn(scn.0 + 1));
         block::seal(&mut bytes);
-        world.cache.receive_buffer(request.frame).unwrap().as_mut_slice().copy_from_slice(&bytes);
+        world.cache.receive_buffer(id(0)).unwrap().as_mut_slice().copy_from_slice(&bytes);
         request.granted(Granted { mode: Mode::Exclusive, source: Source::Received, dirty_owner: true });
         assert_eq!(writer.end().await.scn(), Scn(scn.0 + 1));
         assert_eq!(world.cache.past_image(id(0)), Some(scn));
         assert_eq!(block::block_scn(&world.cache.past_image_bytes(id(0)).unwrap()), scn);
+        assert_eq!(block::block_scn(outgoing.as_slice()), scn, "what is being sent is not changed by the answer");
+    });
+}
+
+#[test]
+fn a_clean_block_makes_way_too_and_its_frame_is_free_once_it_is_sent() {
+    run(small(), |world| async move {
+        world.create(id(0), b"zero").await;
+        world.cache.write_now(id(0)).await.unwrap();
+        world.cache.protect(id(0)).await.unwrap().unwrap().finish(Remains::KeepShared);
+        world.peers.hold_answers.set(true);
+        let cache = world.cache.clone();
+        let writer = start(async move { cache.write(id(0)).await.unwrap() });
+        let request = world.peers.next();
+        let mut protected = world.cache.protect(id(0)).await.unwrap().unwrap();
+        assert!(protected.make_way());
+        let outgoing = protected.io_buf();
+        protected.finish(Remains::Dropped);
+        assert_eq!(world.cache.mode(id(0)), Mode::Null);
+        world.cache.receive_buffer(id(0)).unwrap().as_mut_slice().copy_from_slice(outgoing.as_slice());
+        request.granted(Granted { mode: Mode::Exclusive, source: Source::Received, dirty_owner: false });
+        assert_eq!(value(&writer.end().await), b"zero");
+        assert_eq!(world.cache.frames_leaked(), 1, "its bytes are still being sent");
+        drop(outgoing);
+        assert_eq!(world.cache.frames_leaked(), 0);
     });
 }
 

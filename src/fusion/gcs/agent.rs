@@ -11,27 +11,26 @@
 //! The cache calls back into this module from within calls of this module. So the cores are borrowed only while they
 //! think; what they want goes into a line that the outermost call works off.
 
+mod numbers;
 mod recover;
 mod remaster;
+mod transfer;
 mod view;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use self::numbers::Numbers;
 use self::recover::{Job, Recovery};
 pub use self::view::{RecoveryPhase, RecoveryProgress};
-use super::message::{CREATE, FLAGS, Kind, Message, RELAYED, mode_from_wire};
-use super::statistics::{GcsStats, Latencies, Path, mode_index};
-use super::{HolderCore, MasterCore, Output, ProtectedImage};
+use super::message::{FLAGS, Kind, Message, RELAYED, mode_from_wire};
+use super::statistics::{Path, mode_index};
+use super::{HolderCore, MasterCore, Output};
 use crate::cache::{Acquire, Cache, CacheError, Coherence, Granted, LocalFuture, Mode, ProtectedBlock, Source, WeakCache};
 use crate::fusion::grd::{AffinityConfig, AffinityTable, BlockMap, MastershipMap};
 use crate::ids::{BlockId, Epoch, NodeId, RequestId, Scn};
-use crate::interconnect::rdma::Place;
 use crate::interconnect::{Body, Handler, Header, Interconnect, PeerDown};
 use crate::reactor::sync::{Notify, OneshotSender, oneshot};
 use crate::reactor::{Class, Instant, IoBuf, Reactor, TaskHandle};
@@ -96,25 +95,6 @@ struct Tables {
     protected: BlockMap<ProtectedBlock>,
     /// Past images asked of their keepers, for recovery. Bounded by its jobs.
     fetching: BlockMap<OneshotSender<Option<IoBuf>>>,
-}
-
-#[derive(Default)]
-struct Numbers {
-    sent: [u64; Kind::ALL.len()],
-    received: [u64; Kind::ALL.len()],
-    latency: Box<Latencies>,
-    stalled: u64,
-    unsent: u64,
-    malformed: u64,
-    other_epoch: u64,
-    peers_lost: u64,
-    views: u64,
-    claims_sent: u64,
-    claims_received: u64,
-    blocks_recovered: u64,
-    blocks_rewritten: u64,
-    images_fetched: u64,
-    frozen_ns: u64,
 }
 
 struct Cores {
@@ -265,47 +245,6 @@ impl Gcs {
         self.0.map.borrow().clone()
     }
 
-    /// What has been done so far, and what is being done.
-    #[must_use]
-    pub fn stats(&self) -> GcsStats {
-        let (numbers, cores, tables) = (self.0.numbers.borrow(), self.0.cores.borrow(), self.0.tables.borrow());
-        let received = [Path::TwoWay, Path::ThreeWay].into_iter().flat_map(|path| &numbers.latency[path as usize]);
-        let (transfers, transfers_ns) = received
-            .fold((0, 0u64), |(count, sum_ns), latency| (count + latency.count(), sum_ns.saturating_add(latency.sum_ns())));
-        let holder = cores.holder.counters();
-        GcsStats {
-            total_transfers: transfers,
-            blocks_shipped_total: holder.ships_total,
-            pi_transfers: holder.past_images_total,
-            avg_transfer_latency_us: transfers_ns as f64 / 1000.0 / transfers.max(1) as f64,
-            latency: numbers.latency.clone(),
-            sent: numbers.sent,
-            received: numbers.received,
-            stalled_transfers_total: numbers.stalled,
-            unsent_total: numbers.unsent,
-            malformed_total: numbers.malformed,
-            other_epoch_total: numbers.other_epoch,
-            peers_lost_total: numbers.peers_lost,
-            views_entered_total: numbers.views,
-            claims_sent_total: numbers.claims_sent,
-            claims_received_total: numbers.claims_received,
-            blocks_recovered_total: numbers.blocks_recovered,
-            blocks_rewritten_total: numbers.blocks_rewritten,
-            past_images_fetched_total: numbers.images_fetched,
-            remaster_frozen_us_total: numbers.frozen_ns / 1_000,
-            buckets_mastered: self.map().buckets_of(self.0.node) as u64,
-            buckets_overridden: self.map().overrides().len() as u64,
-            requests_parked: cores.master.parked() as u64,
-            outstanding_requests: tables.pending.len() as u64,
-            waiting_requests: tables.in_line.len() as u64,
-            grd_entries: cores.master.entries() as u64,
-            blocks_held: cores.holder.blocks() as u64,
-            transitions_in_flight: cores.master.transitions_in_flight() as u64,
-            master: cores.master.counters(),
-            holder,
-        }
-    }
-
     /// Asserts what must hold between two turns.
     pub fn invariants(&self) {
         let (cores, tables) = (self.0.cores.borrow(), self.0.tables.borrow());
@@ -354,6 +293,7 @@ impl Inner {
                 }
                 if to == self.node { self.hear(to, &message) } else { self.send(to, &message, Body::Empty) }
             }
+            Output::MakeWay { block } => self.make_way(block),
             Output::Ship { to, message, place } => {
                 let bytes = self.tables.borrow().protected[&message.block].io_buf();
                 let sent = self.interconnect.send_block(to, self.to_wire(to, &message), bytes, place);
@@ -430,28 +370,6 @@ impl Inner {
         });
     }
 
-    /// Lets the block that this request asks for be written into the request's frame, where there is RDMA. Not where the frame
-    /// holds a Shared copy that is being read: then the block, if it comes to that, comes with its message.
-    fn expose(&self, request: &Message) -> Place {
-        if !self.interconnect.could_expose() || request.flags & CREATE != 0 {
-            return Place::NONE;
-        }
-        let mut tables = self.tables.borrow_mut();
-        let pending = tables.pending.get_mut(&request.block).filter(|pending| pending.request == request.request);
-        let Some(pending) = pending else { return Place::NONE };
-        let frame = pending.acquire.frame;
-        let Some(buffer) = self.cache().and_then(|cache| cache.receive_buffer(frame)) else { return Place::NONE };
-        pending.in_place = true;
-        drop(tables);
-        let place = self.interconnect.expose(request.request, buffer);
-        if place.is_none()
-            && let Some(pending) = self.tables.borrow_mut().pending.get_mut(&request.block)
-        {
-            pending.in_place = false;
-        }
-        place.unwrap_or(Place::NONE)
-    }
-
     fn send(&self, to: NodeId, message: &Message, body: Body) {
         let sent = self.interconnect.send(to, self.to_wire(to, message), body);
         self.note_sent(to, message, sent);
@@ -477,46 +395,6 @@ impl Inner {
             Err(down) => {
                 numbers.unsent += 1;
                 tracing::debug!(%to, ?message, %down, "a message about a block was not sent");
-            }
-        }
-    }
-
-    /// Asks the cache to protect the block. Mostly nothing stands in the way: then it is done without a task.
-    fn protect(&self, block: BlockId) {
-        let Some(cache) = self.cache() else { return };
-        let mut protection: Pin<Box<dyn Future<Output = _>>> = Box::pin(async move { cache.protect(block).await });
-        match protection.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(answer) => self.protected(block, answer),
-            Poll::Pending => {
-                let this = self.this.clone();
-                let task = self.reactor.spawn(Class::High, "protect a block", async move {
-                    let answer = protection.await;
-                    if let Some(inner) = this.upgrade() {
-                        inner.tables.borrow_mut().protecting.remove(&block);
-                        inner.protected(block, answer);
-                    }
-                });
-                self.tables.borrow_mut().protecting.insert(block, task);
-            }
-        }
-    }
-
-    fn protected(&self, block: BlockId, answer: Result<Option<ProtectedBlock>, CacheError>) {
-        match answer {
-            Ok(protected) => {
-                if !self.cores.borrow().holder.is_protecting(block) {
-                    return;
-                }
-                let image = protected.as_ref().map(|block| ProtectedImage { scn: block.scn(), dirty: block.dirty() });
-                if let Some(protected) = protected {
-                    self.tables.borrow_mut().protected.insert(block, protected);
-                }
-                self.feed(|cores, out| cores.holder.on_protected(block, image, out));
-            }
-            Err(error) => {
-                tracing::error!(%block, %error, "the block cannot be given to another node; this node has to stop");
-                self.failure.borrow_mut().get_or_insert(error);
-                self.failed.notify_all();
             }
         }
     }
@@ -555,55 +433,9 @@ impl Inner {
         });
     }
 
-    /// Puts a received block into the frame that its request has reserved, unless it was received there. Whether the
-    /// request is open and the block is where it belongs.
-    fn take_in(&self, from: NodeId, message: &Message, bytes: IoBuf) -> bool {
-        let (frame, in_place) = {
-            let mut tables = self.tables.borrow_mut();
-            let pending = tables.pending.get_mut(&message.block).filter(|pending| pending.request == message.request);
-            let Some(pending) = pending else { return false };
-            pending.answered_by = from;
-            (pending.acquire.frame, pending.in_place)
-        };
-        if in_place {
-            return true;
-        }
-        let buffer = self.cache().and_then(|cache| cache.receive_buffer(frame));
-        let Some(mut buffer) = buffer else { return false };
-        buffer.as_mut_slice().copy_from_slice(bytes.as_slice());
-        true
-    }
-
     fn malformed(&self, from: NodeId, what: &str, header: &Header) {
         self.numbers.borrow_mut().malformed += 1;
         tracing::error!(%from, ?header, "{what}; dropped. Do all nodes run the same version?");
-    }
-
-    /// One line a look, however many are stalled: the one that has waited longest.
-    fn report_stalls(&self) {
-        if self.cores.borrow().holder.is_silent() {
-            // The whole cluster waits, and says so itself.
-            return;
-        }
-        let now = self.reactor.now();
-        let limit = Duration::from_millis(self.config.block_transfer_timeout_ms);
-        let mut stalled = 0;
-        let mut worst: Option<(Duration, BlockId, RequestId)> = None;
-        for (&block, pending) in &mut self.tables.borrow_mut().pending {
-            let waited = now.since(pending.since);
-            if waited > limit && !pending.reported {
-                pending.reported = true;
-                stalled += 1;
-                worst = worst.max(Some((waited, block, pending.request)));
-            }
-        }
-        let Some((waited, block, request)) = worst else { return };
-        self.numbers.borrow_mut().stalled += stalled;
-        let master = self.master(block);
-        tracing::warn!(
-            stalled, %block, %master, %request, waited_ms = waited.as_millis() as u64,
-            "blocks have not arrived within block_transfer_timeout; they are still waited for"
-        );
     }
 }
 
@@ -696,16 +528,7 @@ impl Handler for Gcs {
     }
 
     fn frame_for(&self, header: &Header) -> Option<IoBuf> {
-        if Kind::from_wire(header.kind) != Some(Kind::Data) || header.epoch != self.0.epoch() {
-            return None;
-        }
-        let mut tables = self.0.tables.borrow_mut();
-        let pending = tables.pending.get_mut(&header.block).filter(|pending| pending.request == header.request)?;
-        // An earlier try may have ended half-way.
-        pending.in_place = false;
-        let buffer = self.0.cache()?.receive_buffer(pending.acquire.frame)?;
-        pending.in_place = true;
-        Some(buffer)
+        self.0.frame_for(header)
     }
 
     fn on_peer_down(&self, node: NodeId) {

@@ -296,10 +296,12 @@ impl HolderCore {
             out.push(Output::Unprotect { block });
             return;
         }
-        let mut goes = false;
         let was_exclusive = held.mode == Mode::Exclusive;
+        let goes = held.demand.iter().chain(&held.more_demands).any(|demand| demand.mode != Mode::Shared);
+        if goes && held.open.is_some() {
+            out.push(Output::MakeWay { block });
+        }
         for demand in held.take_demands() {
-            goes |= demand.mode != Mode::Shared;
             let flags = if image.dirty { DIRTY } else { 0 };
             let answer = Message { flags, request: demand.request, scn: image.scn, ..bare(self.map.epoch(), Kind::Data, block) };
             if demand.mode == Mode::Null {

@@ -151,6 +151,7 @@ impl MasterCore {
             Kind::Drop => self.on_drop(from, message, out),
             Kind::Wrote => self.on_wrote(message, out),
             Kind::WriteWanted => self.on_write_wanted(from, message, out),
+            Kind::Place => self.on_place(message),
             _ => panic!("{message:?} from {from} is not for a master"),
         }
     }
@@ -176,6 +177,16 @@ impl MasterCore {
         assert!(!twice || !self.rules.hold(Rule::DropBeforeRequest), "{from} has two requests for {}", message.block);
         activity.waiters.push_back(Waiter { request: message.request, place: message.scn, mode: message.mode });
         self.settle(message.block, out);
+    }
+
+    /// A request that waits has a frame for the block. A hint: where the request is not in line (it is being served, or has
+    /// been put off with its bucket), the block comes with its message.
+    fn on_place(&mut self, message: &Message) {
+        let activity = self.entries.get_mut(message.block).and_then(|entry| self.activities.get_mut(entry));
+        let waiter = activity.and_then(|activity| activity.waiters.iter_mut().find(|waiter| waiter.request == message.request));
+        if let Some(waiter) = waiter {
+            waiter.place = message.scn;
+        }
     }
 
     /// The holder's clean copy is gone. May overtake a Miss or InvalidateAck of the holder's (they say the same), a Wrote

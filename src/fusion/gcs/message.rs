@@ -99,6 +99,9 @@ kinds! {
     Load = 26, "load";
     /// Master → the member that has accepted the bucket: it stays after all.
     RemasterWithdraw = 27, "remaster_withdraw";
+    /// Requester → master: my request that waits for its turn has a frame now; `scn` is its place. Said by a reader who wants
+    /// Exclusive and has to give up its copy first: until then its frame was being read.
+    Place = 28, "place";
 }
 
 impl Kind {
@@ -122,6 +125,7 @@ impl Kind {
                 | Kind::WriteWanted
                 | Kind::Claims
                 | Kind::ClaimsEnd
+                | Kind::Place
         ) || self.is_of_remastering()
     }
 

@@ -27,6 +27,12 @@ pub enum Output {
         /// The block.
         block: BlockId,
     },
+    /// The protected block goes, and a request of this node for it waits for its turn: its answer needs another frame. Comes
+    /// before the block is shipped or given up.
+    MakeWay {
+        /// The block.
+        block: BlockId,
+    },
     /// Send the protected block's bytes with this Data message. Comes between Protect and Finish.
     Ship {
         /// Receiver; never this node itself.

@@ -214,7 +214,8 @@ impl MasterCore {
             return;
         }
         self.counters.relayed_total += 1;
-        let request = if message.kind == Kind::Request { message.request } else { in_the_name_of(from) };
+        let names_its_own = matches!(message.kind, Kind::Request | Kind::Place);
+        let request = if names_its_own { message.request } else { in_the_name_of(from) };
         out.push(Output::Send { to, message: Message { request, flags: message.flags | RELAYED, ..*message } });
     }
 
@@ -430,7 +431,7 @@ impl MasterCore {
 
 /// Whether a holder sends it by itself; everything else answers a transition, and can't be late.
 fn may_straggle(kind: Kind) -> bool {
-    matches!(kind, Kind::Request | Kind::Drop | Kind::Wrote | Kind::WriteWanted)
+    matches!(kind, Kind::Request | Kind::Place | Kind::Drop | Kind::Wrote | Kind::WriteWanted)
 }
 
 /// A request that is none, but has a sender.

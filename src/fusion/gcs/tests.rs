@@ -550,6 +550,36 @@ fn by_rdma_the_protocol_is_the_same_and_copies_nothing() {
 }
 
 #[test]
+fn by_rdma_readers_who_all_want_to_write_copy_nothing_and_each_who_waits_says_once_where_his_frame_is() {
+    crate::interconnect::tests::on_soft_devices(3, |network| {
+        let cluster = Simulated::start(1, quiet());
+        cluster.world.run_for(Duration::from_millis(200));
+        let block = mastered_by(0);
+        cluster.on(0, async move |node| node.create(block).await);
+        for round in 0..10 {
+            for node in 0..NODES {
+                assert_eq!(cluster.on(node, async move |node| node.count(block).await), 3 * round);
+            }
+            let write = |node: &Rc<Node>| {
+                let node = node.clone();
+                node.reactor.clone().spawn(Class::Normal, "write", async move { _ = node.increment(block).await })
+            };
+            let writers: Vec<_> = cluster.nodes.iter().map(write).collect();
+            cluster.world.run_until(|| writers.iter().all(TaskHandle::is_finished)).unwrap();
+        }
+        let mut shipped = 0;
+        for node in &cluster.nodes {
+            let stats = node.interconnect.stats();
+            assert_eq!((stats.blocks_tcp, stats.blocks_rdma.bytes_copied), (Default::default(), 0));
+            shipped += stats.blocks_rdma.sent;
+        }
+        // One of three has its turn first; the two others give up their copies, and are one each.
+        assert_eq!(cluster.sent(Kind::Place), 2 * 10);
+        assert_eq!((network.writes() as u64, network.not_ready()), (shipped, 0));
+    });
+}
+
+#[test]
 fn by_rdma_every_change_is_kept_under_contention_and_changes_of_the_membership() {
     crate::interconnect::tests::on_soft_devices(5, |network| {
         (1..=3).for_each(|seed| _ = contention(seed));

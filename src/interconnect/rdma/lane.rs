@@ -11,39 +11,23 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use zerocopy::little_endian::{U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, IntoBytes};
 
-use super::super::header::{FrameFault, Header, Service, WireHeader};
+use super::super::header::{FrameFault, Header, WireHeader};
 use super::super::link::Link;
 use super::super::queue::QueuedBody;
 use super::super::stats::Counters;
 use super::super::{Inner, Message, Peer, tcp};
 use super::board::{self, Board, Landing, Record};
+use super::terms::{
+    GREETING_MAGIC, LANE_ACCEPT, LANE_DOWN, LANE_GO, LANE_MEMORY, LANE_OFFER, LANE_REFUSE, LANE_SWITCH, LANE_WORD, WireGreeting,
+    WireMemory, WireTerms, WireWord, terms, word_of,
+};
 use super::verbs::{GREETING_BYTES, Incoming, Pair, RemotePlace};
 use super::{Generation, NumberedStream, Place, StreamFault, Window};
 use crate::ids::{BLOCK_SIZE, Epoch, NodeId, RequestId, Scn};
 use crate::reactor::sync::{OneshotReceiver, OneshotSender, oneshot};
 use crate::reactor::{Instant, IoBuf};
-
-/// Will you make a lane with me? `argument`: the attempt. Body: [`WireTerms`].
-pub const LANE_OFFER: u8 = Service::Link.base() + 2;
-/// Yes: connect. Body: [`WireTerms`].
-pub const LANE_ACCEPT: u8 = Service::Link.base() + 3;
-/// No, there is no RDMA here.
-pub const LANE_REFUSE: u8 = Service::Link.base() + 4;
-/// What follows comes by the lane.
-pub const LANE_SWITCH: u8 = Service::Link.base() + 5;
-/// I take it from there.
-pub const LANE_GO: u8 = Service::Link.base() + 6;
-/// My end is destroyed. `request`: so many messages of yours I have.
-pub const LANE_DOWN: u8 = Service::Link.base() + 7;
-/// On the lane only: nothing but how many packets have come, and the epoch.
-pub const LANE_ACKNOWLEDGE: u8 = Service::Link.base() + 8;
-/// This is where my frames are. Body: [`WireMemory`].
-pub const LANE_MEMORY: u8 = Service::Link.base() + 9;
-
-/// You may write your clock into this word from now on, by the lane `argument`. Body: [`WireWord`].
-pub const LANE_WORD: u8 = Service::Link.base() + 10;
 
 /// An attempt that has not come to a lane by then has failed.
 const ATTEMPT_TIME: Duration = Duration::from_secs(10);
@@ -56,62 +40,6 @@ pub(super) const RETRY_MAX: Duration = if cfg!(test) { Duration::from_millis(20)
 
 /// Reads of a lane under way; a device works on no more at a time.
 const READS_PER_LANE: usize = 4;
-
-/// First bytes of the greeting that goes with a request to connect.
-const GREETING_MAGIC: [u8; 4] = *b"RDIC";
-
-/// Body of an offer and of its acceptance.
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct WireTerms {
-    /// No frame of an earlier epoch may be written into by this lane.
-    floor: U64,
-    /// Must be the same on both sides.
-    window: U32,
-    /// Of the board.
-    board_key: U32,
-    /// Where this side's board is; zero if there is none.
-    board: U64,
-    word: WireWord,
-}
-
-/// Where the other side may write its clock. Body of a `LANE_WORD`.
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct WireWord {
-    /// Zero if it may not.
-    address: U64,
-    key: U32,
-    zero: U32,
-}
-
-/// Body of a `LANE_MEMORY`.
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct WireMemory {
-    start: U64,
-    bytes: U64,
-    /// No frame of an earlier epoch may be written into, by any lane.
-    floor: U64,
-    key: U32,
-    zero: U32,
-}
-
-/// What identifies an attempt to the device of the other side.
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct WireGreeting {
-    magic: [u8; 4],
-    node: u8,
-    to: u8,
-    shard: u8,
-    zero: u8,
-    generation: U64,
-    incarnation: U64,
-    cluster_id: [u8; 16],
-}
-
-const _: () = assert!(size_of::<WireGreeting>() == GREETING_BYTES);
 
 /// The frames of the other side.
 #[derive(Clone, Copy, Debug)]
@@ -206,8 +134,8 @@ pub(in super::super) struct LaneEnd {
     retry_at: Option<Instant>,
     /// The pause before the latest attempt: none once a lane has carried a block's worth of bytes.
     pub(super) retry: Duration,
-    /// The failure has been told in the log.
-    told: bool,
+    /// A failure has been told in the log, and no lane has carried a block's worth of bytes since.
+    pub(super) told: bool,
 }
 
 impl Attempt {
@@ -271,6 +199,7 @@ impl LaneEnd {
             self.bytes -= message.bytes();
             if message.header.body_len as usize >= BLOCK_SIZE {
                 self.retry = Duration::ZERO;
+                self.told = false;
             }
             done.push(message);
         }
@@ -345,35 +274,6 @@ fn say(inner: &Inner, link: &Link, message: Message, body: &[u8]) {
 
 fn step(inner: &Inner, link: &Link, kind: u8, generation: Generation) {
     say(inner, link, Message { kind, argument: generation.0, ..Message::default() }, &[]);
-}
-
-fn terms(inner: &Inner, to: NodeId) -> WireTerms {
-    let board = inner.rdma().and_then(|rdma| rdma.board.as_ref()).map(Board::place);
-    WireTerms {
-        floor: U64::new(inner.epoch.get().0),
-        window: U32::new(super::WINDOW as u32),
-        board_key: U32::new(board.map_or(0, |board| board.key)),
-        board: U64::new(board.map_or(0, |board| board.address)),
-        word: word_of(inner, to),
-    }
-}
-
-/// The word of a node, if it may tell.
-fn word_of(inner: &Inner, node: NodeId) -> WireWord {
-    let rdma = inner.rdma().filter(|rdma| rdma.tellers.borrow().contains(&node));
-    let word = rdma.and_then(|rdma| rdma.board.as_ref()).and_then(|board| board.word_of(node));
-    WireWord {
-        address: U64::new(word.map_or(0, |word| word.address)),
-        key: U32::new(word.map_or(0, |word| word.key)),
-        zero: U32::ZERO,
-    }
-}
-
-impl WireWord {
-    fn open(&self) -> Option<RemotePlace> {
-        let word = RemotePlace { address: self.address.get(), key: self.key.get() };
-        (word.address != 0).then_some(word)
-    }
 }
 
 /// The other side may write its clock from now on.
@@ -657,11 +557,13 @@ pub(super) fn on_connected(inner: &Inner, link: &Rc<Link>) {
     attempt.since = now;
     lane.stream.switch(generation);
     lane.retry_at = None;
-    lane.told = false;
+    // Of one that has failed before it is told once it has carried something.
+    let told = lane.told;
     drop(lane);
     Counters::change(&inner.counters.rdma, |rdma| rdma.lanes_connected += 1);
-    let device = inner.rdma().map(|rdma| rdma.verbs.name());
-    tracing::info!(peer = %link.node, device, "by RDMA from now on");
+    if !told {
+        log_success(inner, link);
+    }
     step(inner, link, LANE_SWITCH, generation);
     note_ready(inner, link);
 }
@@ -687,6 +589,11 @@ pub(super) fn end(inner: &Inner, link: &Rc<Link>, why: &str) {
     let message = Message { kind: LANE_DOWN, argument: generation.0, request: RequestId(number), ..Message::default() };
     say(inner, link, message, &[]);
     rdma.note_failure(link, why);
+}
+
+pub(super) fn log_success(inner: &Inner, link: &Link) {
+    let device = inner.rdma().map(|rdma| rdma.verbs.name());
+    tracing::info!(peer = %link.node, device, "by RDMA from now on");
 }
 
 fn log_failure(inner: &Inner, link: &Link, why: &str) {

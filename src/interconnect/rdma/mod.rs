@@ -17,6 +17,7 @@ mod post;
 pub mod soft;
 mod stream;
 mod take;
+mod terms;
 #[cfg(test)]
 mod tests;
 pub mod verbs;
@@ -36,6 +37,7 @@ pub use self::board::{CELLS, Record};
 pub use self::device::Device;
 pub use self::exposed::{EXPOSED_MAX, ExposedFrames};
 pub(super) use self::lane::{LaneEnd, Purpose, forget, link_is_up, on_message as on_link_message, tick};
+use self::post::Acknowledge;
 pub use self::stream::{Generation, NumberedStream, StreamFault};
 use self::verbs::{Access, LocalFuture, MemoryKeys, Pair, SLOT_BYTES, Verbs, VerbsFault};
 pub use self::window::{ACK_EVERY, NeverSent, WINDOW, WINDOW_RESERVE, Window};
@@ -314,16 +316,18 @@ pub(super) async fn drive(inner: Rc<Inner>, rdma: Rc<Rdma>) {
         }
         let filled = rdma.filled.notified();
         rdma.verbs.poll(&mut events);
-        let was_busy = !events.is_empty();
-        if was_busy || !rdma.ready.borrow().is_empty() {
+        if !events.is_empty() {
+            take::take_all(&inner, &rdma, &mut events);
+            // What the handlers have said goes at once. Who was woken may have to say something, too, which acknowledges as well.
+            post::post_all(&inner, &rdma, Acknowledge::Later);
+            busy_since = None;
+            inner.reactor.yield_now().await;
+        }
+        if !rdma.ready.borrow().is_empty() {
             // Whoever says something is answered soon.
             busy_since = None;
         }
-        take::take_all(&inner, &rdma, &mut events);
-        if was_busy {
-            inner.reactor.yield_now().await;
-            continue;
-        }
+        post::post_all(&inner, &rdma, Acknowledge::Now);
         let now = inner.reactor.now();
         if now.since(*busy_since.get_or_insert(now)) < rdma.poll {
             inner.reactor.yield_now().await;
@@ -335,8 +339,6 @@ pub(super) async fn drive(inner: Rc<Inner>, rdma: Rc<Rdma>) {
         }
         rdma.verbs.poll(&mut events);
         if !events.is_empty() {
-            busy_since = None;
-            take::take_all(&inner, &rdma, &mut events);
             continue;
         }
         let mut filled = std::pin::pin!(filled);

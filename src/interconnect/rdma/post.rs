@@ -9,7 +9,8 @@ use super::super::link::Link;
 use super::super::stats::{BlockTraffic, Counters, RdmaTraffic};
 use super::super::{Inner, Message};
 use super::board::{Board, CELL_BYTES};
-use super::lane::{self, Attempt, LANE_ACKNOWLEDGE, Outgoing, OutgoingBody, PeerMemory, Purpose};
+use super::lane::{self, Attempt, Outgoing, OutgoingBody, PeerMemory, Purpose};
+use super::terms::LANE_ACKNOWLEDGE;
 use super::verbs::{Action, RemotePlace, SLOT_BYTES, Work};
 use super::{OwnMemory, Place, Rdma};
 use crate::ids::{BLOCK_SIZE, Epoch};
@@ -18,14 +19,29 @@ use crate::rules::{DesignRule, kept};
 /// Most work requests told to a device with one doorbell.
 const BATCH: usize = 64;
 
+/// When a lane on which nothing else is to be said acknowledges a block, or says its epoch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Acknowledge {
+    Now,
+    /// With what is posted next.
+    Later,
+}
+
 /// Posts what waits on all lanes that have something.
-pub(super) fn post_all(inner: &Rc<Inner>, rdma: &Rdma) {
+pub(super) fn post_all(inner: &Rc<Inner>, rdma: &Rdma, acknowledge: Acknowledge) {
+    let mut later = Vec::new();
     loop {
-        let Some(link) = rdma.ready.borrow_mut().pop() else { return };
-        if !link.has_failed() && !post(inner, rdma, &link) {
+        let Some(link) = rdma.ready.borrow_mut().pop() else { break };
+        if link.has_failed() {
+            continue;
+        }
+        if !post(inner, rdma, &link, acknowledge) {
             lane::end(inner, &link, "the device takes no more work");
+        } else if acknowledge == Acknowledge::Later {
+            later.push(link);
         }
     }
+    rdma.ready.borrow_mut().append(&mut later);
 }
 
 /// What a message becomes.
@@ -36,7 +52,7 @@ enum Parts {
 }
 
 /// Posts what waits on one lane, as far as there are credits. Whether the device took it.
-fn post(inner: &Rc<Inner>, rdma: &Rdma, link: &Rc<Link>) -> bool {
+fn post(inner: &Rc<Inner>, rdma: &Rdma, link: &Rc<Link>, acknowledge: Acknowledge) -> bool {
     let mut lane = link.lane.borrow_mut();
     let super::LaneEnd { stream, attempt, memory, .. } = &mut *lane;
     let Some(attempt) = attempt else { return true };
@@ -67,7 +83,8 @@ fn post(inner: &Rc<Inner>, rdma: &Rdma, link: &Rc<Link>) -> bool {
     }
     // What goes with a packet says how many came, but its epoch may be an older one.
     let owes = work.is_empty() && attempt.owes_block && attempt.window.owes();
-    if (attempt.says_something || owes || attempt.window.acknowledgement_due()) && attempt.window.may_acknowledge() {
+    let wants = acknowledge == Acknowledge::Now && (attempt.says_something || owes) || attempt.window.acknowledgement_due();
+    if wants && attempt.window.may_acknowledge() {
         let header = acknowledgement(inner).seal(&[]);
         let (id, signalled) = attempt.window.post(false);
         let immediate = attempt.window.packet();

@@ -8,12 +8,13 @@ use super::super::header::{FrameFault, HEADER_BYTES, Header, WireHeader};
 use super::super::link::{self, Arrival, Link};
 use super::super::stats::{Counters, DownReason};
 use super::super::{Body, Inner};
-use super::lane::{self, LANE_ACKNOWLEDGE};
+use super::lane;
+use super::terms::LANE_ACKNOWLEDGE;
 use super::verbs::{Event, Pair};
 use super::{Rdma, post};
 use crate::ids::BLOCK_SIZE;
 
-/// Takes all events; then gives the slots back, then posts what that made possible and what the handlers said.
+/// Takes all events, and gives the slots back. What that made possible, and what the handlers said, is ready to be posted then.
 pub(super) fn take_all(inner: &Rc<Inner>, rdma: &Rc<Rdma>, events: &mut Vec<Event>) {
     let mut came: Vec<(Pair, Rc<Link>)> = Vec::new();
     for event in events.drain(..) {
@@ -59,7 +60,6 @@ pub(super) fn take_all(inner: &Rc<Inner>, rdma: &Rc<Rdma>, events: &mut Vec<Even
         }
         rdma.post_soon(&link);
     }
-    post::post_all(inner, rdma);
 }
 
 fn link_of(rdma: &Rdma, pair: Pair) -> Option<Rc<Link>> {
@@ -72,17 +72,22 @@ fn take_packet(inner: &Rc<Inner>, rdma: &Rc<Rdma>, link: &Rc<Link>, pair: Pair, 
     }
     // The first message may be quicker than the word that the pair is connected.
     lane::on_connected(inner, link);
-    let done = {
+    let (done, works_again) = {
         let mut lane = link.lane.borrow_mut();
+        let told = lane.told;
         let Some(attempt) = lane.on_pair(pair) else { return };
-        match attempt.window.heard(immediate) {
+        let done = match attempt.window.heard(immediate) {
             Ok(packets) => lane.acknowledged(packets),
             Err(_) => {
                 drop(lane);
                 return lane::end(inner, link, "it acknowledges what was never sent");
             }
-        }
+        };
+        (done, told && !lane.told)
     };
+    if works_again {
+        lane::log_success(inner, link);
+    }
     // The frames go back to the cache, which may have a lot to do about it.
     drop(done);
     if let Err(fault) = take_message(inner, rdma, link, pair, slot, bytes) {

@@ -186,7 +186,7 @@ impl Inner {
         let Some(cache) = self.cache() else { return };
         let mut receiving = Vec::new();
         for (&block, pending) in &mut self.tables.borrow_mut().pending {
-            if std::mem::take(&mut pending.in_place) && cache.is_receiving(pending.acquire.frame) {
+            if std::mem::take(&mut pending.in_place) && cache.is_receiving(block) {
                 receiving.push(block);
             }
         }

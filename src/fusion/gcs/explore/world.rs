@@ -513,7 +513,7 @@ impl World {
                         return Err("the block is recovered twice at once".to_owned());
                     }
                 }
-                Output::Gather | Output::StaysHere { .. } => {}
+                Output::Gather | Output::StaysHere { .. } | Output::MakeWay { .. } => {}
                 Output::HandOver { to, bucket } => {
                     let master = &mut self.nodes[at].master;
                     let shipment = master.take_shipment();
