@@ -518,8 +518,8 @@ fn every_change_is_kept_over_real_connections() {
                 assert_eq!(by_tcp.received, 0, "{by_tcp:?}");
                 let rdma = stats.rdma.unwrap();
                 assert!(rdma.writes > 0 && rdma.exposed == 0 && rdma.quarantined == 0, "{rdma:?}");
-                // Those that are copied are of requests for Exclusive by a reader whose copy was taken away meanwhile.
-                assert!(rdma.writes > 3 * (by_rdma.sent - rdma.writes), "{by_rdma:?} {rdma:?}");
+                // A few places are told too late: the master has had the word of a third node before.
+                assert!(rdma.writes > 20 * (by_rdma.sent - rdma.writes), "{by_rdma:?} {rdma:?}");
             }
         }
         nodes.iter().for_each(|node| node.interconnect.close());
@@ -550,7 +550,7 @@ fn by_rdma_the_protocol_is_the_same_and_copies_nothing() {
 }
 
 #[test]
-fn by_rdma_readers_who_all_want_to_write_copy_nothing_and_each_who_waits_says_once_where_his_frame_is() {
+fn by_rdma_readers_who_all_want_to_write_copy_nothing() {
     crate::interconnect::tests::on_soft_devices(3, |network| {
         let cluster = Simulated::start(1, quiet());
         cluster.world.run_for(Duration::from_millis(200));
@@ -573,8 +573,8 @@ fn by_rdma_readers_who_all_want_to_write_copy_nothing_and_each_who_waits_says_on
             assert_eq!((stats.blocks_tcp, stats.blocks_rdma.bytes_copied), (Default::default(), 0));
             shipped += stats.blocks_rdma.sent;
         }
-        // One of three has its turn first; the two others give up their copies, and are one each.
-        assert_eq!(cluster.sent(Kind::Place), 2 * 10);
+        // One of three has its turn first; of the two others, those that had asked by then say where their frames are.
+        assert!((10..=20).contains(&cluster.sent(Kind::Place)), "{} places were told later", cluster.sent(Kind::Place));
         assert_eq!((network.writes() as u64, network.not_ready()), (shipped, 0));
     });
 }
