@@ -35,6 +35,9 @@ const CELL_WORDS: usize = 4;
 /// Bytes of a cell: what a read fetches.
 pub const CELL_BYTES: usize = CELL_WORDS * 8;
 
+/// Bytes of a board with all that is registered beside it.
+pub(super) const BOARD_BYTES: u64 = ((CELLS + READS_MAX) * CELL_BYTES + size_of::<Told>()) as u64;
+
 /// What is published in a cell.
 pub type Record = [u64; 2];
 

@@ -39,7 +39,7 @@ pub use self::exposed::{EXPOSED_MAX, ExposedFrames};
 pub(super) use self::lane::{LaneEnd, Purpose, forget, link_is_up, on_message as on_link_message, tick};
 use self::post::Acknowledge;
 pub use self::stream::{Generation, NumberedStream, StreamFault};
-use self::verbs::{Access, LocalFuture, MemoryKeys, Pair, SLOT_BYTES, Verbs, VerbsFault};
+use self::verbs::{Access, LocalFuture, MemoryKeys, Pair, SEND_QUEUE_DEPTH, SLOT_BYTES, Verbs, VerbsFault};
 pub use self::window::{ACK_EVERY, NeverSent, WINDOW, WINDOW_RESERVE, Window};
 use super::link::Link;
 use super::stats::{Counters, RdmaTraffic};
@@ -59,8 +59,17 @@ pub const SEND_SLOTS_PER_LANE: u32 = 32;
 const _: () = assert!(SEND_SLOTS_PER_LANE as usize * SLOT_BYTES > 2 * (HEADER_BYTES + BODY_BYTES_MAX));
 
 /// Lanes that there are slots for beyond those to the peers that are known at the start.
-#[cfg(feature = "rdma")]
 const LANES_MORE: usize = 4;
+
+/// Bytes of memory that a shard's device locks beside the frames, with so many peers: the slots of its lanes, the board, and its queues,
+/// about as adapters have them and rather more than less. For whoever wants to know before there is a device.
+#[must_use]
+pub fn locked_bytes(peers: usize) -> u64 {
+    /// 64 bytes for a slot in the queue of receives, 256 for a request in the queue of sends, and 64 for the completion of either.
+    const QUEUES_PER_LANE: u64 = SLOTS_PER_LANE * (64 + 64) + SEND_QUEUE_DEPTH as u64 * (256 + 64);
+    let slots = (SLOTS_PER_LANE + u64::from(SEND_SLOTS_PER_LANE)) * SLOT_BYTES as u64;
+    (peers + LANES_MORE) as u64 * (slots + QUEUES_PER_LANE) + board::BOARD_BYTES
+}
 
 /// The device of an interface, with slots for so many peers and a few more.
 #[cfg(feature = "rdma")]

@@ -20,12 +20,17 @@ pub struct Facts {
     pub addresses: Vec<(String, IpAddr)>,
     /// Whether each address that a node listens on is free.
     pub listens: Vec<Listen>,
+    /// What the server says of itself (`--version`), or why it does not start; `None` where none was found.
+    pub server: Option<Result<String, String>>,
     /// Why files can't be made in the folder of live statistics; `None` when they can.
     pub statistics_folder: Option<String>,
     /// The volume, if one was named.
     pub volume: Option<VolumeFacts>,
     /// What NVMe controllers and namespaces under the volume say of themselves, by namespace.
     pub nvme: Vec<(String, Result<NvmeIdentity, String>)>,
+    /// The character devices for commands to the namespaces under the volume, or why they can't be opened; only where the
+    /// configuration asks for passthrough.
+    pub passthrough: Vec<(String, Result<String, String>)>,
     /// What each configured fencing method can do, by its name.
     pub fencing: Vec<(&'static str, Result<String, String>)>,
     /// What a durable write takes; only with `--probe-writes`.

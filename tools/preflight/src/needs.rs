@@ -44,6 +44,12 @@ pub struct Needs {
     pub rdma: bool,
     /// Whether RDMA is not used although there may be some.
     pub tcp_only: bool,
+    /// Microseconds for which a shard looks at the network card before it sleeps; 0: it does not.
+    pub busy_poll_us: u64,
+    /// Whether the volume's reads and writes are to be polled for.
+    pub polled_io: bool,
+    /// Whether they are to be NVMe's own commands.
+    pub nvme_passthrough: bool,
     /// Where live statistics are published; empty: nowhere.
     pub statistics_folder: PathBuf,
     /// How dead nodes are fenced.
@@ -68,6 +74,9 @@ impl Default for Needs {
             connections: server.max_connections,
             rdma: false,
             tcp_only: false,
+            busy_poll_us: 0,
+            polled_io: false,
+            nvme_passthrough: false,
             statistics_folder: server.statistics_folder,
             ha: HaConfig::default(),
         }
@@ -121,6 +130,9 @@ impl Needs {
             connections: config.server.max_connections,
             rdma: config.rac.interconnect.protocol == Protocol::Rdma,
             tcp_only: config.rac.interconnect.protocol == Protocol::Tcp,
+            busy_poll_us: config.rac.interconnect.busy_poll_us,
+            polled_io: config.rac.storage.polled_io,
+            nvme_passthrough: config.rac.storage.nvme_passthrough,
             statistics_folder: config.server.statistics_folder.clone(),
             ha: config.ha.clone(),
         }
@@ -130,6 +142,18 @@ impl Needs {
     #[must_use]
     pub fn own_address(&self) -> Option<IpAddr> {
         self.node.and_then(|me| self.nodes.get(&me)).map(SocketAddr::ip)
+    }
+
+    /// Whether the configuration asks for RDMA, be it only where it is to be had.
+    #[must_use]
+    pub fn asks_for_rdma(&self) -> bool {
+        self.rdma || self.configured() && !self.tcp_only
+    }
+
+    /// The other nodes that the configuration names.
+    #[must_use]
+    pub fn peers(&self) -> usize {
+        self.nodes.keys().filter(|node| Some(**node) != self.node).count()
     }
 
     /// Whether a method is among those that may fence.

@@ -14,6 +14,8 @@ use crate::needs::Needs;
 use crate::probe;
 use crate::report::Report;
 
+mod settings;
+
 static TREES: AtomicU32 = AtomicU32::new(0);
 
 /// A folder that is a host's root; gone at the end.
@@ -121,7 +123,7 @@ const APPLIANCE: &[(&str, &str)] = &[
 
 fn appliance_facts() -> Facts {
     let enough = Limits {
-        locked_memory: Limit { soft: Some(64 << 30), hard: None },
+        locked_memory: Limit { soft: Some(72 << 30), hard: None },
         open_files: Limit { soft: Some(65_536), hard: Some(65_536) },
         ..Limits::default()
     };
@@ -155,6 +157,7 @@ fn appliance_facts() -> Facts {
             "nvme0n1".into(),
             Ok(NvmeIdentity { model: "A MODEL".into(), volatile_cache: false, reservations: true, shared: true }),
         )],
+        server: Some(Ok("rusty-db-server 0.7.0 (TCP and RDMA)".into())),
         fencing: vec![("persistent_reservation", Ok("NVMe reservations".into())), ("lease", Ok("nodes stop".into()))],
         ..Facts::default()
     }
@@ -181,7 +184,7 @@ fn an_appliance_has_nothing_to_be_mended() {
     let host = tree.host(appliance_facts(), appliance_needs());
     for (check, finding) in checks::run(&host, |_| true) {
         assert!(matches!(finding.severity, Severity::Ok | Severity::Skipped), "{}: {finding:?}", check.id);
-        let told = ["RDB-MEM-005", "RDB-MEM-006", "RDB-DISK-011", "RDB-DISK-012", "RDB-FENCE-003"];
+        let told = ["RDB-MEM-005", "RDB-MEM-006", "RDB-DISK-011", "RDB-DISK-012", "RDB-DISK-013", "RDB-FENCE-003"];
         let skipped = finding.severity == Severity::Skipped;
         assert_eq!(skipped, told.contains(&check.id), "{}: {finding:?}", check.id);
     }
@@ -307,19 +310,6 @@ fn a_refusal_of_io_uring_names_who_refuses() {
         assert_eq!(severity(&only, "RDB-IO-001"), Severity::Fatal);
         assert_eq!(severity(&only, "RDB-IO-004"), Severity::Skipped);
     }
-}
-
-#[test]
-fn little_locked_memory_matters_where_there_is_rdma() {
-    let facts = || {
-        let locked_memory = Limit { soft: Some(8 << 20), hard: None };
-        Facts { limits: Limits { locked_memory, ..Limits::default() }, ..Facts::default() }
-    };
-    let (with, without) = (Tree::new(&[("sys/class/infiniband/mlx5_0/fw_ver", "1")]), Tree::new(&[]));
-    assert_eq!(severity(&without.host(facts(), Needs::default()), "RDB-MEM-001"), Severity::Ok);
-    assert_eq!(severity(&with.host(facts(), Needs::default()), "RDB-MEM-001"), Severity::Warning);
-    assert_eq!(severity(&with.host(facts(), Needs { tcp_only: true, ..Needs::default() }), "RDB-MEM-001"), Severity::Ok);
-    assert_eq!(severity(&with.host(facts(), Needs { rdma: true, ..Needs::default() }), "RDB-MEM-001"), Severity::Fatal);
 }
 
 #[test]

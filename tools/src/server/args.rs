@@ -13,7 +13,7 @@ Examples:
       --cluster-name production --shards 4               format a shared volume, once
   rusty-db-server --config /etc/rustydb/node1.toml       start this node";
 
-/// With what nodes can talk by.
+/// With what nodes can talk by. `rusty-db-preflight` reads it (RDB-RDMA-008).
 const VERSION: &str = if cfg!(feature = "rdma") {
     concat!(env!("CARGO_PKG_VERSION"), " (TCP and RDMA)")
 } else {

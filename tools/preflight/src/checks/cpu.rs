@@ -8,8 +8,9 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "RDB-CPU-001",
         what: "cores for the shards",
-        why: "Each shard is a thread that wants a core of its own unless engine.overprovisioned is set. Counted: the processors \
-              that this process may run on (affinity, cpusets).",
+        why: "With engine.overprovisioned = true, which is the default, shards share their cores with others and sleep when they have \
+              nothing to do. With false each is a thread that wants a core of its own. Counted: the processors that this process may \
+              run on (affinity, cpusets).",
         run: cores,
     },
     Check {

@@ -52,7 +52,8 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "RDB-DISK-007",
         what: "poll queues",
-        why: "IOPOLL needs queues without interrupts: module parameter poll_queues of nvme, and queue/io_poll.",
+        why: "rac.storage.polled_io needs queues without interrupts: module parameter poll_queues of nvme, and queue/io_poll. Without \
+              them a node goes the plain way, and its log says so (docs/storage.md).",
         run: poll_queues,
     },
     Check {
@@ -87,6 +88,14 @@ pub(super) const CHECKS: &[Check] = &[
         why: "A hundred writes of 4 KiB, durable by RWF_DSYNC and by fdatasync in turns, to a temporary file in the volume's folder. \
               Only with --probe-writes, and never on a block device.",
         run: timed,
+    },
+    Check {
+        id: "RDB-DISK-013",
+        what: "NVMe passthrough",
+        why: "rac.storage.nvme_passthrough takes a whole NVMe namespace (no partition, no device mapper, no file) and its character \
+              device /dev/ngXnY, which the server's user may open for reading and writing. Without it a node goes the plain way, and \
+              its log says so (docs/storage.md).",
+        run: passthrough,
     },
 ];
 
@@ -254,19 +263,75 @@ fn scheduler(host: &Host) -> Vec<Finding> {
 }
 
 fn poll_queues(host: &Host) -> Vec<Finding> {
+    let asked = host.needs.polled_io;
+    if asked && let Some(found) = not_a_device(host, "rac.storage.polled_io") {
+        return found.into();
+    }
     each_device(host, |device| {
-        if !device.is_nvme() {
+        if !device.is_nvme() && !asked {
             return Finding::skipped("not an NVMe device");
         }
         let queues = host.number("/sys/module/nvme/parameters/poll_queues").unwrap_or(0);
         let poll = host.read(&format!("{}/io_poll", device.queue)).as_deref() == Some("1");
+        let with_setting = if asked { "" } else { ", and set rac.storage.polled_io" };
         match queues {
-            0 => Finding::info("none: storage completes by interrupts").wants("one for each shard, for IOPOLL").remedy(format!(
-                "in /etc/modprobe.d/nvme.conf: options nvme poll_queues={}; then reboot, and set rac.storage.polled_io",
-                host.needs.shards
-            )),
-            queues if !poll => Finding::info(format!("{queues}, and the device does not use them")).wants("io_poll = 1"),
+            _ if !device.is_nvme() && poll => Finding::ok("it polls"),
+            _ if !device.is_nvme() => Finding::warning("it has none: storage completes by interrupts")
+                .wants("queues for polling, as rac.storage.polled_io asks for them")
+                .remedy("an NVMe device, or rac.storage.polled_io = false"),
+            0 => Finding::warning_if(asked, "none: storage completes by interrupts")
+                .wants("one for each shard, for IOPOLL")
+                .remedy(format!(
+                    "in /etc/modprobe.d/nvme.conf: options nvme poll_queues={}; then reboot{with_setting}",
+                    host.needs.shards
+                )),
+            queues if !poll => {
+                Finding::warning_if(asked, format!("{queues}, and the device does not use them")).wants("io_poll = 1").remedy(
+                    "the module nvme was loaded with fewer: reboot; a path over a fabric wants nr_poll_queues of nvme connect",
+                )
+            }
             queues => Finding::ok(queues.to_string()),
+        }
+    })
+}
+
+/// What a setting for devices makes of a volume that is a file.
+fn not_a_device(host: &Host, setting: &str) -> Option<Finding> {
+    let volume = host.facts.volume.as_ref().filter(|volume| volume.kind == VolumeKind::File)?;
+    let words = format!("the volume is a file on {}: {setting} does nothing", volume.file_system);
+    Some(Finding::warning(words).wants("an NVMe device").remedy(format!("{setting} = false, or a volume that is a device")))
+}
+
+fn passthrough(host: &Host) -> Vec<Finding> {
+    if !host.needs.nvme_passthrough {
+        return Finding::skipped("rac.storage.nvme_passthrough is off").into();
+    }
+    if let Some(found) = not_a_device(host, "rac.storage.nvme_passthrough") {
+        return found.into();
+    }
+    let itself = host.facts.volume.as_ref().and_then(|volume| host.block_device(volume.device?));
+    each_device(host, |device| {
+        let plain = |words: String| Finding::warning(format!("{words}: reads and writes go by the block layer"));
+        if itself.as_ref() != Some(device) {
+            return plain(format!("the volume is a device on {}", device.name)).wants("the namespace itself").remedy(
+                "without device mapper or md: /dev/nvmeXnY in rac.storage.shared_storage_path, or nvme_passthrough = false",
+            );
+        }
+        if !device.is_nvme() {
+            return plain("not an NVMe device".into()).wants("an NVMe namespace").remedy("rac.storage.nvme_passthrough = false");
+        }
+        if host.exists(&format!("{}/partition", device.folder)) {
+            return plain("a partition".into())
+                .wants("the whole namespace")
+                .remedy("a namespace of its own for the volume (nvme create-ns), or nvme_passthrough = false");
+        }
+        match host.facts.passthrough.iter().find(|(name, _)| *name == device.name) {
+            None => Finding::skipped("not tried"),
+            Some((_, Ok(path))) => Finding::ok(format!("{path} can be opened")),
+            Some((_, Err(error))) => plain(error.clone()).wants("its character device, readable and writable").remedy(
+                "Linux 5.19 or newer; a udev rule for the server's user: SUBSYSTEM==\"nvme-generic\", OWNER=\"rustydb\"; before Linux 6.2 \
+                 CAP_SYS_ADMIN too",
+            ),
         }
     })
 }

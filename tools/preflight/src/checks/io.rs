@@ -38,27 +38,31 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "RDB-IO-005",
         what: "registered files and buffers",
-        why: "Files and sockets are registered with the ring, which spares looking them up for each operation; so is the block \
-              cache's memory where it is pinned anyway (RDB-MEM-001), which spares pinning its pages. Tried with 2 MiB.",
+        why: "Files and sockets are registered with the ring, which spares looking them up for each operation; so are the block \
+              cache, the log's batches and the block writer's copies, which spares pinning their pages for each. It counts against \
+              RLIMIT_MEMLOCK (RDB-MEM-001). Tried with 2 MiB.",
         run: registered,
     },
     Check {
         id: "RDB-IO-006",
         what: "SEND_ZC",
-        why: "Sending without copying, from Linux 6.0 on, for large messages where a measurement shows a gain.",
+        why: "Sending without copying, from Linux 6.0 on. Nodes don't use it: it gained nothing where it was measured \
+              (docs/performance.md), and the kernel would keep a block's frame until the other node has acknowledged. Blocks that are \
+              not to be copied go by RDMA.",
         run: send_zc,
     },
     Check {
         id: "RDB-IO-007",
         what: "IOPOLL rings",
-        why: "Rings that poll a device for its completions instead of taking interrupts: for NVMe devices with poll queues \
-              (RDB-DISK-007).",
+        why: "Rings that poll a device for its completions instead of taking interrupts: for rac.storage.polled_io, on NVMe devices \
+              with poll queues (RDB-DISK-007).",
         run: iopoll,
     },
     Check {
         id: "RDB-IO-008",
         what: "uring_cmd",
-        why: "Commands passed through to NVMe devices without the block layer, from Linux 5.19 on.",
+        why: "Commands passed through to NVMe devices without the block layer, from Linux 5.19 on: for rac.storage.nvme_passthrough \
+              (RDB-DISK-013).",
         run: uring_cmd,
     },
 ];
@@ -163,21 +167,22 @@ fn registered(host: &Host) -> Vec<Finding> {
     })
 }
 
-fn gain(there: bool, lost: &str) -> Finding {
+/// What a node can do without, and misses where its configuration asks for it.
+fn gain(there: bool, asked_for: bool, lost: &str) -> Finding {
     match there {
         true => Finding::ok("yes"),
-        false => Finding::info(format!("no: {lost}")).remedy("install Linux 6.1 or newer"),
+        false => Finding::warning_if(asked_for, format!("no: {lost}")).remedy("install Linux 6.1 or newer"),
     }
 }
 
 fn send_zc(host: &Host) -> Vec<Finding> {
-    with_uring(host, |uring| gain(uring.send_zc, "blocks are copied when they are sent over TCP"))
+    with_uring(host, |uring| Finding::ok(if uring.send_zc { "yes; nodes don't use it" } else { "no; nodes don't use it" }))
 }
 
 fn iopoll(host: &Host) -> Vec<Finding> {
-    with_uring(host, |uring| gain(uring.iopoll, "storage completes by interrupts"))
+    with_uring(host, |uring| gain(uring.iopoll, host.needs.polled_io, "storage completes by interrupts"))
 }
 
 fn uring_cmd(host: &Host) -> Vec<Finding> {
-    with_uring(host, |uring| gain(uring.uring_cmd, "no passthrough to NVMe devices"))
+    with_uring(host, |uring| gain(uring.uring_cmd, host.needs.nvme_passthrough, "no passthrough to NVMe devices"))
 }

@@ -1,5 +1,7 @@
 //! Memory and the limits of the process: what a node takes, and what it is given.
 
+use rustydb::interconnect::rdma::locked_bytes;
+
 use super::bytes;
 use crate::check::{Check, Finding};
 use crate::facts::Limit;
@@ -11,24 +13,30 @@ pub(super) const CHECKS: &[Check] = &[
         id: "RDB-MEM-001",
         what: "locked memory (RLIMIT_MEMLOCK)",
         why: "The block cache is registered with io_uring, and with the network card where blocks travel by RDMA. That pins it, which \
-              counts against RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK. Where it does not fit, blocks go by TCP, and each read \
-              and write pins its pages anew. The limit is this process's: run the preflight as the node is run (systemd-run -p \
-              LimitMEMLOCK=..., or from its unit).",
+              counts against RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK. io_uring comes first and counts what it pins \
+              for the user, over all processes; RDMA counts for the process, and io_uring's counts there too. So with RDMA it takes \
+              twice the cache, and what RDMA has besides: about 1 MB a shard for each peer and for four more. rac.storage.polled_io and \
+              nvme_passthrough have a ring of their own, which counts the cache once more. Where the limit is too low for io_uring, each \
+              read and write pins its pages anew; where it is too low for RDMA, blocks go by TCP, or the node ends (protocol = \
+              \"RDMA\"). The limit is this process's: run the preflight as the node is run (systemd-run -p LimitMEMLOCK=..., or from \
+              its unit).",
         run: locked,
     },
     Check {
         id: "RDB-MEM-002",
         what: "memory for the cache",
         why: "The block cache is taken at the start, or as it fills where it can't be registered; a host without that much memory \
-              swaps, or kills the node hours after its start. Counted: the cache and 1 GiB beside it, against MemAvailable (huge \
-              pages that are reserved are not in it).",
+              swaps, or kills the node hours after its start. Counted: the cache and 1 GiB beside it, against MemAvailable. A cache \
+              that fits into the reserved huge pages (RDB-MEM-005) is there already: MemAvailable does not have those pages, and \
+              need not have them.",
         run: available,
     },
     Check {
         id: "RDB-MEM-003",
         what: "memory of the control group",
         why: "A control group's limit (a container's, a unit's MemoryMax) kills the node when its cache has filled, however much \
-              the host has.",
+              the host has. A cache on reserved huge pages (RDB-MEM-005) does not count, unless the control groups are mounted with \
+              memory_hugetlb_accounting.",
         run: control_group,
     },
     Check {
@@ -42,15 +50,18 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "RDB-MEM-005",
         what: "reserved huge pages, 2 MiB",
-        why: "Pages of nr_hugepages are there for sure, also when memory is in pieces. Reserved pages that nobody uses are lost to \
-              everybody else.",
-        run: |host| reserved(host, 2048),
+        why: "A node takes its whole block cache from the reserved pages (vm.nr_hugepages) when enough are free as it starts: they are \
+              there for sure, also when memory is in pieces. So reserve pages for the whole cache, each shard's part rounded up, or \
+              none: with some, a part of the shards gets them, and what is left over is lost to everybody. Before the node starts all \
+              of them are free, as they should be. Nothing else of a node lies there.",
+        run: reserved,
     },
     Check {
         id: "RDB-MEM-006",
         what: "reserved huge pages, 1 GiB",
-        why: "For caches of hundreds of GiB; they are reserved when the kernel starts (hugepagesz=1G hugepages=N).",
-        run: |host| reserved(host, 1_048_576),
+        why: "Nodes use pages of 2 MiB only (RDB-MEM-005). Pages of 1 GiB (hugepagesz=1G hugepages=N on the kernel's command line) \
+              that nobody else uses are lost to everybody.",
+        run: gigantic,
     },
     Check {
         id: "RDB-MEM-007",
@@ -63,7 +74,7 @@ pub(super) const CHECKS: &[Check] = &[
         id: "RDB-MEM-008",
         what: "overcommit",
         why: "With vm.overcommit_memory = 2 the kernel refuses memory beyond CommitLimit, whether or not it will be used; the cache \
-              is mapped at once.",
+              is mapped at once. Reserved huge pages (RDB-MEM-005) are outside of that limit.",
         run: overcommit,
     },
     Check {
@@ -110,44 +121,115 @@ pub(super) const CHECKS: &[Check] = &[
 
 const IPC_LOCK: u32 = 14;
 
+/// Memory beside the cache that a shard registers with io_uring (batches of the log, copies of the block writer), with some to spare.
+const REGISTERED_BESIDE_CACHE_BYTES: u64 = 8 << 20;
+
 fn locked(host: &Host) -> Vec<Finding> {
-    let need = host.needs.cache_bytes + (16 << 20);
+    let needs = &host.needs;
+    let rings = match () {
+        () if needs.poll_only => 0,
+        () if needs.polled_io || needs.nvme_passthrough => 2,
+        () => 1,
+    };
+    let for_uring = rings * (needs.cache_bytes + needs.shards * REGISTERED_BESIDE_CACHE_BYTES);
+    let for_rdma = needs.cache_bytes + needs.shards * locked_bytes(needs.peers());
+    let with_rdma = needs.rdma || !needs.tcp_only && !super::rdma::usable(host).is_empty();
+    let need = if with_rdma { for_uring + for_rdma } else { for_uring };
     if host.has_capability(IPC_LOCK) {
         return Finding::ok("without limit: this process has CAP_IPC_LOCK").into();
     }
+    let remedy = "LimitMEMLOCK=infinity in the [Service] section of the systemd unit; or in /etc/security/limits.d/rustydb.conf: \
+                  rustydb - memlock unlimited";
     match host.facts.limits.locked_memory.soft {
         None => Finding::ok("unlimited").into(),
         Some(limit) if limit >= need => Finding::ok(bytes(limit)).into(),
-        Some(limit) if !host.needs.rdma && (host.needs.tcp_only || host.list("/sys/class/infiniband").is_empty()) => Finding::ok(
-            format!("{}; enough without RDMA: what can't be registered with io_uring costs a little speed", bytes(limit)),
-        )
+        Some(limit) if !with_rdma => Finding::ok(format!(
+            "{}; enough without RDMA: what can't be registered with io_uring costs a little speed ({} would be all of it)",
+            bytes(limit),
+            bytes(need)
+        ))
         .into(),
-        Some(limit) => Finding::fatal_if(host.needs.rdma, bytes(limit))
-            .wants(format!("{} for {}", bytes(need), host.needs.cache_words()))
-            .remedy(
-                "LimitMEMLOCK=infinity in the [Service] section of the systemd unit; or in /etc/security/limits.d/rustydb.conf: \
-                 rustydb - memlock unlimited",
-            )
+        Some(limit) => Finding::fatal_if(needs.rdma, bytes(limit))
+            .wants(format!(
+                "{}: {} that io_uring pins, and {} that RDMA pins beside it, for {}",
+                bytes(need),
+                bytes(for_uring),
+                bytes(for_rdma),
+                needs.cache_words()
+            ))
+            .remedy(remedy)
             .into(),
     }
 }
 
+/// A huge page as nodes use them.
+const HUGE_PAGE_BYTES: u64 = 2 << 20;
+
+/// Reserved huge pages of 2 MiB.
+struct HugePages {
+    /// That there are.
+    all: u64,
+    /// That a node could have now.
+    free: u64,
+    /// That a node takes for its cache, if so many are free: each shard its own part, rounded up.
+    wanted: u64,
+}
+
+impl HugePages {
+    fn of(host: &Host) -> Option<HugePages> {
+        let folder = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+        let count = |name: &str| host.number(&format!("{folder}/{name}"));
+        let or_none = |name: &str| count(name).unwrap_or(0);
+        let (all, free) = (count("nr_hugepages")?, count("free_hugepages")?);
+        // Somebody has mapped these and not touched them yet. And more than are reserved may be had, if the operator allows it.
+        let promised = or_none("resv_hugepages");
+        let surplus = or_none("nr_overcommit_hugepages").saturating_sub(or_none("surplus_hugepages"));
+        let shards = host.needs.shards.max(1);
+        let wanted = shards * (host.needs.cache_bytes / shards).div_ceil(HUGE_PAGE_BYTES);
+        Some(HugePages { all, free: free.saturating_sub(promised) + surplus, wanted })
+    }
+
+    fn suffice(&self) -> bool {
+        self.free >= self.wanted
+    }
+}
+
+/// The cache lies on huge pages that are reserved already.
+fn has_huge_pages(host: &Host) -> bool {
+    HugePages::of(host).is_some_and(|pages| pages.suffice())
+}
+
+/// What a node takes of the memory that is not reserved for anything.
+fn ordinary_bytes(host: &Host) -> u64 {
+    if has_huge_pages(host) { BESIDE_CACHE_BYTES } else { host.needs.cache_bytes + BESIDE_CACHE_BYTES }
+}
+
 fn available(host: &Host) -> Vec<Finding> {
-    let need = host.needs.cache_bytes + BESIDE_CACHE_BYTES;
+    let need = ordinary_bytes(host);
     let (Some(total), Some(available)) = (host.memory_bytes("MemTotal"), host.memory_bytes("MemAvailable")) else {
         return Finding::skipped("/proc/meminfo can't be read").into();
     };
-    let words = format!("{} of {} available", bytes(available), bytes(total));
+    let reserved = if has_huge_pages(host) { "; the cache has its own, on reserved huge pages" } else { "" };
+    let words = format!("{} of {} available{reserved}", bytes(available), bytes(total));
     if available >= need {
         return Finding::ok(words).into();
     }
-    let wants = format!("{} ({} and {} beside it)", bytes(need), host.needs.cache_words(), bytes(BESIDE_CACHE_BYTES));
-    let remedy = "a smaller rac.cache_fusion.global_cache_size, fewer reserved huge pages (RDB-MEM-005), or more memory";
+    let beside = bytes(BESIDE_CACHE_BYTES);
+    if has_huge_pages(host) {
+        return Finding::warning(words)
+            .wants(format!("{beside} beside the cache"))
+            .remedy("fewer reserved huge pages, with a smaller rac.cache_fusion.global_cache_size, or more memory")
+            .into();
+    }
+    let wants = format!("{} ({} and {beside} beside it)", bytes(need), host.needs.cache_words());
+    let remedy = "a smaller rac.cache_fusion.global_cache_size, reserved huge pages for all of the cache or none (RDB-MEM-005), or more \
+                  memory";
     Finding::fatal_if(total < need, words).wants(wants).remedy(remedy).into()
 }
 
 fn control_group(host: &Host) -> Vec<Finding> {
-    let need = host.needs.cache_bytes + BESIDE_CACHE_BYTES;
+    let counts_huge_pages = host.read("/proc/self/mounts").is_some_and(|mounts| mounts.contains("memory_hugetlb_accounting"));
+    let need = if counts_huge_pages { host.needs.cache_bytes + BESIDE_CACHE_BYTES } else { ordinary_bytes(host) };
     let Some(group) = host.control_group("memory") else {
         return Finding::skipped("this process is in no control group").into();
     };
@@ -175,20 +257,46 @@ fn transparent(host: &Host) -> Vec<Finding> {
     }
 }
 
-fn reserved(host: &Host, kib: u64) -> Vec<Finding> {
-    let folder = format!("/sys/kernel/mm/hugepages/hugepages-{kib}kB");
-    let count = |name: &str| host.number(&format!("{folder}/{name}"));
+fn reserved(host: &Host) -> Vec<Finding> {
+    let Some(pages) = HugePages::of(host) else {
+        return Finding::skipped("the kernel has no pages of this size").into();
+    };
+    let HugePages { all, free, wanted } = pages;
+    let there = format!("{all} ({}), {free} free", bytes(all * HUGE_PAGE_BYTES));
+    let cache = host.needs.cache_words();
+    match free {
+        _ if pages.suffice() => Finding::ok(format!("{there}: {wanted} hold {cache}")).into(),
+        0 if all == 0 => Finding::ok(format!(
+            "none: the cache asks for transparent ones; to be sure of them `sysctl -w vm.nr_hugepages={wanted}` before the node starts"
+        ))
+        .into(),
+        0 => Finding::ok(format!("{there}: somebody uses them (this node, if it runs); else the cache asks for transparent ones")).into(),
+        _ => {
+            let number = all + wanted - free;
+            Finding::warning(format!("{there}: too few for the cache, so some shards lie on ordinary memory, and pages are left over"))
+                .wants(format!("{wanted} free for {cache}, or none"))
+                .remedy(format!(
+                    "before the node starts: sysctl -w vm.nr_hugepages={number}; and in /etc/sysctl.d/90-rustydb.conf: \
+                     vm.nr_hugepages = {number} (0: none)"
+                ))
+                .into()
+        }
+    }
+}
+
+fn gigantic(host: &Host) -> Vec<Finding> {
+    let count = |name: &str| host.number(&format!("/sys/kernel/mm/hugepages/hugepages-1048576kB/{name}"));
     let (Some(all), Some(free)) = (count("nr_hugepages"), count("free_hugepages")) else {
         return Finding::skipped("the kernel has no pages of this size").into();
     };
-    let size = kib << 10;
-    match all {
-        0 => Finding::ok("none: the cache asks for transparent ones").into(),
-        _ if free > 0 && free == all => Finding::info(format!("{all} ({}), all free", bytes(all * size)))
+    let words = format!("{all} ({}), {free} free: nodes use pages of 2 MiB only", bytes(all << 30));
+    match free {
+        0 if all == 0 => Finding::ok("none: nodes use pages of 2 MiB only").into(),
+        0 => Finding::ok(words).into(),
+        _ => Finding::info(words)
             .wants("none that nobody uses")
-            .remedy(if kib == 2048 { "sysctl -w vm.nr_hugepages=0" } else { "take hugepages= from the kernel's command line" })
+            .remedy("take hugepagesz=1G hugepages=N from the kernel's command line, if nobody else is to use them; RDB-MEM-005")
             .into(),
-        _ => Finding::ok(format!("{all} ({}), {free} free", bytes(all * size))).into(),
     }
 }
 
@@ -216,7 +324,7 @@ fn overcommit(host: &Host) -> Vec<Finding> {
         return Finding::ok(format!("vm.overcommit_memory = {mode}")).into();
     }
     let left = host.memory_bytes("CommitLimit").unwrap_or(0).saturating_sub(host.memory_bytes("Committed_AS").unwrap_or(0));
-    let need = host.needs.cache_bytes + BESIDE_CACHE_BYTES;
+    let need = ordinary_bytes(host);
     let words = format!("vm.overcommit_memory = 2 and {} left to be committed", bytes(left));
     if left >= need {
         return Finding::ok(words).into();

@@ -12,6 +12,8 @@ mod rdma;
 use crate::check::{Check, Finding};
 use crate::host::Host;
 
+pub use self::rdma::{roce_netdev, roce_payload_bytes};
+
 /// Every check there is.
 pub fn all() -> impl Iterator<Item = &'static Check> {
     let groups =

@@ -47,8 +47,9 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "RDB-NET-007",
         what: "busy polling",
-        why: "net.core.busy_read and busy_poll have a receiving thread look at the card for so many microseconds instead of taking \
-              an interrupt: less latency, more of the processor.",
+        why: "Looking at the card for so many microseconds instead of waiting for its interrupt: less latency, more of the processor. \
+              rac.interconnect.busy_poll_us has a node's shards do so for their own sockets, by io_uring (Linux 6.9, a kernel with \
+              NET_RX_BUSY_POLL); net.core.busy_read and busy_poll have every thread of the host do so that waits for a socket.",
         run: busy_polling,
     },
 ];
@@ -175,13 +176,30 @@ fn buffers(host: &Host) -> Vec<Finding> {
 
 fn busy_polling(host: &Host) -> Vec<Finding> {
     let us = |name: &str| host.sysctl_number(name);
-    match (us("net.core.busy_read"), us("net.core.busy_poll")) {
-        (None, _) | (_, None) => Finding::skipped("this kernel has none").into(),
-        (Some(0), Some(0)) => Finding::ok("off: interrupts wake the shards").into(),
+    let of_host = match (us("net.core.busy_read"), us("net.core.busy_poll")) {
+        (None, _) | (_, None) => Finding::skipped("this kernel has none"),
+        (Some(0), Some(0)) => Finding::ok("off: interrupts wake the shards"),
         (Some(read), Some(poll)) => {
             Finding::info(format!("busy_read {read} µs, busy_poll {poll} µs, for every socket of the host"))
                 .wants("what you have measured a gain from")
-                .into()
         }
+    };
+    let time_us = host.needs.busy_poll_us;
+    if time_us == 0 {
+        return of_host.into();
     }
+    let words = format!("busy_poll_us = {time_us}");
+    let refused = match super::config::kernel_version(host) {
+        _ if host.needs.poll_only => Some("engine.io_driver = \"poll\" can't"),
+        Some(version) if version < (6, 9) => Some("this kernel can't"),
+        _ if us("net.core.busy_read").is_none() => Some("this kernel was built without NET_RX_BUSY_POLL"),
+        _ => None,
+    };
+    let of_node = match refused {
+        None => Finding::ok(format!("{words}: each shard looks at the card before it sleeps")),
+        Some(why) => Finding::warning(format!("{words}, and {why}: packets are waited for as ever"))
+            .wants("io_uring, Linux 6.9 and NET_RX_BUSY_POLL")
+            .remedy("a newer kernel, or rac.interconnect.busy_poll_us = 0"),
+    };
+    vec![of_node.of("this node"), of_host.of("the host")]
 }

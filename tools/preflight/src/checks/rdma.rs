@@ -8,8 +8,9 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "RDB-RDMA-001",
         what: "RDMA device",
-        why: "Blocks travel by RDMA where both ends have it, by TCP otherwise. Soft-RoCE (rxe) and soft-iWARP (siw) are software \
-              over an ordinary card: right for development, slower than TCP. From /sys/class/infiniband.",
+        why: "Blocks travel by RDMA where both ends have it and rac.interconnect.protocol says \"auto\" or \"RDMA\"; the default is \
+              \"TCP\". With \"RDMA\" a node without a device ends at its start. InfiniBand and RoCE are supported, iWARP is not. \
+              Soft-RoCE (rxe) is software over an ordinary card: right for development, slower than TCP. From /sys/class/infiniband.",
         run: devices,
     },
     Check {
@@ -43,15 +44,24 @@ pub(super) const CHECKS: &[Check] = &[
     Check {
         id: "RDB-RDMA-006",
         what: "verbs are accessible",
-        why: "Programs reach the device by /dev/infiniband/uverbsN and set connections up by /dev/infiniband/rdma_cm.",
+        why: "Programs reach the device by /dev/infiniband/uverbsN and set connections up by /dev/infiniband/rdma_cm. Without them it is \
+              as if there were no device.",
         run: verbs,
     },
     Check {
         id: "RDB-RDMA-007",
         what: "RDMA on the interconnect's interface",
         why: "rdma_cm finds the device by the address that a peer is given under: the interconnect's address must lie on a netdev \
-              that an RDMA port belongs to.",
+              that an RDMA port belongs to (its VLANs and bonds too). Otherwise it is as if there were no device.",
         run: on_interconnect,
+    },
+    Check {
+        id: "RDB-RDMA-008",
+        what: "RDMA in the server",
+        why: "RDMA is a feature of the build (docs/rdma.md); a server without it talks by TCP, and with protocol = \"RDMA\" ends at its \
+              start. A server with it needs libibverbs and librdmacm to start at all. Asked of the rusty-db-server beside this program, \
+              or of the one in PATH, with --version.",
+        run: server,
     },
 ];
 
@@ -61,20 +71,44 @@ const CLASS: &str = "/sys/class/infiniband";
 fn software(host: &Host, device: &str) -> Option<&'static str> {
     let folder = format!("{CLASS}/{device}");
     // The rxe driver names the netdev that it stands on; a card has a device on a bus instead.
-    let kind = host.read(&format!("{folder}/node_type")).unwrap_or_default();
     match () {
         () if host.exists(&format!("{folder}/device")) => None,
         () if host.exists(&format!("{folder}/parent")) || device.starts_with("rxe") => Some("soft-RoCE (rxe)"),
-        () if kind.contains("RNIC") => Some("soft-iWARP (siw)"),
         () => Some("a device without a bus: software"),
     }
 }
 
-/// The port's netdev, as its first GID with one says.
-fn netdev(host: &Host, port: &str) -> Option<String> {
+/// The netdevs that the port's GIDs are of: its own first, then VLANs and others that stand on it.
+fn netdevs(host: &Host, port: &str) -> Vec<String> {
     let folder = format!("{port}/gid_attrs/ndevs");
-    host.list(&folder).iter().find_map(|index| host.read(&format!("{folder}/{index}")).filter(|name| !name.is_empty()))
+    let names = host.list(&folder).into_iter().filter_map(|index| host.read(&format!("{folder}/{index}")));
+    names.filter(|name| !name.is_empty()).collect()
 }
+
+/// The port's own netdev.
+fn netdev(host: &Host, port: &str) -> Option<String> {
+    netdevs(host, port).into_iter().next()
+}
+
+/// iWARP, which nodes refuse: its card says that it is one, whatever makes it.
+fn is_iwarp(host: &Host, device: &str) -> bool {
+    host.read(&format!("{CLASS}/{device}/node_type")).is_some_and(|kind| kind.contains("RNIC"))
+}
+
+/// The devices that nodes can use.
+pub(super) fn usable(host: &Host) -> Vec<String> {
+    host.list(CLASS).into_iter().filter(|device| !is_iwarp(host, device)).collect()
+}
+
+/// What keeps a node from using RDMA at all: it does not start where it is to use nothing else.
+fn missing(host: &Host, current: impl Into<String>) -> Finding {
+    match host.needs.asks_for_rdma() {
+        true => Finding::fatal_if(host.needs.rdma, current),
+        false => Finding::info(current),
+    }
+}
+
+const NO_DEVICE: &str = "there is no RDMA device that nodes can use: see RDB-RDMA-001";
 
 fn is_roce(host: &Host, port: &str) -> bool {
     host.read(&format!("{port}/link_layer")).as_deref() == Some("Ethernet")
@@ -83,14 +117,14 @@ fn is_roce(host: &Host, port: &str) -> bool {
 /// Looks at each port of each device: its name, and its folder.
 fn each_port(host: &Host, look: impl Fn(&str, &str) -> Finding) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for device in host.list(CLASS) {
+    for device in usable(host) {
         for port in host.list(&format!("{CLASS}/{device}/ports")) {
             let folder = format!("{CLASS}/{device}/ports/{port}");
             findings.push(look(&device, &folder).of(format!("{device}/{port}")));
         }
     }
     if findings.is_empty() {
-        findings.push(Finding::skipped("there is no RDMA device: see RDB-RDMA-001"));
+        findings.push(Finding::skipped(NO_DEVICE));
     }
     findings
 }
@@ -98,18 +132,32 @@ fn each_port(host: &Host, look: impl Fn(&str, &str) -> Finding) -> Vec<Finding> 
 fn devices(host: &Host) -> Vec<Finding> {
     let devices = host.list(CLASS);
     if devices.is_empty() {
-        let finding = match host.needs.rdma {
-            true => Finding::warning("none, though rac.interconnect.protocol asks for one"),
-            false => Finding::info("none: blocks travel over TCP"),
+        let words = match (host.needs.asks_for_rdma(), host.needs.rdma) {
+            (true, true) => "none, and rac.interconnect.protocol = \"RDMA\": the node would end at its start",
+            (true, false) => "none, though rac.interconnect.protocol = \"auto\": blocks travel over TCP",
+            _ => "none: blocks travel over TCP",
         };
-        return finding
-            .wants("a device, where latency matters")
-            .remedy("docs/rdma.md; for development: rdma link add rxe0 type rxe netdev DEVICE")
+        return missing(host, words)
+            .wants(if host.needs.asks_for_rdma() { "a device" } else { "a device, where latency matters" })
+            .remedy(
+                "a card with RoCE or InfiniBand, and its driver (lspci -k; docs/rdma.md), or rac.interconnect.protocol = \"TCP\"; for \
+                 development: rdma link add rxe0 type rxe netdev DEVICE",
+            )
             .into();
     }
+    let none_usable = usable(host).is_empty();
     devices
         .iter()
         .map(|device| {
+            if is_iwarp(host, device) {
+                let words = "iWARP, which is not supported: nodes refuse it";
+                let finding = if none_usable { missing(host, words) } else { Finding::info(words) };
+                return finding
+                    .wants("InfiniBand or RoCE")
+                    .remedy("a card with RoCE (some can be switched: devlink dev param set pci/ADDRESS name enable_roce value true cmode runtime), \
+                             or rac.interconnect.protocol = \"TCP\"")
+                    .of(device);
+            }
             let read = |name: &str| host.read(&format!("{CLASS}/{device}/{name}")).unwrap_or_default();
             match software(host, device) {
                 Some(kind) => Finding::warning_if(host.needs.rdma, format!("{kind}, over {}", read("parent")))
@@ -162,8 +210,17 @@ fn addresses(host: &Host) -> Vec<Finding> {
     })
 }
 
-/// The largest payload of a RoCE packet that fits a netdev's MTU: 14 bytes less for VLAN and the like are counted by none.
-fn payload(mtu: u64) -> u64 {
+/// The netdev of a RoCE port, given the port's folder, and its MTU; `None` for InfiniBand and what does not tell.
+#[must_use]
+pub fn roce_netdev(host: &Host, port: &str) -> Option<(String, u64)> {
+    let netdev = netdev(host, port).filter(|_| is_roce(host, port))?;
+    let mtu = host.number(&format!("/sys/class/net/{netdev}/mtu"))?;
+    Some((netdev, mtu))
+}
+
+/// The largest payload of a RoCE packet that fits a netdev's MTU: what the port's active MTU is.
+#[must_use]
+pub fn roce_payload_bytes(mtu: u64) -> u64 {
     // Headers of RoCE v2: IPv6 40, UDP 8, base transport 12, RDMA 16, checksum 4, and some to spare.
     [4_096, 2_048, 1_024, 512].into_iter().find(|payload| payload + 104 <= mtu).unwrap_or(256)
 }
@@ -177,8 +234,8 @@ fn path_mtu(host: &Host) -> Vec<Finding> {
         let Some(mtu) = host.number(&format!("/sys/class/net/{netdev}/mtu")) else {
             return Finding::skipped(format!("the MTU of {netdev} is not known"));
         };
-        let words = format!("{} bytes ({netdev} has an MTU of {mtu})", payload(mtu));
-        match payload(mtu) {
+        let words = format!("{} bytes ({netdev} has an MTU of {mtu})", roce_payload_bytes(mtu));
+        match roce_payload_bytes(mtu) {
             4_096 => Finding::ok(words),
             _ => Finding::warning_if(host.needs.rdma, words)
                 .wants("4096, from an MTU of 4200 and more")
@@ -215,16 +272,16 @@ fn lossless(host: &Host) -> Vec<Finding> {
 }
 
 fn verbs(host: &Host) -> Vec<Finding> {
-    if host.list(CLASS).is_empty() {
-        return Finding::skipped("there is no RDMA device: see RDB-RDMA-001").into();
+    if usable(host).is_empty() {
+        return Finding::skipped(NO_DEVICE).into();
     }
     let nodes = host.list("/dev/infiniband");
     let has = |prefix: &str| nodes.iter().any(|name| name.starts_with(prefix));
     match (has("uverbs"), has("rdma_cm")) {
         (true, true) => Finding::ok("uverbs and rdma_cm").into(),
         (uverbs, _) => {
-            let missing = if uverbs { "rdma_cm" } else { "uverbs" };
-            Finding::warning_if(host.needs.rdma, format!("/dev/infiniband/{missing} is not there"))
+            let absent = if uverbs { "rdma_cm" } else { "uverbs" };
+            missing(host, format!("/dev/infiniband/{absent} is not there"))
                 .wants("both")
                 .remedy("modprobe ib_uverbs; modprobe rdma_ucm (Debian: apt-get install rdma-core)")
                 .into()
@@ -233,26 +290,51 @@ fn verbs(host: &Host) -> Vec<Finding> {
 }
 
 fn on_interconnect(host: &Host) -> Vec<Finding> {
-    if host.list(CLASS).is_empty() {
-        return Finding::skipped("there is no RDMA device: see RDB-RDMA-001").into();
+    let devices = usable(host);
+    if devices.is_empty() {
+        return Finding::skipped(NO_DEVICE).into();
     }
-    if host.needs.own_address().is_none() {
+    let Some(address) = host.needs.own_address() else {
         return Finding::skipped("no configuration names the interconnect's address").into();
+    };
+    let remedy = "in [cluster.nodes]: the addresses of the interface with RDMA (rdma link)";
+    if address.is_unspecified() {
+        return missing(host, format!("{address} is no interface's address"))
+            .wants("one of an interface with RDMA")
+            .remedy(remedy)
+            .into();
     }
-    let mut netdevs = Vec::new();
-    for device in host.list(CLASS) {
-        let ports = host.list(&format!("{CLASS}/{device}/ports"));
-        netdevs.extend(ports.iter().filter_map(|port| netdev(host, &format!("{CLASS}/{device}/ports/{port}"))));
-    }
+    let ports = devices.iter().flat_map(|device| {
+        let folder = format!("{CLASS}/{device}/ports");
+        host.list(&folder).into_iter().map(move |port| format!("{folder}/{port}"))
+    });
+    let mut with_rdma: Vec<String> = ports.flat_map(|port| netdevs(host, &port)).collect();
+    with_rdma.dedup();
+    // The GIDs of InfiniBand name no netdev; that of an IP address on it is of a type of its own (ARPHRD_INFINIBAND).
+    let has = |name: &String| with_rdma.contains(name) || host.number(&format!("/sys/class/net/{name}/type")) == Some(32);
     let own = net::interfaces(host);
-    match own.iter().find(|name| netdevs.contains(name)) {
-        Some(name) => Finding::ok(name).into(),
-        None => Finding::warning_if(
-            host.needs.rdma,
-            format!("no: RDMA is on {}, the interconnect on {}", netdevs.join(", "), own.join(", ")),
-        )
+    if let Some(name) = own.iter().find(|name| has(name)) {
+        return Finding::ok(name).into();
+    }
+    let named = |list: &[String]| if list.is_empty() { "no interface of this host".to_owned() } else { list.join(", ") };
+    missing(host, format!("no: RDMA is on {}, the interconnect on {}", named(&with_rdma), named(&own)))
         .wants("the same interface")
-        .remedy("in [cluster.nodes]: the addresses of the interface with RDMA")
-        .into(),
+        .remedy(remedy)
+        .into()
+}
+
+fn server(host: &Host) -> Vec<Finding> {
+    let needs = &host.needs;
+    match &host.facts.server {
+        None => Finding::skipped("no rusty-db-server beside this program, and none in PATH").into(),
+        Some(Err(error)) => Finding::fatal(format!("rusty-db-server does not start: {error}"))
+            .wants("to start")
+            .remedy("apt-get install libibverbs1 librdmacm1 ibverbs-providers, which a server with RDMA needs; ldd shows what is missing")
+            .into(),
+        Some(Ok(version)) if version.contains("without RDMA") && needs.asks_for_rdma() => missing(host, version.clone())
+            .wants("a build with RDMA, as rac.interconnect.protocol asks for it")
+            .remedy("cargo build --release --features rustydb-tools/rdma (docs/rdma.md), or rac.interconnect.protocol = \"TCP\"")
+            .into(),
+        Some(Ok(version)) => Finding::ok(version.clone()).into(),
     }
 }

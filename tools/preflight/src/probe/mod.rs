@@ -8,6 +8,7 @@ use std::ffi::CStr;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use rustydb::cluster::fencing::{self, FencingError, ReservationDevice};
 
@@ -44,6 +45,7 @@ pub fn gather(needs: &Needs, options: Options) -> Facts {
         clock: Some(clock()),
         addresses: addresses(),
         listens: needs.listens.iter().map(|(setting, address)| listen(setting, *address)).collect(),
+        server: server(),
         statistics_folder: volume::access(&needs.statistics_folder, libc::W_OK | libc::X_OK).err().map(|error| error.to_string()),
         volume,
         ..Facts::default()
@@ -61,8 +63,12 @@ pub fn gather(needs: &Needs, options: Options) -> Facts {
         }
     }
     let host = Host::new(Path::new("/"), facts.clone(), needs.clone());
-    let namespaces = host.volume_devices().into_iter().filter(|device| device.is_nvme());
-    facts.nvme = namespaces.map(|device| (device.name.clone(), nvme::identify(&device.name))).collect();
+    let namespaces: Vec<_> = host.volume_devices().into_iter().filter(|device| device.is_nvme()).collect();
+    facts.nvme = namespaces.iter().map(|device| (device.name.clone(), nvme::identify(&device.name))).collect();
+    if needs.nvme_passthrough {
+        facts.passthrough =
+            namespaces.iter().map(|device| (device.name.clone(), nvme::open_for_commands(&device.name))).collect();
+    }
     facts
 }
 
@@ -145,6 +151,22 @@ fn addresses() -> Vec<(String, IpAddr)> {
 fn listen(setting: &str, address: std::net::SocketAddr) -> Listen {
     let refused = TcpListener::bind(address).err().map(|error| error.to_string());
     Listen { setting: setting.to_owned(), address, refused }
+}
+
+/// Asks the server beside this program, or the one in PATH, what it is.
+fn server() -> Option<Result<String, String>> {
+    const NAME: &str = "rusty-db-server";
+    let beside = std::env::current_exe().ok().map(|program| program.with_file_name(NAME)).filter(|path| path.exists());
+    let program = beside.unwrap_or_else(|| NAME.into());
+    match Command::new(program).arg("--version").stdin(Stdio::null()).output() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => Some(Err(error.to_string())),
+        Ok(output) if output.status.success() => Some(Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            Some(Err(said.lines().next().map_or_else(|| output.status.to_string(), |line| line.trim().to_owned())))
+        }
+    }
 }
 
 fn fencing_methods(needs: &Needs, volume: &Path) -> Vec<(&'static str, Result<String, String>)> {

@@ -54,6 +54,13 @@ pub(super) fn identify(name: &str) -> Result<NvmeIdentity, String> {
     Ok(read(&controller, &namespace))
 }
 
+/// The character device that takes commands to the namespace `name`; it is opened and closed again.
+pub(super) fn open_for_commands(name: &str) -> Result<String, String> {
+    let path = format!("/dev/ng{}", name.trim_start_matches("nvme"));
+    File::options().read(true).write(true).open(&path).map_err(|error| format!("{path}: {error}"))?;
+    Ok(path)
+}
+
 fn page(file: &File, namespace: u32, what: u32) -> io::Result<Vec<u8>> {
     let mut data = vec![0u8; PAGE];
     let mut command = AdminCommand {
