@@ -180,6 +180,11 @@ pub enum VerbsFault {
         /// What the system says.
         source: io::Error,
     },
+    /// The device is of a kind that nothing here was made for.
+    NotSupported {
+        /// Its name.
+        device: String,
+    },
     /// The memory can't be locked.
     Memlock {
         /// How much was asked for.
@@ -205,6 +210,11 @@ impl fmt::Display for VerbsFault {
                 f,
                 "no RDMA device for {} ({source}): `rdma link` must show a device on that address's interface",
                 address.ip()
+            ),
+            VerbsFault::NotSupported { device } => write!(
+                f,
+                "the RDMA device {device} is neither InfiniBand nor RoCE (iWARP is not supported): put addresses of another interface \
+                 into [cluster.nodes], or set [rac.interconnect] protocol = \"TCP\""
             ),
             VerbsFault::Memlock { bytes, locked, limit } => write!(
                 f,

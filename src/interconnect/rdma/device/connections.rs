@@ -58,6 +58,10 @@ impl Device {
             }
             let name = CStr::from_ptr(sys::ibv_get_device_name((*self.context).device));
             self.name = name.to_string_lossy().into_owned();
+            // iWARP would listen on TCP's own ports, and its reads want more rights where they land.
+            if (*(*self.context).device).transport_type != sys::ibv_transport_type::IBV_TRANSPORT_IB {
+                return Err(VerbsFault::NotSupported { device: self.name.clone() });
+            }
             if sys::rdma_listen(listener, BACKLOG) != 0 {
                 return Err(system("rdma_listen"));
             }
