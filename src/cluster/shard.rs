@@ -188,7 +188,7 @@ impl ShardLife {
             },
         })?;
         if *shard == ShardId(0) {
-            tell_pages(bytes * u64::from(context.shards), cache.stats().huge_page_bytes > 0);
+            tell_pages(bytes, u64::from(context.shards), cache.stats().huge_page_bytes > 0);
         }
         if let Some((start, bytes)) = cache.memory().filter(|_| doors.interconnect.has_rdma()) {
             // SAFETY: the cache has just promised that it stays mapped.
@@ -345,13 +345,14 @@ impl ShardLife {
     }
 }
 
-/// On which pages the block cache lies. Of all shards, which have as much each.
-fn tell_pages(bytes: u64, reserved: bool) {
+/// On which pages the block cache lies, by the first shard's part. Each shard has as much, and takes whole pages for it.
+fn tell_pages(shard_bytes: u64, shards: u64, reserved: bool) {
     const HUGE_PAGE: u64 = 2 << 20;
+    let bytes = shard_bytes * shards;
     if reserved {
         tracing::info!(bytes, "the block cache lies on reserved huge pages of 2 MiB");
     } else {
-        let pages = bytes.div_ceil(HUGE_PAGE);
+        let pages = shard_bytes.div_ceil(HUGE_PAGE) * shards;
         tracing::info!(
             bytes,
             "the block cache lies on ordinary memory, which the kernel may give in huge pages; to be sure of them reserve {pages} of \
