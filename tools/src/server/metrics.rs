@@ -333,10 +333,15 @@ fn transports(table: &mut Table) {
     );
     rdma(counter, "rdma_reads_answered_total", "reads", "Of these, those with an answer", |rdma| rdma.reads_answered);
     rdma(counter, "rdma_sends_total", "packets", "Packets sent by RDMA", |rdma| rdma.sends);
-    rdma(counter, "rdma_acknowledgements_total", "packets", "Of these, those that only acknowledge", |rdma| {
+    rdma(counter, "rdma_sends_inline_total", "packets", "Of these, those that lay in the work request itself", |rdma| {
+        rdma.inline
+    });
+    rdma(counter, "rdma_acknowledgements_total", "packets", "Of those sent, those that only acknowledge", |rdma| {
         rdma.acknowledgements
     });
     rdma(counter, "rdma_received_total", "packets", "Packets received by RDMA", |rdma| rdma.received);
+    rdma(counter, "rdma_signalled_total", "requests", "Work requests that asked for their completion", |rdma| rdma.signalled);
+    rdma(counter, "rdma_reposts_total", "doorbells", "Times that slots to receive into were given back", |rdma| rdma.reposts);
     rdma(counter, "rdma_doorbells_total", "doorbells", "Times that the device was told of new work", |rdma| rdma.doorbells);
     rdma(gauge, "rdma_frames_exposed", "frames", "Frames that other nodes may write into", |rdma| rdma.exposed);
     rdma(gauge, "rdma_frames_quarantined", "frames", "Frames without a use that they may still write into", |rdma| {

@@ -21,7 +21,7 @@ const fn column(title: &'static str, width: usize, importance: u8, cell: fn(&Row
 }
 
 /// What nodes do, in the order from left to right.
-const COLUMNS: [Column; 17] = [
+const COLUMNS: [Column; 18] = [
     column("NODE", 7, 0, |row| format!("node{}", row.node)),
     column("STATUS", 16, 0, |row| format!("{} {}", row.status, span(row.since_ms))),
     column("CPU%", 6, 3, |row| row.cpu_percent.map_or_else(String::new, |cpu| format!("{cpu:.1}"))),
@@ -34,6 +34,7 @@ const COLUMNS: [Column; 17] = [
     column("XFER/S", 8, 1, |row| live(row, rate(row.all.transfers_per_s))),
     column("P50", 9, 6, |row| time(row.all.transfer_p50_ns)),
     column("P99", 9, 4, |row| time(row.all.transfer_p99_ns)),
+    column("RDMA", 6, 5, |row| live(row, rdma(&row.all))),
     column("FLUSH/S", 8, 2, |row| live(row, rate(row.all.flushes_per_s))),
     column("P99", 9, 5, |row| time(row.all.flush_p99_ns)),
     column("WAIT/S", 7, 3, |row| live(row, rate(row.all.waits_per_s))),
@@ -43,6 +44,16 @@ const COLUMNS: [Column; 17] = [
 
 fn live(row: &Row, cell: String) -> String {
     if row.alive { cell } else { String::new() }
+}
+
+/// To how many of the nodes that are connected blocks and messages go by RDMA, over all shards.
+pub(super) fn rdma(figures: &Figures) -> String {
+    match (figures.rdma_lanes, figures.peers_up) {
+        (_, 0) => "-".into(),
+        (0, _) => "no".into(),
+        (lanes, peers) if lanes == peers => "all".into(),
+        (lanes, peers) => format!("{lanes}/{peers}"),
+    }
 }
 
 /// A rate, short.

@@ -22,9 +22,17 @@ pub(super) struct Figures {
     pub(super) flushes_per_s: f64,
     pub(super) flush_p50_ns: Option<u64>,
     pub(super) flush_p99_ns: Option<u64>,
-    /// For rows, locks, latches and frames.
+    /// For rows and locks.
     pub(super) waits_per_s: f64,
     pub(super) wait_p99_ns: Option<u64>,
+    /// For latches of blocks, and for free frames: of these there is no latency.
+    pub(super) latch_waits_per_s: f64,
+    /// Connections to other nodes, of each shard.
+    pub(super) peers_up: u64,
+    /// Of these, those that are sent to by RDMA.
+    pub(super) rdma_lanes: u64,
+    /// Share of the blocks from other nodes that came by RDMA, per cent.
+    pub(super) rdma_block_percent: Option<f64>,
     /// Buckets that changed their master, in and out.
     pub(super) remasters_per_s: f64,
     /// Time that the shards' tasks held their threads, per cent of one thread.
@@ -121,6 +129,8 @@ impl Between<'_> {
         let shards = |names: &[(&str, &str)]| self.rate(shard, Scope::Shard, names);
         let (hits, misses) =
             (self.count(shard, "rustydb_cache_hits_total", ""), self.count(shard, "rustydb_cache_misses_total", ""));
+        let blocks = |transport| self.count(shard, "rustydb_interconnect_blocks_received_total", transport);
+        let (by_tcp, by_rdma) = (blocks("transport=\"tcp\""), blocks("transport=\"rdma\""));
         let mut transfer = self.histogram(shard, "rustydb_block_request_seconds", "path=\"two_way\"");
         transfer.add(&self.histogram(shard, "rustydb_block_request_seconds", "path=\"three_way\""));
         let mut wait = self.histogram(shard, "rustydb_row_lock_wait_seconds", "");
@@ -135,7 +145,7 @@ impl Between<'_> {
             statement_p99_ns: statement.quantile(0.99),
             commits_per_s: shards(&[("rustydb_commits_total", "")]),
             commit_p99_ns: self.histogram(shard, "rustydb_commit_seconds", "").quantile(0.99),
-            cache_hit_percent: (hits + misses > 0).then(|| 100.0 * hits as f64 / (hits + misses) as f64),
+            cache_hit_percent: share(hits, misses),
             transfers_per_s: shards(&[("rustydb_block_transfers_total", "")]),
             transfer_p50_ns: transfer.quantile(0.5),
             transfer_p99_ns: transfer.quantile(0.99),
@@ -143,13 +153,12 @@ impl Between<'_> {
             flushes_per_s: shards(&[("rustydb_log_flushes_total", "")]),
             flush_p50_ns: flush.quantile(0.5),
             flush_p99_ns: flush.quantile(0.99),
-            waits_per_s: shards(&[
-                ("rustydb_row_lock_waits_total", ""),
-                ("rustydb_locks_granted_later_total", ""),
-                ("rustydb_latch_waits_total", ""),
-                ("rustydb_frame_waits_total", ""),
-            ]),
+            waits_per_s: shards(&[("rustydb_row_lock_waits_total", ""), ("rustydb_locks_granted_later_total", "")]),
             wait_p99_ns: wait.quantile(0.99),
+            latch_waits_per_s: shards(&[("rustydb_latch_waits_total", ""), ("rustydb_frame_waits_total", "")]),
+            peers_up: self.now.sum(shard, "rustydb_interconnect_peers_up", ""),
+            rdma_lanes: self.now.sum(shard, "rustydb_rdma_lanes", ""),
+            rdma_block_percent: share(by_rdma, by_tcp),
             remasters_per_s: shards(&[("rustydb_remasters_in_total", ""), ("rustydb_remasters_out_total", "")]),
             busy_percent: shards(&[("rustydb_reactor_busy_microseconds_total", "")]) / 1e4,
             dirty_blocks: self.now.sum(shard, "rustydb_cache_dirty", ""),
@@ -183,6 +192,11 @@ impl Between<'_> {
 /// Of either kind.
 fn clients(now: &Snapshot) -> u64 {
     now.sum(None, "rustydb_sessions", "") + now.sum(None, "rustydb_native_clients", "")
+}
+
+/// The part that the first is of both, per cent.
+fn share(part: u64, rest: u64) -> Option<f64> {
+    (part + rest > 0).then(|| 100.0 * part as f64 / (part + rest) as f64)
 }
 
 fn per_second(count: u64, seconds: f64) -> f64 {

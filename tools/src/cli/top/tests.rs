@@ -29,6 +29,13 @@ fn snapshot(node: u16, heartbeat_ms: u64, done: u64) -> Snapshot {
         metric(Scope::Shard, Kind::Counter, "block_transfers_total", ""),
         metric(Scope::Shard, LATENCY, "block_request_seconds", "path=\"two_way\",mode=\"x\""),
         metric(Scope::Shard, Kind::Counter, "log_flushes_total", ""),
+        metric(Scope::Shard, Kind::Gauge, "interconnect_peers_up", ""),
+        metric(Scope::Shard, Kind::Gauge, "rdma_lanes", ""),
+        metric(Scope::Shard, Kind::Counter, "interconnect_blocks_received_total", "transport=\"tcp\""),
+        metric(Scope::Shard, Kind::Counter, "interconnect_blocks_received_total", "transport=\"rdma\""),
+        metric(Scope::Shard, Kind::Counter, "row_lock_waits_total", ""),
+        metric(Scope::Shard, Kind::Counter, "latch_waits_total", ""),
+        metric(Scope::Shard, LATENCY, "row_lock_wait_seconds", ""),
     ];
     let description = Description {
         cluster: "tested".into(),
@@ -59,6 +66,11 @@ fn snapshot(node: u16, heartbeat_ms: u64, done: u64) -> Snapshot {
             let (count, sum, max, buckets) = latency(done * 2, 80_000);
             slots.put_histogram(count, sum, max, &buckets);
             slots.put(done * 3);
+            // Three nodes, of which one is reached by TCP only.
+            [3, 2, done, done * 4].into_iter().for_each(|value| slots.put(value));
+            [done * 2, done * 6].into_iter().for_each(|value| slots.put(value));
+            let (count, sum, max, buckets) = latency(done * 2, 640_000);
+            slots.put_histogram(count, sum, max, &buckets);
         });
     }
     writers.reader.snapshot().expect("whole")
@@ -100,12 +112,13 @@ fn drawn(screen: &Screen, width: u16, height: u16) -> Vec<String> {
 
 #[test]
 fn nodes_are_shown_with_what_they_did_between_two_looks() {
-    let lines = drawn(&screen(rows()), 160, 10);
+    let lines = drawn(&screen(rows()), 170, 10);
     assert_eq!(lines[0], "tested: 2 of 3 nodes serve   epoch 4   12:34:56   every 2 s   by node");
     assert!(lines[1].starts_with("NODE    STATUS             CPU%  SESS   STMT/S       P99"), "{lines:#?}");
     let cells: Vec<&str> = lines[2].split_whitespace().collect();
-    // 500 statements in 2 s, of 250 us; 99 % of the accesses hit; 200 blocks came, of 80 us; 300 flushes.
-    let expected = "node1 serving 60 s 0.0 5 250 250.0 us 0 - 99.0 100 80.0 us 80.0 us 150 - 0 - 0";
+    // 500 statements in 2 s, of 250 us; 99 % of the accesses hit; 200 blocks came, of 80 us; 300 flushes; 200 waits for rows, of
+    // 640 us, and more for latches, which have no latency and are not among them.
+    let expected = "node1 serving 60 s 0.0 5 250 250.0 us 0 - 99.0 100 80.0 us 80.0 us 4/6 150 - 100 640.0 us 0";
     assert_eq!(cells.join(" "), expected, "{lines:#?}");
     assert_eq!(lines[3].split_whitespace().collect::<Vec<_>>()[..4], ["node2", "down", "12", "s"], "{lines:#?}");
     assert_eq!(lines[6], "node2 down for 12 s: was serving");
@@ -133,9 +146,18 @@ fn keys_sort_choose_and_drill_down() {
     let order: Vec<u16> = all.rows.iter().map(|row| row.node).collect();
     assert_eq!((order, all.selected), (vec![3, 1, 2], 1), "the busiest first, and the cursor stays on node1");
     assert!(all.press(Key::Up) && all.press(Key::Up) && all.press(Key::Enter));
-    let lines = drawn(&all, 120, 20);
+    let lines = drawn(&all, 120, 24);
+    assert!(
+        lines[3].starts_with("4 of 6 connections to other nodes by RDMA, and 80.0 % of the blocks from them   node3"),
+        "{lines:#?}"
+    );
     assert!(lines[1].starts_with("node3 of tested   serving for 5 min"), "{lines:#?}");
     assert!(lines.iter().any(|line| line.starts_with("SHARD") && line.contains("SHIP/S")), "{lines:#?}");
+    // Each shard's own: rates first, then latencies.
+    let of_shard: Vec<Vec<&str>> =
+        lines.iter().filter(|line| line.starts_with("1 ")).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(of_shard[0][7..9], ["500", "1500"], "waits for rows and locks, then for latches: {lines:#?}");
+    assert_eq!(of_shard[1].join(" "), "1 - 80.0 us 80.0 us - - 640.0 us 2/3", "{lines:#?}");
     let transfers = lines.iter().find(|line| line.starts_with("block_request path=two_way,mode=x")).expect("its latencies");
     assert_eq!(transfers.split_whitespace().collect::<Vec<_>>()[2..], ["1000", "80.0", "us", "80.0", "us", "80.0", "us"]);
     assert!(all.press(Key::Escape) && !all.drilled);

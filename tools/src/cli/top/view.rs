@@ -8,7 +8,7 @@ use ratatui::widgets::{Clear, Paragraph};
 use rustydb_shm::statistics::quantity;
 
 use super::super::watched::span;
-use super::columns::{Sort, body, fitting, head, percent, rate, time};
+use super::columns::{Sort, body, fitting, head, percent, rate, rdma, time};
 use super::figures::{Figures, Row};
 
 /// What is shown, and how.
@@ -30,7 +30,7 @@ pub(super) struct Screen {
     pub(super) interval_s: f64,
 }
 
-const HELP: [&str; 14] = [
+const HELP: [&str; 17] = [
     "up, down, k, j   choose a node",
     "Enter            everything about it; again, or Esc: back",
     "s                sort by the next column",
@@ -40,8 +40,11 @@ const HELP: [&str; 14] = [
     "",
     "Rates and latencies are those between two looks; P50 and P99",
     "are right to an eighth. XFER: blocks received from other nodes'",
-    "memory. FLUSH: durable writes of the log. WAIT: for rows, locks,",
-    "latches and frames. REMAST: buckets taken over since the start.",
+    "memory. RDMA: the connections that go by it; no: all by TCP.",
+    "FLUSH: durable writes of the log. WAIT: for rows and locks, its",
+    "P99 too. LATCH: for blocks that somebody uses, and for frames.",
+    "RECV, SHIP: blocks from other nodes, to them. REMAST: buckets",
+    "taken over since the start.",
     "A node is down when its process is gone: its file says so, and",
     "says how it was. It is silent when the process is there and has",
     "not published for a while; gone when its file was removed.",
@@ -146,11 +149,19 @@ impl Screen {
                 row.remasters_total,
                 row.detail
             )),
-            Line::raw(row.source.clone()),
+            Line::raw(format!(
+                "{} of {} connections to other nodes by RDMA{}   {}",
+                row.all.rdma_lanes,
+                row.all.peers_up,
+                row.all
+                    .rdma_block_percent
+                    .map_or_else(String::new, |share| format!(", and {share:.1} % of the blocks from them")),
+                row.source
+            )),
             Line::raw(""),
             Line::styled(
                 format!(
-                    "{:<7}{:>7}{:>8}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>8}{:>8}{:>8}{:>8}",
+                    "{:<7}{:>7}{:>8}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>8}{:>8}{:>8}",
                     "SHARD",
                     "BUSY%",
                     "HIT%",
@@ -159,11 +170,11 @@ impl Screen {
                     "SHIP/S",
                     "FLUSH/S",
                     "WAIT/S",
+                    "LATCH/S",
                     "REMAST/S",
                     "DIRTY",
                     "OPEN",
-                    "TXNS",
-                    ""
+                    "TXNS"
                 ),
                 underlined,
             ),
@@ -173,6 +184,16 @@ impl Screen {
         }
         if row.shards.len() > 1 {
             lines.push(Line::styled(shard_line("all", &row.all), bold));
+            // Of one shard they are those of the table below.
+            lines.push(Line::raw(""));
+            let title = format!(
+                "{:<7}{:>12}{:>11}{:>11}{:>11}{:>11}{:>11}{:>7}",
+                "SHARD", "COMMIT P99", "RECV P50", "P99", "FLUSH P50", "P99", "WAIT P99", "RDMA"
+            );
+            lines.push(Line::styled(title, underlined));
+            for (number, shard) in row.shards.iter().enumerate() {
+                lines.push(Line::raw(shard_latencies(number, shard)));
+            }
         }
         lines.push(Line::raw(""));
         let title = format!("{:<44}{:>9}{:>10}{:>10}{:>11}", "LATENCY", "PER S", "P50", "P99", "LONGEST");
@@ -240,7 +261,7 @@ impl Screen {
 
 fn shard_line(name: &str, shard: &Figures) -> String {
     format!(
-        "{name:<7}{:>7}{:>8}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>8}{:>8}{:>8}",
+        "{name:<7}{:>7}{:>8}{:>10}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}{:>8}{:>8}{:>8}",
         format!("{:.1}", shard.busy_percent),
         percent(shard.cache_hit_percent),
         rate(shard.commits_per_s),
@@ -248,9 +269,23 @@ fn shard_line(name: &str, shard: &Figures) -> String {
         rate(shard.shipped_per_s),
         rate(shard.flushes_per_s),
         rate(shard.waits_per_s),
+        rate(shard.latch_waits_per_s),
         rate(shard.remasters_per_s),
         shard.dirty_blocks,
         shard.requests_open,
         shard.transactions_active,
+    )
+}
+
+fn shard_latencies(number: usize, shard: &Figures) -> String {
+    format!(
+        "{number:<7}{:>12}{:>11}{:>11}{:>11}{:>11}{:>11}{:>7}",
+        time(shard.commit_p99_ns),
+        time(shard.transfer_p50_ns),
+        time(shard.transfer_p99_ns),
+        time(shard.flush_p50_ns),
+        time(shard.flush_p99_ns),
+        time(shard.wait_p99_ns),
+        rdma(shard),
     )
 }
