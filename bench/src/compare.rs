@@ -1,8 +1,17 @@
 //! Two runs beside each other: the ratio of every percentile of every series that both have.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::report::{Document, Series};
+use serde_json::{Map, Value, json};
+
+use crate::report::{Document, Report, Series};
+
+/// Of the JSON: changes when a reader of the old one would read it wrongly.
+pub const SCHEMA: &str = "rustydb-bench-comparison/1";
+
+/// Memory that two looks at the same machine may differ by: what its kernel and devices keep for themselves.
+const MEMORY_RATIO_SAME: f64 = 0.99;
 
 /// A series that both runs have.
 pub struct Pairing<'a> {
@@ -54,16 +63,30 @@ impl<'a> Comparison<'a> {
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let (a, b) = (&self.a.machine, &self.b.machine);
-        let pairs = [
-            ("processor", &a.processor, &b.processor),
-            ("kernel", &a.kernel, &b.kernel),
-            ("disk", &a.device, &b.device),
-            ("clock source", &a.clock_source, &b.clock_source),
-            ("governor", &a.governor, &b.governor),
-            ("build", &a.build, &b.build),
+        let listed = |list: &[String]| if list.is_empty() { "none".to_owned() } else { list.join("; ") };
+        let mut pairs = vec![
+            ("processor", a.processor.clone(), b.processor.clone()),
+            ("number of cores", a.cores.to_string(), b.cores.to_string()),
+            ("kernel", a.kernel.clone(), b.kernel.clone()),
+            ("huge pages", a.huge_pages.clone(), b.huge_pages.clone()),
+            ("disk", a.device.clone(), b.device.clone()),
+            ("network", listed(&a.network), listed(&b.network)),
+            ("RDMA", listed(&a.rdma), listed(&b.rdma)),
+            ("clock source", a.clock_source.clone(), b.clock_source.clone()),
+            ("governor", a.governor.clone(), b.governor.clone()),
+            ("build", a.build.clone(), b.build.clone()),
         ];
-        let mut said: Vec<String> =
-            pairs.iter().filter(|(_, a, b)| a != b).map(|(what, a, b)| format!("not the same {what}: {a} and {b}")).collect();
+        let (less, more) = (a.memory_bytes.min(b.memory_bytes), a.memory_bytes.max(b.memory_bytes));
+        if (less as f64) < more as f64 * MEMORY_RATIO_SAME {
+            let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
+            pairs.push(("memory", gib(a.memory_bytes), gib(b.memory_bytes)));
+        }
+        let differ = pairs.iter().filter(|(_, a, b)| a != b);
+        let mut said: Vec<String> = differ.map(|(what, a, b)| format!("not the same {what}: {a} and {b}")).collect();
+        for a in &self.a.reports {
+            let of_b = self.b.reports.iter().filter(|b| b.benchmark == a.benchmark);
+            said.extend(of_b.flat_map(|b| other_settings(a, b)));
+        }
         let pairs = self.pairs.iter().filter(|pair| pair.a.load != pair.b.load);
         let none = "none".to_owned();
         said.extend(pairs.map(|Pairing { benchmark, a, b }| {
@@ -71,6 +94,43 @@ impl<'a> Comparison<'a> {
             format!("not the same load: {benchmark}: {}: {a_load} and {b_load}", a.name)
         }));
         said
+    }
+}
+
+/// Settings that two reports of a benchmark don't share.
+fn other_settings(a: &Report, b: &Report) -> Vec<String> {
+    let names: BTreeSet<&String> = a.settings.keys().chain(b.settings.keys()).collect();
+    let of = |report: &Report, name: &String| report.settings.get(name).map_or_else(|| "none".to_owned(), Clone::clone);
+    let differ = names.into_iter().map(|name| (name, of(a, name), of(b, name))).filter(|(_, a, b)| a != b);
+    differ.map(|(name, of_a, of_b)| format!("not the same setting: {}: {name}: {of_a} and {of_b}", a.benchmark)).collect()
+}
+
+impl Comparison<'_> {
+    /// For programs; docs/benchmarks.md tells what is where.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let both = |a: f64, b: f64| json!({ "a": a, "b": b, "ratio": b / a });
+        let run = |document: &Document| json!({ "taken_ms": document.taken_ms, "command": document.command, "machine": document.machine });
+        let series = self.pairs.iter().map(|Pairing { benchmark, a, b }| {
+            let columns = a.latency_us.columns().into_iter().zip(b.latency_us.columns());
+            let latency_us: Map<String, Value> =
+                columns.map(|((name, a), (_, b))| (name.replace('.', "_"), both(a, b))).collect();
+            json!({
+                "benchmark": benchmark,
+                "name": a.name,
+                "load": { "a": a.load, "b": b.load },
+                "per_second": both(a.per_second, b.per_second),
+                "latency_us": latency_us,
+            })
+        });
+        json!({
+            "schema": SCHEMA,
+            "a": run(self.a),
+            "b": run(self.b),
+            "warnings": self.warnings(),
+            "series": series.collect::<Vec<_>>(),
+            "only": self.only,
+        })
     }
 }
 
@@ -114,11 +174,44 @@ mod tests {
         b.reports[0].series[1].name = "something new".into();
         b.reports[0].series[0].load = Some("closed loop".into());
         b.machine.kernel = "6.1.0".into();
+        b.machine.cores += 2;
+        b.machine.memory_bytes /= 2;
+        b.machine.network = vec!["enp1: mlx5_core, MTU 9000".into()];
+        b.machine.rdma = vec!["mlx5_0: MT4123".into()];
+        b.reports[0].setting("driver", "poll");
+        b.reports[0].setting("pin", true);
         let text = Comparison::new(&a, &b).to_string();
         let row = text.lines().find(|line| line.starts_with("log: a lone commit")).expect("both have it");
         assert_eq!(row.split_whitespace().filter(|word| *word == "2.00").count(), 6, "{row}");
-        for said in ["only in A: log: another", "only in B: log: something new", "not the same kernel", "not the same load"] {
+        let warned = [
+            "only in A: log: another",
+            "only in B: log: something new",
+            "not the same kernel",
+            "not the same load",
+            "not the same number of cores",
+            "not the same memory",
+            "enp1: mlx5_core, MTU 9000",
+            "not the same RDMA",
+            "not the same setting: log: driver: uring and poll",
+            "not the same setting: log: pin: none and true",
+        ];
+        for said in warned {
             assert!(text.contains(said), "{said}: {text}");
         }
+        assert_eq!(Comparison::new(&a, &a).warnings(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn programs_get_the_same_ratios() {
+        let (a, b) = (sample(1), sample(2));
+        let json = Comparison::new(&a, &b).json();
+        assert_eq!((&json["schema"], json["series"].as_array().map(Vec::len)), (&SCHEMA.into(), Some(2)));
+        let first = &json["series"][0];
+        assert_eq!((&first["benchmark"], &first["name"]), (&"log".into(), &"a lone commit".into()));
+        let ratio = |value: &Value| value["ratio"].as_f64().map(|ratio| (ratio * 100.0).round());
+        for column in ["p50", "p90", "p99", "p99_9", "p99_99", "max"] {
+            assert_eq!(ratio(&first["latency_us"][column]), Some(200.0), "{column}: {first}");
+        }
+        assert_eq!(json["a"]["machine"]["kernel"], a.machine.kernel.as_str());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rustydb_preflight::checks;
 use rustydb_preflight::facts::Facts;
 use rustydb_preflight::host::Host;
 use rustydb_preflight::needs::Needs;
@@ -33,6 +34,9 @@ pub struct Machine {
     pub device: String,
     /// Interfaces with a link, with driver, speed and MTU.
     pub network: Vec<String>,
+    /// RDMA devices, with firmware, and for each port state, rate and the payload of a packet.
+    #[serde(default)]
+    pub rdma: Vec<String>,
     /// What the program was built from.
     pub commit: String,
     /// `release` or `debug`.
@@ -76,6 +80,7 @@ impl Machine {
             load_average,
             device: if devices.is_empty() { file_system } else { format!("{file_system} on {}", devices.join("; ")) },
             network: network(&host),
+            rdma: rdma(&host),
             commit: env!("RUSTYDB_COMMIT").into(),
             build: if cfg!(debug_assertions) { "debug" } else { "release" }.into(),
         }
@@ -86,7 +91,7 @@ impl Machine {
     pub fn lines(&self) -> Vec<(&'static str, String)> {
         let Machine { kernel, processor, cores, governor, clock_source, memory_bytes, huge_pages, .. } = self;
         let guest = if self.virtual_machine { ", a virtual machine" } else { "" };
-        vec![
+        let mut lines = vec![
             ("processor", format!("{processor}, {cores} cores{guest}; governor {governor}")),
             ("memory", format!("{:.1} GiB; huge pages {huge_pages}", *memory_bytes as f64 / f64::from(1 << 30))),
             ("kernel", format!("Linux {kernel}; clock {clock_source}")),
@@ -94,7 +99,11 @@ impl Machine {
             ("network", self.network.join("; ")),
             ("load average", format!("{} at the start", self.load_average)),
             ("built from", format!("{}, {}", self.commit, self.build)),
-        ]
+        ];
+        if !self.rdma.is_empty() {
+            lines.insert(5, ("RDMA", self.rdma.join("; ")));
+        }
+        lines
     }
 }
 
@@ -110,4 +119,55 @@ fn network(host: &Host) -> Vec<String> {
         Some(format!("{name}: {driver}, MTU {mtu}{speed}"))
     };
     host.list("/sys/class/net").iter().filter_map(describe).collect()
+}
+
+fn rdma(host: &Host) -> Vec<String> {
+    let class = "/sys/class/infiniband";
+    let describe = |device: &String| {
+        let read = |path: &str| host.read(&format!("{class}/{device}/{path}")).filter(|text| !text.is_empty());
+        let kind = read("hca_type").or_else(|| read("parent").map(|netdev| format!("soft-RoCE over {netdev}")));
+        let mut said = format!("{device}: {}", kind.unwrap_or_else(|| "unknown".into()));
+        if let Some(firmware) = read("fw_ver") {
+            said += &format!(", firmware {firmware}");
+        }
+        for port in host.list(&format!("{class}/{device}/ports")) {
+            let folder = format!("{class}/{device}/ports/{port}");
+            let part = |name: &str| read(&format!("ports/{port}/{name}")).unwrap_or_else(|| "unknown".into());
+            let (state, rate) = (part("state"), part("rate"));
+            said += &format!(", port {port} {}, {rate}", state.split_once(": ").map_or(state.as_str(), |(_, name)| name));
+            if let Some((netdev, mtu)) = checks::roce_netdev(host, &folder) {
+                said += &format!(", active MTU {} ({netdev} has {mtu})", checks::roce_payload_bytes(mtu));
+            }
+        }
+        said
+    };
+    host.list(class).iter().map(describe).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rdma_devices_are_told_with_firmware_and_mtu() {
+        let root = std::env::temp_dir().join(format!("rusty-db-bench-machine-{}", std::process::id()));
+        let port = "sys/class/infiniband/mlx5_0/ports/1";
+        for (path, text) in [
+            ("sys/class/infiniband/mlx5_0/hca_type", "MT4123"),
+            ("sys/class/infiniband/mlx5_0/fw_ver", "20.31.1014"),
+            (&format!("{port}/state"), "4: ACTIVE"),
+            (&format!("{port}/rate"), "100 Gb/sec (4X EDR)"),
+            (&format!("{port}/link_layer"), "Ethernet"),
+            (&format!("{port}/gid_attrs/ndevs/0"), "enp1"),
+            ("sys/class/net/enp1/mtu", "9000"),
+        ] {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().expect("below the root")).expect("the temporary folder can be written");
+            std::fs::write(path, text).expect("the temporary folder can be written");
+        }
+        let found = rdma(&Host::new(&root, Facts::default(), Needs::default()));
+        std::fs::remove_dir_all(&root).ok();
+        let wanted = "mlx5_0: MT4123, firmware 20.31.1014, port 1 ACTIVE, 100 Gb/sec (4X EDR), active MTU 4096 (enp1 has 9000)";
+        assert_eq!(found, [wanted]);
+    }
 }

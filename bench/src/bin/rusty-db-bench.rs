@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use rustydb::reactor::DurableMethod;
 use rustydb_bench::compare::Comparison;
 use rustydb_bench::load::{Load, OPEN_LOOP_THREADS, OPEN_LOOP_WORKERS};
@@ -33,9 +34,16 @@ With --rate operations are due at fixed times and latency counts from when they 
 all that it kept waiting. Without, each client asks again when it was answered (closed loop), which flatters the tail.
 Each benchmark makes a file of its own in --dir and removes it at the end. Build with --release.";
 
+/// With what nodes can talk by.
+const VERSION: &str = if cfg!(feature = "rdma") {
+    concat!(env!("CARGO_PKG_VERSION"), " (TCP and RDMA)")
+} else {
+    concat!(env!("CARGO_PKG_VERSION"), " (TCP; built without RDMA)")
+};
+
 /// Measures the engine beside what the machine can do: percentiles of every operation, and the ratios that matter.
 #[derive(Parser)]
-#[command(name = "rusty-db-bench", version, after_help = EXAMPLES)]
+#[command(name = "rusty-db-bench", version = VERSION, after_help = EXAMPLES)]
 struct Arguments {
     #[command(subcommand)]
     what: What,
@@ -48,10 +56,10 @@ struct Arguments {
     /// Folder for the volumes: on the disk in question
     #[arg(long, global = true, default_value = ".", value_name = "FOLDER")]
     dir: PathBuf,
-    /// Let idle shards sleep at once, as nodes that share their cores do
+    /// Let idle shards sleep at once, as nodes that share their cores do (not mail, sql)
     #[arg(long, global = true)]
     overprovisioned: bool,
-    /// transfer, raw, lock: addresses of this host that the nodes listen on, separated by commas; default 127.0.0.1 and on
+    /// transfer, raw, lock, ways: addresses of this host that the nodes listen on, separated by commas; default 127.0.0.1 and on
     #[arg(long, global = true, value_name = "ADDRESSES", value_delimiter = ',')]
     address: Vec<IpAddr>,
     /// transfer, raw, lock: how blocks and messages travel; rdma wants a build with it (docs/rdma.md) and --address
@@ -61,7 +69,7 @@ struct Arguments {
     /// has it; 0 with --overprovisioned
     #[arg(long, global = true, value_name = "MICROSECONDS", default_value_t = 50)]
     poll_us: u64,
-    /// Pin shards to cores (reads, store: the last core; the others: the first ones)
+    /// Pin shards to cores (reads, store: the last core; transfer, raw, lock, mail, ways: the first ones)
     #[arg(long, global = true)]
     pin: bool,
 }
@@ -124,7 +132,7 @@ enum What {
         #[command(flatten)]
         asked: Asked,
     },
-    /// Blocks that go between nodes against a bare TCP round trip of 8 KiB; messages are counted
+    /// Blocks that go between nodes against a bare TCP round trip of 64 bytes there and 8,256 back; messages are counted
     Transfer {
         /// Rounds in which all ways have their turns
         #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -236,9 +244,9 @@ enum What {
         #[arg(long, default_value_t = 50_000)]
         session_reads: u32,
     },
-    /// All but sql, as they are by default
+    /// All but sql and ways, as they are by default
     All,
-    /// Two reports beside each other: B / A for every percentile
+    /// Two reports beside each other: B / A for every percentile; also with --json and --html
     Compare {
         /// JSON of the first run
         #[arg(value_name = "A.json")]
@@ -328,6 +336,26 @@ impl What {
     fn all() -> Vec<What> {
         let one = |name: &str| Arguments::parse_from(["rusty-db-bench", name]).what;
         ["log", "raw", "transfer", "lock", "mail", "store", "reads"].map(one).into()
+    }
+
+    /// Options that were given and change nothing here: a figure must not be taken for one that it is not.
+    fn without_effect(&self, arguments: &Arguments) -> Vec<&'static str> {
+        let (mut address, mut transport, mut pin, mut overprovisioned) = (true, true, true, true);
+        match self {
+            What::Transfer { .. } | What::Lock { .. } | What::Raw { .. } | What::All => {}
+            What::Ways { .. } => transport = false,
+            What::Store { .. } | What::Reads { .. } => (address, transport) = (false, false),
+            What::Log { .. } => (address, transport, pin) = (false, false, false),
+            What::Mail { .. } => (address, transport, overprovisioned) = (false, false, false),
+            What::Sql { .. } | What::Compare { .. } => (address, transport, pin, overprovisioned) = (false, false, false, false),
+        }
+        let given = [
+            ("--address", address, !arguments.address.is_empty()),
+            ("--transport rdma", transport, matches!(arguments.transport, Transport::Rdma)),
+            ("--pin", pin, arguments.pin),
+            ("--overprovisioned", overprovisioned, arguments.overprovisioned),
+        ];
+        given.into_iter().filter(|(_, used, given)| *given && !used).map(|(name, ..)| name).collect()
     }
 
     fn run(&self, arguments: &Arguments) -> Outcome<Vec<Report>> {
@@ -436,7 +464,15 @@ fn write(path: &Path, text: &str) -> Outcome<()> {
 fn compare(arguments: &Arguments, a: &Path, b: &Path) -> Outcome<()> {
     let (a, b) = (Document::read(a)?, Document::read(b)?);
     let comparison = Comparison::new(&a, &b);
-    print!("{comparison}");
+    let json = || serde_json::to_string_pretty(&comparison.json()).expect("reports are numbers and texts");
+    match arguments.json.as_deref() {
+        Some(path) if path.as_os_str() == "-" => println!("{}", json()),
+        Some(path) => {
+            print!("{comparison}");
+            write(path, &json())?;
+        }
+        None => print!("{comparison}"),
+    }
     arguments.html.as_deref().map_or(Ok(()), |path| write(path, &html::comparison(&comparison)))
 }
 
@@ -462,6 +498,11 @@ fn measure(arguments: &Arguments) -> Outcome<()> {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let without_effect = arguments.what.without_effect(&arguments);
+    if !without_effect.is_empty() {
+        let words = format!("{} changes nothing here: leave it out", without_effect.join(", "));
+        Arguments::command().error(ErrorKind::ArgumentConflict, words).exit();
+    }
     let done = match &arguments.what {
         What::Compare { a, b } => compare(&arguments, a, b),
         _ => measure(&arguments),
@@ -477,16 +518,33 @@ fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound_and_all_is_all_but_sql() {
+    fn the_command_line_is_sound_and_all_is_all_but_sql_and_ways() {
         Arguments::command().debug_assert();
         assert_eq!(What::all().len(), 7);
         let parsed = Arguments::parse_from(["rusty-db-bench", "transfer", "--path", "two-way", "--json", "--rate", "5000"]);
         assert_eq!(parsed.json.as_deref(), Some(Path::new("-")), "--json without a file is standard output");
         assert!(Arguments::try_parse_from(["rusty-db-bench", "store", "--rate", "0"]).is_err());
+    }
+
+    #[test]
+    fn options_that_would_change_nothing_are_refused() {
+        let refused = |line: &str| {
+            let arguments = Arguments::parse_from(line.split(' '));
+            arguments.what.without_effect(&arguments)
+        };
+        let given = "--pin --address 127.0.0.1 --transport rdma --overprovisioned";
+        for what in ["transfer", "raw", "lock", "all"] {
+            assert!(refused(&format!("rusty-db-bench {what} {given}")).is_empty(), "{what}");
+        }
+        assert_eq!(refused(&format!("rusty-db-bench ways {given}")), ["--transport rdma"]);
+        assert_eq!(refused(&format!("rusty-db-bench mail {given}")), ["--address", "--transport rdma", "--overprovisioned"]);
+        assert_eq!(refused(&format!("rusty-db-bench log {given}")), ["--address", "--transport rdma", "--pin"]);
+        for what in ["sql", "compare a.json b.json"] {
+            assert_eq!(refused(&format!("rusty-db-bench {given} {what}")).len(), 4, "{what}");
+            assert!(refused(&format!("rusty-db-bench {what} --json --dir /tmp")).is_empty(), "{what}");
+        }
     }
 }
