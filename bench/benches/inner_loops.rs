@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use rustydb::ids::{BLOCK_SIZE, BlockId, BlockNo, PartitionId};
+use rustydb::volume::InitZero;
 use rustydb::volume::block::BlockKind;
 use rustydb::volume::change::Change;
 use rustydb::wal::RecordKind;
@@ -29,7 +30,7 @@ fn node() -> BenchNode {
         cache_bytes: 128 << 20,
         pin: false,
         overprovisioned: true,
-        settled: true,
+        init_zero: InitZero::All,
     };
     BenchNode::start(&options).expect("the temporary folder has room for a small volume")
 }

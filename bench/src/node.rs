@@ -1,8 +1,6 @@
 //! One node with one shard in a thread of its own, on a volume of its own, without other nodes: what `reads` and the
 //! criterion benches run in.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -13,7 +11,7 @@ use rustydb::ids::{BLOCK_SIZE, Incarnation, NodeId, PartitionId, ShardId};
 use rustydb::reactor::{DurableMethod, Reactor, ReactorOptions};
 use rustydb::store::{LocalLocks, NodeStore, Placement, ShardEngine, Store, WriteOp};
 use rustydb::txn::{LocalWaits, NoPeers, NodeShared, TxnParts, Txns};
-use rustydb::volume::{FormatOptions, Volume, block_offset};
+use rustydb::volume::{FormatOptions, InitZero, Volume, block_offset};
 use rustydb::wal::Log;
 
 use crate::Outcome;
@@ -25,8 +23,6 @@ use crate::shard::Shard;
 pub const VALUE_BYTES: usize = 92;
 /// Rows written in one transaction while loading.
 const LOAD_BATCH: u64 = 500;
-/// Bytes that are written at a time before anything is measured.
-const SETTLE_BYTES: usize = 1 << 20;
 
 /// How the node is made.
 #[derive(Clone, Debug)]
@@ -41,8 +37,9 @@ pub struct Options {
     pub pin: bool,
     /// Sleep at once when there is nothing to do.
     pub overprovisioned: bool,
-    /// Write the whole volume before anything is measured: what a file system then has to do once is not the engine's time.
-    pub settled: bool,
+    /// What of the volume is written once before anything is measured: what a file system has to do with the first write is not
+    /// the engine's time.
+    pub init_zero: InitZero,
 }
 
 /// What work in the shard finds there.
@@ -131,34 +128,15 @@ pub fn key(row: u64) -> [u8; 8] {
     row.to_be_bytes()
 }
 
-/// Writes a fresh volume's bytes once more. What was reserved and never written costs a file system a change of its own metadata with the
-/// first write, which each durable write then waits for, the log's too: that is not what is measured here, and a block device has
-/// no such thing.
-fn settle(path: &Path) -> Outcome<()> {
-    let file = File::options().read(true).write(true).open(path)?;
-    let mut bytes = vec![0; SETTLE_BYTES];
-    let mut offset = 0;
-    loop {
-        let count = file.read_at(&mut bytes, offset)?;
-        if count == 0 {
-            return Ok(file.sync_all()?);
-        }
-        file.write_all_at(&bytes[..count], offset)?;
-        offset += count as u64;
-    }
-}
-
 async fn open(reactor: &Reactor, path: &Path, options: &Options) -> Outcome<(Parts, (Store, DurableMethod))> {
     let format = FormatOptions {
         nodes_max: 1,
         volume_bytes: options.volume_bytes,
         redo_area_bytes: Some(64 << 20),
+        init_zero: options.init_zero,
         ..FormatOptions::new("bench")
     };
     let volume = Volume::format(reactor, path, &format, &mut |_| {}).await?;
-    if options.settled {
-        settle(path)?;
-    }
     let geometry = *volume.geometry();
     let (node, shard) = (NodeId(1), ShardId(0));
     let durable = reactor.probe_durable_write(volume.file(), block_offset(geometry.vote_block(node))).await?;

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustydb::ids::PartitionId;
+use rustydb::volume::InitZero;
 
 use crate::Outcome;
 use crate::clock::{block_on, thread_cpu};
@@ -116,7 +117,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
         pin: options.pin,
         overprovisioned: options.overprovisioned,
         // Nothing is written while it is measured.
-        settled: false,
+        init_zero: InitZero::Redo,
     })?;
     let began = Instant::now();
     let partition = node.load(rows)?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustydb::ids::PartitionId;
 use rustydb::store::{Isolation, ScanLimit, ScanRange, Session, WriteOp};
+use rustydb::volume::InitZero;
 
 use crate::Outcome;
 use crate::clock::block_on;
@@ -16,7 +17,7 @@ use crate::reads::{CACHED_ROW_BYTES_MAX, Dice};
 use crate::report::Report;
 
 /// From so many rows on the volume is worth being written once before.
-const SETTLED_ROWS: u64 = 10_000;
+const WRITTEN_ONCE_ROWS: u64 = 10_000;
 /// Rows of a scan.
 const SCANNED: usize = 100;
 
@@ -129,7 +130,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
         cache_bytes,
         pin: options.pin,
         overprovisioned: options.overprovisioned,
-        settled: options.rows >= SETTLED_ROWS,
+        init_zero: if options.rows >= WRITTEN_ONCE_ROWS { InitZero::All } else { InitZero::Redo },
     })?;
     let partition = node.load(options.rows)?;
     let mut report = Report::new("store");

@@ -15,11 +15,24 @@ use super::superblock::{CLUSTER_NAME_MAX, Superblock, superblock_pair};
 use crate::ids::{BLOCK_SIZE, BlockId, BlockNo, NODES_MAX, PartitionId, SHARDS_MAX};
 use crate::reactor::{FileId, IoBuf, OpenOptions, Reactor};
 
-/// Bytes zeroed between two calls of the progress callback.
-const STEP: u64 = 8 << 20;
+/// Bytes zeroed, and synced, between two calls of the progress callback.
+const STEP: u64 = 32 << 20;
 
 /// Bytes looked at, from the start, to find out whether a place holds data.
 const LOOKED_AT: usize = 1 << 20;
+
+/// What of a volume is written with zeros when it is formatted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InitZero {
+    /// Everything before the data: nodes' slots, votes and redo areas. The data area is reserved, if it is a file's.
+    #[default]
+    Redo,
+    /// The data area too.
+    ///
+    /// What a file system has reserved and never written costs it a change of its map of extents with the first write. The log
+    /// lies in the same file, and its next durable write waits for that change and writes the map too.
+    All,
+}
 
 /// What the volume is to be.
 #[derive(Clone, Debug)]
@@ -34,8 +47,10 @@ pub struct FormatOptions {
     pub volume_bytes: u64,
     /// Size of the redo area of each shard of each node, in bytes; by default see [`Geometry::redo_area_default`].
     pub redo_area_bytes: Option<u64>,
-    /// Format also over data.
+    /// Format also over data. All of the volume is written then, whatever `init_zero` says.
     pub force: bool,
+    /// What is written with zeros.
+    pub init_zero: InitZero,
 }
 
 impl FormatOptions {
@@ -49,6 +64,7 @@ impl FormatOptions {
             volume_bytes: 0,
             redo_area_bytes: None,
             force: false,
+            init_zero: InitZero::default(),
         }
     }
 }
@@ -96,7 +112,7 @@ impl Volume {
         Ok(volume)
     }
 
-    /// Checks the place and fills everything before the data with zeros.
+    /// Checks the place and writes the zeros.
     async fn prepare(
         reactor: &Reactor,
         file: FileId,
@@ -126,10 +142,10 @@ impl Volume {
             allocated.map_err(|error| failed(&format!("make it {} bytes long", geometry.volume_bytes()), error))?;
         }
 
-        // Real zeros in the redo areas: a log write then never waits for metadata. Where an older volume may have been, the
+        // Real zeros in the redo areas: a log write then changes no metadata itself. Where an older volume may have been, the
         // data area is wiped too: a block of that life, valid in itself, must never be taken for one of this life.
-        let wipe = options.force && present > 0;
-        let total = if wipe { geometry.volume_bytes() } else { block_offset(geometry.extents_first) };
+        let whole = options.init_zero == InitZero::All || (options.force && present > 0);
+        let total = if whole { geometry.volume_bytes() } else { block_offset(geometry.extents_first) };
         let mut done = 0;
         while done < total {
             let step = STEP.min(total - done);

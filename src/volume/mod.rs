@@ -16,7 +16,7 @@ pub mod slots;
 pub mod superblock;
 
 pub use error::{Refusal, VolumeError};
-pub use format::{FormatOptions, FormatProgress};
+pub use format::{FormatOptions, FormatProgress, InitZero};
 pub use layout::{EXTENT_BLOCKS, EXTENTS_PER_SPACE_MAP, Geometry, RedoArea, SECTOR, block_offset};
 pub use open::{Expected, Volume};
 pub use roster::{Roster, RosterChange, RosterNode, Standing};

@@ -131,6 +131,31 @@ fn forcing_wipes_the_blocks_of_the_earlier_life() {
 }
 
 #[test]
+fn all_of_a_volume_is_written_where_that_is_asked_for() {
+    let place = Place::new("whole");
+    let remains = |init_zero| {
+        // Far from where formatting looks for data.
+        let (path, offset) = (place.0.clone(), 20 * MIB);
+        fs::write(&path, []).unwrap();
+        place.file().write_all_at(b"old", offset).unwrap();
+        let options = FormatOptions { init_zero, ..small() };
+        let last = on_reactor(|reactor| async move {
+            let mut last = None;
+            Volume::format(&reactor, &path, &options, &mut |progress| last = Some(progress)).await.unwrap();
+            last.unwrap()
+        });
+        assert_eq!(last.done, last.total);
+        let mut found = [1; 3];
+        place.file().read_exact_at(&mut found, offset).unwrap();
+        assert!(open(&place, Expected::default()).is_ok());
+        (last.total, found)
+    };
+    assert_eq!(remains(InitZero::All), (24 * MIB, [0; 3]));
+    let (written, found) = remains(InitZero::Redo);
+    assert!(written < 20 * MIB && found == *b"old", "{written}");
+}
+
+#[test]
 fn options_out_of_bounds_are_refused_and_named() {
     let place = Place::new("options");
     let too_small = format(&place, &FormatOptions { volume_bytes: MIB, ..small() }).unwrap_err();

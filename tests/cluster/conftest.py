@@ -132,6 +132,13 @@ class Cluster:
         return out
 
 
+def refusal(*arguments):
+    """What the server says to arguments, or settings, that it does not take."""
+    done = subprocess.run([BIN / "rusty-db-server", *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    return done.stderr
+
+
 @pytest.fixture(scope="session")
 def folder():
     with tempfile.TemporaryDirectory(prefix="rustydb-test-") as path:

@@ -8,7 +8,7 @@ import time
 import psycopg
 import pytest
 
-from conftest import BIN, Cluster
+from conftest import BIN, Cluster, refusal
 
 
 def test_a_commit_on_one_node_is_seen_on_all_at_once(cluster):
@@ -121,12 +121,6 @@ def test_garbage_costs_its_connection_and_nothing_else(cluster):
                     pass
     assert cluster.value(1, "select 1") == "1"
     assert all(cluster.health(node)["status"] == "healthy" for node in cluster.numbers())
-
-
-def refusal(*arguments):
-    done = subprocess.run([BIN / "rusty-db-server", *map(str, arguments)], capture_output=True, text=True, timeout=60)
-    assert done.returncode != 0
-    return done.stderr
 
 
 def test_what_is_wrong_is_named(folder):

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use rustydb::config::ByteSize;
+use rustydb::volume;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -11,6 +12,8 @@ Examples:
   rusty-db-server dev --nodes 1 --data-dir /tmp/db       one node, elsewhere
   rusty-db-server --init-rac --shared-storage /dev/sdx \\
       --cluster-name production --shards 4               format a shared volume, once
+  rusty-db-server --init-rac --shared-storage /mnt/db \\
+      --volume-size 100GiB --init-zero redo              a large file, at once: reserved, not written
   rusty-db-server --config /etc/rustydb/node1.toml       start this node";
 
 /// With what nodes can talk by. `rusty-db-preflight` reads it (RDB-RDMA-008).
@@ -55,9 +58,32 @@ pub struct Arguments {
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub(super) volume_size: ByteSize,
 
+    /// What is written with zeros: all, so that no commit waits for a file system's first writes (see PostgreSQL's wal_init_zero),
+    /// or redo: the redo areas only, at once [default: all of a file, redo of a block device]
+    #[arg(long, value_name = "WHAT", value_enum, requires = "init_rac", hide_possible_values = true)]
+    pub(super) init_zero: Option<InitZero>,
+
     /// Format even over a volume that holds data: ALL OF IT IS LOST
     #[arg(long, requires = "init_rac")]
     pub(super) force: bool,
+}
+
+/// What of a new volume is written with zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum InitZero {
+    /// All of it
+    All,
+    /// The redo areas, and what stands before them
+    Redo,
+}
+
+impl From<InitZero> for volume::InitZero {
+    fn from(chosen: InitZero) -> volume::InitZero {
+        match chosen {
+            InitZero::All => volume::InitZero::All,
+            InitZero::Redo => volume::InitZero::Redo,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -80,6 +106,10 @@ pub struct DevOptions {
     /// Size of the shared volume when it is made
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub(super) volume_size: ByteSize,
+
+    /// What of the shared volume is written with zeros when it is made: all (before you measure), or redo: the redo areas only
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = InitZero::Redo, hide_possible_values = true)]
+    pub(super) init_zero: InitZero,
 
     /// Block cache of each node
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]

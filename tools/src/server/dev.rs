@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use rustydb::config::{ServerConfig, VOLUME_FILE_NAME};
+use rustydb::ids::BLOCK_SIZE;
+use rustydb::volume::FormatOptions;
 use rustydb_shm::statistics;
 
 use super::args::DevOptions;
@@ -55,10 +58,17 @@ pub(super) fn run(options: &DevOptions) -> Result<(), Failure> {
     let _claim = claim(folder)?;
     check_ports(options)?;
     let volume = folder.join(VOLUME_FILE_NAME);
-    if volume.exists() {
+    if is_formatted(&volume) {
         println!("Found the volume {}", volume.display());
     } else {
-        init::format(&volume, CLUSTER_NAME, options.nodes.max(8), options.shards, options.volume_size, false)?;
+        let format = FormatOptions {
+            nodes_max: options.nodes.max(8),
+            shards: options.shards,
+            volume_bytes: options.volume_size.0,
+            init_zero: options.init_zero.into(),
+            ..FormatOptions::new(CLUSTER_NAME)
+        };
+        init::format(&volume, &format)?;
     }
     catch_signals();
     let mut nodes = Vec::new();
@@ -81,6 +91,17 @@ pub(super) fn run(options: &DevOptions) -> Result<(), Failure> {
     stop(&mut nodes);
     forget_statistics(&nodes);
     outcome
+}
+
+/// Whether there is a volume whose formatting has come to its end. Ctrl-C may have ended it before: the superblock, which is the first
+/// block and written last, is empty then.
+fn is_formatted(volume: &Path) -> bool {
+    let mut superblock = [0; BLOCK_SIZE];
+    match File::open(volume).and_then(|file| file.read_exact_at(&mut superblock, 0)) {
+        Ok(()) => superblock.iter().any(|byte| *byte != 0),
+        // Whatever is there, the nodes will say what is wrong with it.
+        Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof),
+    }
 }
 
 fn address(node: u8, port: u16) -> SocketAddr {
