@@ -11,7 +11,7 @@ use super::frame::FrameId;
 use crate::ids::BLOCK_SIZE;
 
 /// A huge page of x86-64 and of the usual aarch64 kernels; frames begin at a boundary of it.
-const HUGE_PAGE: usize = 1 << HUGE_PAGE_BITS;
+pub(crate) const HUGE_PAGE: usize = 1 << HUGE_PAGE_BITS;
 const HUGE_PAGE_BITS: u8 = 21;
 
 /// The mapped frames.

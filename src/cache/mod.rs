@@ -24,6 +24,7 @@ mod stats;
 mod wait;
 mod writer;
 
+pub(crate) use arena::HUGE_PAGE;
 pub use cache::{Cache, CacheConfig, CacheParts, FRAMES_MAX, FRAMES_MIN, WeakCache};
 pub use coherence::{Acquire, Coherence, Granted, LocalCoherence, LocalFuture, Mode, Source};
 pub use error::CacheError;

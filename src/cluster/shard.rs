@@ -17,7 +17,7 @@ use super::statistics::ServiceStatistics;
 use super::view::{Override, View};
 use crate::btree::SpaceError;
 use crate::btree::space::{BlockAllocator, SpaceManager, SpaceReply, SpaceRequest, SpaceService};
-use crate::cache::{Cache, CacheConfig, CacheParts, FRAMES_MIN, LocalFuture};
+use crate::cache::{Cache, CacheConfig, CacheParts, FRAMES_MIN, HUGE_PAGE, LocalFuture};
 use crate::config::{GrdConfig, Protocol};
 use crate::fusion::gcs::{Gcs, GcsConfig, GcsParts, Inspection, RecoveryProgress};
 use crate::fusion::ges::Ges;
@@ -347,12 +347,11 @@ impl ShardLife {
 
 /// On which pages the block cache lies, by the first shard's part. Each shard has as much, and takes whole pages for it.
 fn tell_pages(shard_bytes: u64, shards: u64, reserved: bool) {
-    const HUGE_PAGE: u64 = 2 << 20;
     let bytes = shard_bytes * shards;
     if reserved {
         tracing::info!(bytes, "the block cache lies on reserved huge pages of 2 MiB");
     } else {
-        let pages = shard_bytes.div_ceil(HUGE_PAGE) * shards;
+        let pages = shard_bytes.div_ceil(HUGE_PAGE as u64) * shards;
         tracing::info!(
             bytes,
             "the block cache lies on ordinary memory, which the kernel may give in huge pages; to be sure of them reserve {pages} of \
