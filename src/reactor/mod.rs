@@ -18,6 +18,7 @@ pub mod driver;
 mod executor;
 mod io;
 pub mod mail;
+pub mod nvme;
 mod slab;
 pub mod stats;
 mod steady;

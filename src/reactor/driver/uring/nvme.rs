@@ -12,21 +12,13 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::super::system;
+use crate::reactor::nvme::{Command, Whom, identify, namespace_id};
 
-/// `_IO('N', 0x40)`: the namespace's number.
-const IOCTL_ID: u32 = 0x4e40;
-/// `_IOWR('N', 0x41, struct nvme_passthru_cmd)`: an admin command.
-const IOCTL_ADMIN: u32 = 0xc048_4e41;
 /// `_IOWR('N', 0x80, struct nvme_uring_cmd)`: a command for the data, by io_uring.
 pub(super) const URING_COMMAND: u32 = 0xc048_4e80;
-
-const IDENTIFY: u8 = 0x06;
-const IDENTIFY_BYTES: usize = 4096;
-/// What IDENTIFY is asked for (CNS): the namespace.
-const IDENTIFY_NAMESPACE: u32 = 0;
 
 const FLUSH: u8 = 0x00;
 const WRITE: u8 = 0x01;
@@ -34,44 +26,13 @@ const READ: u8 = 0x02;
 /// Forced unit access, in dword 12: on stable media before the command completes.
 const FORCE_UNIT_ACCESS: u32 = 1 << 30;
 
-/// Milliseconds after which the kernel gives up on an identification.
-const IDENTIFY_TIMEOUT_MS: u32 = 5_000;
-
-/// `struct nvme_uring_cmd` of linux/nvme_ioctl.h; `struct nvme_passthru_cmd` differs in its last field's name alone.
-#[derive(Default, Clone, Copy, IntoBytes, Immutable)]
-#[repr(C)]
-struct Command {
-    opcode: u8,
-    flags: u8,
-    reserved: u16,
-    namespace: u32,
-    dword2: u32,
-    dword3: u32,
-    metadata: u64,
-    data: u64,
-    metadata_bytes: u32,
-    data_bytes: u32,
-    dword10: u32,
-    dword11: u32,
-    dword12: u32,
-    dword13: u32,
-    dword14: u32,
-    dword15: u32,
-    timeout_ms: u32,
-    result: u32,
-}
-
-const _: () = assert!(size_of::<Command>() == 72);
-
 /// A command in the place that it has in a submission of 128 bytes.
 pub(super) type CommandBytes = [u8; 80];
 
-impl Command {
-    fn bytes(&self) -> CommandBytes {
-        let mut bytes = [0; 80];
-        bytes[..72].copy_from_slice(self.as_bytes());
-        bytes
-    }
+fn bytes_of(command: &Command) -> CommandBytes {
+    let mut bytes = [0; 80];
+    bytes[..size_of::<Command>()].copy_from_slice(command.as_bytes());
+    bytes
 }
 
 /// A namespace that takes commands.
@@ -108,12 +69,13 @@ impl Namespace {
             }
             _ => format!("{} can't be opened: {error}", path.display()),
         })?;
-        let id = namespace_id(device.as_raw_fd()).map_err(|error| format!("{} tells no number: {error}", path.display()))?;
-        let other = namespace_id(block).map_err(|error| format!("{name} tells no number: {error}"))?;
+        let id = namespace_id(&device).map_err(|error| format!("{} tells no number: {error}", path.display()))?;
+        let other = namespace_id(&block).map_err(|error| format!("{name} tells no number: {error}"))?;
         if id != other {
             return Err(format!("{} is namespace {id} and {name} is namespace {other}", path.display()));
         }
-        let page = identify(device.as_raw_fd(), id).map_err(|why| format!("{} can't be identified: {why}", path.display()))?;
+        let page =
+            identify(&device, Whom::Namespace(id)).map_err(|why| format!("{} can't be identified: {why}", path.display()))?;
         let (block_shift, blocks) = layout(&page).map_err(|why| format!("{} {why}", path.display()))?;
         let bytes = system::file_bytes(block).map_err(|error| format!("{name} does not tell its size: {error}"))?;
         if blocks.checked_mul(1 << block_shift) != Some(bytes) {
@@ -166,7 +128,7 @@ impl Namespace {
 
     /// What has been written before is on stable media when this completes.
     pub(super) fn flush(&self) -> CommandBytes {
-        Command { opcode: FLUSH, namespace: self.id, ..Command::default() }.bytes()
+        bytes_of(&Command { opcode: FLUSH, namespace: self.id, ..Command::default() })
     }
 
     fn transfer(&self, opcode: u8, offset: u64, pointer: *const u8, bytes: u32, flags: u32) -> CommandBytes {
@@ -184,7 +146,7 @@ impl Namespace {
             dword12: (blocks - 1) | flags,
             ..Command::default()
         };
-        command.bytes()
+        bytes_of(&command)
     }
 }
 
@@ -276,31 +238,6 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn namespace_id(device: RawFd) -> io::Result<u32> {
-    // SAFETY: no pointers are involved.
-    let id = unsafe { libc::ioctl(device, IOCTL_ID as _) };
-    u32::try_from(id).ok().filter(|id| *id > 0).ok_or_else(io::Error::last_os_error)
-}
-
-fn identify(device: RawFd, namespace: u32) -> Result<Vec<u8>, String> {
-    let mut page = vec![0u8; IDENTIFY_BYTES];
-    let mut command = Command {
-        opcode: IDENTIFY,
-        namespace,
-        data: page.as_mut_ptr() as u64,
-        data_bytes: IDENTIFY_BYTES as u32,
-        dword10: IDENTIFY_NAMESPACE,
-        timeout_ms: IDENTIFY_TIMEOUT_MS,
-        ..Command::default()
-    };
-    // SAFETY: the kernel reads the command and fills the page that it points to; both outlive the call.
-    match unsafe { libc::ioctl(device, IOCTL_ADMIN as _, &raw mut command) } {
-        0 => Ok(page),
-        status if status > 0 => Err(format!("NVMe status {status:#x}")),
-        _ => Err(io::Error::last_os_error().to_string()),
-    }
-}
-
 /// Bits in a byte count of a logical block, and how many blocks there are: NSZE (byte 0), FLBAS (26), DPS (29) and the table of
 /// formats (128).
 fn layout(page: &[u8]) -> Result<(u32, u64), String> {
@@ -330,6 +267,7 @@ fn transfer_bytes_max(kilobytes: u64, segments: u64, block_shift: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reactor::nvme::IDENTIFY_BYTES;
 
     fn namespace() -> Namespace {
         let device = fs::File::open("/dev/null").expect("it is everywhere").into();
