@@ -144,17 +144,25 @@ fn what_a_node_was_told_its_clock_shows_at_once() {
 
 #[test]
 fn a_node_that_takes_nothing_has_not_been_told() {
-    let cluster = Cluster::with_lanes_of(2, 1);
-    let [one, two] = [&cluster.nodes[0], &cluster.nodes[1]];
-    cluster.network.hold(true);
-    let answer = begin_tell(one, Scn(1 << 40)).unwrap();
-    cluster.world.run_for(Duration::from_millis(100));
-    assert!(answer.get().is_none() && two.net.clock().latest() < Scn(1 << 40));
+    let (cluster, answer) = telling_who_takes_nothing();
+    assert!(answer.get().is_none() && cluster.nodes[1].net.clock().latest() < Scn(1 << 40));
     cluster.until("the end of the lane", || answer.get().is_some());
     assert_eq!(answer.get(), Some(false));
 }
 
-fn begin_tell(node: &Node, scn: Scn) -> Option<Rc<Cell<Option<bool>>>> {
+/// Whether a node was told, once that is known.
+type Told = Rc<Cell<Option<bool>>>;
+
+/// Two nodes of which the first tells the other something, for a while and in vain.
+fn telling_who_takes_nothing() -> (Cluster, Told) {
+    let cluster = Cluster::with_lanes_of(2, 1);
+    cluster.network.hold(true);
+    let answer = begin_tell(&cluster.nodes[0], Scn(1 << 40)).unwrap();
+    cluster.world.run_for(Duration::from_millis(100));
+    (cluster, answer)
+}
+
+fn begin_tell(node: &Node, scn: Scn) -> Option<Told> {
     let told = node.net.tell(NodeId(2), scn)?;
     let answer = Rc::new(Cell::new(None));
     let slot = answer.clone();
@@ -164,11 +172,8 @@ fn begin_tell(node: &Node, scn: Scn) -> Option<Rc<Cell<Option<bool>>>> {
 
 #[test]
 fn who_has_left_tells_nothing_any_more() {
-    let cluster = Cluster::with_lanes_of(2, 1);
+    let (cluster, answer) = telling_who_takes_nothing();
     let [one, two] = [&cluster.nodes[0], &cluster.nodes[1]];
-    cluster.network.hold(true);
-    let answer = begin_tell(one, Scn(1 << 40)).unwrap();
-    cluster.world.run_for(Duration::from_millis(100));
     two.net.let_tell(&[].into());
     // It is written still, perhaps; but the writer does not get to think so.
     cluster.network.hold(false);
