@@ -92,9 +92,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
         bare_samples.add(&bare.round_trips(Size::Lock, LOCKS)?);
     }
     let mut report = Report::new("lock");
-    report.setting("transport", options.nodes.transport.words());
-    report.setting("idle shards", options.nodes.idle_words());
-    report.setting("pinned", options.nodes.pin);
+    options.nodes.tell(&mut report);
     report.setting("rounds", options.rounds);
     report.condition(format!("{}; Exclusive; closed loop, one at a time", options.nodes.places(2)?));
     report.condition(Size::Lock.words());

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use rustydb::cache::{Cache, CacheConfig, CacheParts};
 use rustydb::clock::ScnClock;
 use rustydb::fusion::gcs::message::Kind;
@@ -23,6 +24,7 @@ use rustydb::wal::Log;
 use crate::Outcome;
 use crate::bare::Bare;
 use crate::place::Place;
+use crate::report::Report;
 use crate::shard::Shard;
 
 /// The nodes, of which the first two or all take part.
@@ -37,7 +39,7 @@ const PARTITION: PartitionId = PartitionId(70);
 const DEADLOCK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How blocks and messages travel between the nodes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Transport {
     /// TCP.
     #[default]
@@ -107,10 +109,11 @@ impl Options {
         Ok(format!("{count} nodes in as many threads of one process on {}", addresses.join(", ")))
     }
 
-    /// For a report.
-    #[must_use]
-    pub fn idle_words(&self) -> &'static str {
-        if self.overprovisioned { "sleep at once" } else { "look for work before they sleep" }
+    /// Tells a report how the nodes were made.
+    pub fn tell(&self, report: &mut Report) {
+        report.setting("transport", self.transport.words());
+        report.setting("idle shards", if self.overprovisioned { "sleep at once" } else { "look for work before they sleep" });
+        report.setting("pinned", self.pin);
     }
 }
 

@@ -218,9 +218,7 @@ pub fn run(options: &Options) -> Outcome<Report> {
     }
 
     let mut report = Report::new("raw");
-    report.setting("transport", options.nodes.transport.words());
-    report.setting("idle shards", options.nodes.idle_words());
-    report.setting("pinned", options.nodes.pin);
+    options.nodes.tell(&mut report);
     report.setting("rounds", options.rounds);
     report.condition(format!("{}; closed loop, one at a time, in turns of {TURN}", options.nodes.places(2)?));
     for (index, (size, _)) in sizes.into_iter().enumerate() {

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum;
+
 use crate::Outcome;
 use crate::load::{Load, Schedule, drive_threads};
 use crate::reads::Dice;
@@ -19,7 +21,7 @@ const LOAD_BATCH: u64 = 500;
 const SCANNED: u64 = 100;
 
 /// How statements get to the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Protocol {
     /// As text, parsed each time.
     Simple,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use rustydb::ids::PartitionId;
 use rustydb::store::{Isolation, ScanLimit, ScanRange, Session, WriteOp};
 use rustydb::volume::InitZero;
@@ -22,7 +23,7 @@ const WRITTEN_ONCE_ROWS: u64 = 10_000;
 const SCANNED: usize = 100;
 
 /// What is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Operation {
     /// A row by its key.
     Get,

@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use rustydb::fusion::gcs::message::Kind;
 use rustydb::ids::{BlockId, Lsn};
 use rustydb::volume::block::BlockKind;
@@ -37,20 +38,22 @@ const TRANSFER_TARGET: Target = Target::AtMost(2.0);
 const RIVALS: u32 = 4;
 
 /// Who masters the blocks that a node takes from another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Path {
-    /// One of the two.
+    /// One of the two nodes is the master.
     TwoWay,
-    /// A third node.
+    /// A third node is.
     ThreeWay,
 }
 
 /// In which mode they are taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TakenAs {
-    /// To be read.
+    /// Shared, to be read.
+    #[value(name = "s")]
     Shared,
-    /// To be changed.
+    /// Exclusive, to be changed.
+    #[value(name = "x")]
     Exclusive,
 }
 
@@ -293,10 +296,8 @@ pub fn run(options: &Options) -> Outcome<Report> {
     }
 
     let mut report = Report::new("transfer");
-    report.setting("transport", options.nodes.transport.words());
+    options.nodes.tell(&mut report);
     report.setting("nodes", count);
-    report.setting("idle shards", options.nodes.idle_words());
-    report.setting("pinned", options.nodes.pin);
     report.setting("rounds", options.rounds);
     report.condition(format!("{}; closed loop, one at a time", options.nodes.places(count)?));
     report.condition(Size::Request.words());

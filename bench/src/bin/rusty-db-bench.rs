@@ -11,7 +11,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use rustydb::reactor::DurableMethod;
 use rustydb_bench::compare::Comparison;
 use rustydb_bench::load::{Load, OPEN_LOOP_THREADS, OPEN_LOOP_WORKERS};
+use rustydb_bench::nodes::Transport;
 use rustydb_bench::report::{Document, Report};
+use rustydb_bench::sql::Protocol;
+use rustydb_bench::store::Operation;
 use rustydb_bench::transfer::{Path as BlockPath, TakenAs};
 use rustydb_bench::{Outcome, html, lock, log, mail, nodes, raw, reads, sql, store, transfer, ways};
 
@@ -138,11 +141,11 @@ enum What {
         #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         rounds: u32,
         /// Whether one of the two nodes is the block's master, or a third
-        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Way::TwoWay, Way::ThreeWay])]
-        path: Vec<Way>,
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [BlockPath::TwoWay, BlockPath::ThreeWay])]
+        path: Vec<BlockPath>,
         /// Shared or Exclusive
-        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Mode::X, Mode::S])]
-        mode: Vec<Mode>,
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [TakenAs::Exclusive, TakenAs::Shared])]
+        mode: Vec<TakenAs>,
         /// Transfers under way at once, for the rate; 0 leaves it out
         #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000))]
         concurrency: u32,
@@ -195,8 +198,8 @@ enum What {
         #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
         rows: u64,
         /// What is done, one after the other
-        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Op::Get, Op::Put, Op::Scan, Op::Commit, Op::Mixed])]
-        operation: Vec<Op>,
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = Operation::ALL)]
+        operation: Vec<Operation>,
         /// Puts among a hundred operations of the mixture
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=100))]
         write_percent: u32,
@@ -221,8 +224,8 @@ enum What {
         #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
         rows: u64,
         /// What is done, one after the other
-        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Op::Get, Op::Put, Op::Scan, Op::Commit, Op::Mixed])]
-        operation: Vec<Op>,
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = Operation::ALL)]
+        operation: Vec<Operation>,
         /// Run this statement instead, as it is; no table is made
         #[arg(long, value_name = "SQL")]
         statement: Option<String>,
@@ -265,63 +268,6 @@ enum Durable {
     WriteThenSync,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Transport {
-    /// TCP
-    Tcp,
-    /// RDMA
-    Rdma,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Way {
-    /// One of the two nodes is the master
-    TwoWay,
-    /// A third node is
-    ThreeWay,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Mode {
-    /// Shared
-    S,
-    /// Exclusive
-    X,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Protocol {
-    /// Each statement as text
-    Simple,
-    /// Prepared once
-    Prepared,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Op {
-    /// A row by its key
-    Get,
-    /// A row replaced
-    Put,
-    /// A hundred rows
-    Scan,
-    /// A transaction of a read and two writes
-    Commit,
-    /// Reads and some writes
-    Mixed,
-}
-
-fn operations(chosen: &[Op]) -> Vec<store::Operation> {
-    let one = |op: &Op| match op {
-        Op::Get => store::Operation::Get,
-        Op::Put => store::Operation::Put,
-        Op::Scan => store::Operation::Scan,
-        Op::Commit => store::Operation::Commit,
-        Op::Mixed => store::Operation::Mixed,
-    };
-    chosen.iter().map(one).collect()
-}
-
 impl From<Durable> for DurableMethod {
     fn from(durable: Durable) -> DurableMethod {
         match durable {
@@ -361,10 +307,7 @@ impl What {
     fn run(&self, arguments: &Arguments) -> Outcome<Vec<Report>> {
         let (folder, overprovisioned, pin) = (arguments.dir.clone(), arguments.overprovisioned, arguments.pin);
         let (addresses, redo_bytes) = (arguments.address.clone(), nodes::REDO_BYTES);
-        let transport = match arguments.transport {
-            Transport::Tcp => nodes::Transport::Tcp,
-            Transport::Rdma => nodes::Transport::Rdma,
-        };
+        let transport = arguments.transport;
         let poll = if overprovisioned { Duration::ZERO } else { Duration::from_micros(arguments.poll_us) };
         let nodes = nodes::Options {
             folder: folder.clone(),
@@ -384,25 +327,15 @@ impl What {
                     (*bytes as usize, *rounds, *operations, durable.map(DurableMethod::from));
                 log::run(&log::Options { folder, bytes, rounds, operations, overprovisioned, durable, load })
             }
-            What::Transfer { rounds, path, mode, concurrency, rate, contended } => {
-                let paths = path.iter().map(|way| match way {
-                    Way::TwoWay => BlockPath::TwoWay,
-                    Way::ThreeWay => BlockPath::ThreeWay,
-                });
-                let modes = mode.iter().map(|mode| match mode {
-                    Mode::S => TakenAs::Shared,
-                    Mode::X => TakenAs::Exclusive,
-                });
-                transfer::run(&transfer::Options {
-                    nodes,
-                    paths: paths.collect(),
-                    modes: modes.collect(),
-                    rounds: *rounds,
-                    concurrency: *concurrency,
-                    rate: rate.unwrap_or(0.0),
-                    contended: Duration::try_from_secs_f64(*contended)?,
-                })
-            }
+            What::Transfer { rounds, path, mode, concurrency, rate, contended } => transfer::run(&transfer::Options {
+                nodes,
+                paths: path.clone(),
+                modes: mode.clone(),
+                rounds: *rounds,
+                concurrency: *concurrency,
+                rate: rate.unwrap_or(0.0),
+                contended: Duration::try_from_secs_f64(*contended)?,
+            }),
             What::Lock { rounds } => lock::run(&lock::Options { nodes, rounds: *rounds }),
             What::Mail { calls } => mail::run(mail::Options { calls: *calls, pin }),
             What::Raw { rounds, concurrency, rate, seconds, no_sockperf } => {
@@ -417,7 +350,7 @@ impl What {
             What::Store { rows, operation, write_percent, asked } => store::run(&store::Options {
                 folder,
                 rows: *rows,
-                operations: operations(operation),
+                operations: operation.clone(),
                 write_percent: *write_percent,
                 load: asked.load(OPEN_LOOP_THREADS),
                 time: asked.time(),
@@ -429,12 +362,9 @@ impl What {
                     addresses: server.clone(),
                     user: user.clone(),
                     database: database.clone(),
-                    protocol: match protocol {
-                        Protocol::Simple => sql::Protocol::Simple,
-                        Protocol::Prepared => sql::Protocol::Prepared,
-                    },
+                    protocol: *protocol,
                     rows: *rows,
-                    operations: operations(operation),
+                    operations: operation.clone(),
                     statement: statement.clone(),
                     write_percent: *write_percent,
                     load: asked.load(OPEN_LOOP_THREADS),
