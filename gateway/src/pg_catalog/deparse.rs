@@ -311,18 +311,7 @@ mod tests {
     use super::*;
 
     fn column(name: &str, kind: PgType) -> Column {
-        let name = name.to_owned();
-        Column {
-            number: 1,
-            name,
-            kind,
-            typmod: -1,
-            not_null: false,
-            default: None,
-            identity: None,
-            missing: None,
-            dropped: false,
-        }
+        Column::new(1, name.to_owned(), kind, -1)
     }
 
     #[test]

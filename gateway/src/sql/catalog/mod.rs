@@ -69,6 +69,14 @@ pub struct Column {
     pub dropped: bool,
 }
 
+impl Column {
+    /// One that takes NULL and nothing else is said of.
+    #[must_use]
+    pub fn new(number: i16, name: String, kind: PgType, typmod: i32) -> Column {
+        Column { number, name, kind, typmod, not_null: false, default: None, identity: None, missing: None, dropped: false }
+    }
+}
+
 /// A column of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexColumn {

@@ -78,17 +78,8 @@ pub(super) fn column(
     if matches!(found.kind, PgType::Unknown | PgType::Void) {
         return Err(SqlError::new("42P16", format!("column \"{}\" has pseudo-type {}", definition.name, found.kind.name())));
     }
-    let mut column = Column {
-        number,
-        name: cut(&fold(&definition.name)),
-        kind: found.kind,
-        typmod: found.typmod,
-        not_null: found.serial,
-        default: None,
-        identity: None,
-        missing: None,
-        dropped: false,
-    };
+    let mut column = Column::new(number, cut(&fold(&definition.name)), found.kind, found.typmod);
+    column.not_null = found.serial;
     let mut sequence = found.serial.then(Vec::new);
     for option in &definition.options {
         let name = option.name.as_ref().map(fold);
@@ -411,18 +402,8 @@ pub(super) async fn table(session: &mut SqlSession, create: &CreateTable) -> Res
         let context = session.own_context(&catalog);
         let plan = context.planner().plan(query, &[], true)?;
         for (at, found) in columns_of(&plan).into_iter().enumerate() {
-            let given = create.columns.get(at).map(|c| fold(&c.name));
-            draft.table.columns.push(Column {
-                number: at as i16 + 1,
-                name: given.unwrap_or(found.name),
-                kind: found.kind,
-                typmod: found.typmod,
-                not_null: false,
-                default: None,
-                identity: None,
-                missing: None,
-                dropped: false,
-            });
+            let name = create.columns.get(at).map_or(found.name, |c| fold(&c.name));
+            draft.table.columns.push(Column::new(at as i16 + 1, name, found.kind, found.typmod));
         }
         source = Some(query);
     } else if let Some(ast::CreateTableLikeKind::Parenthesized(like) | ast::CreateTableLikeKind::Plain(like)) = &create.like {
@@ -515,17 +496,7 @@ pub(super) async fn view(session: &mut SqlSession, create: &ast::CreateView) -> 
         if columns.iter().any(|c| c.name == name) {
             return Err(SqlError::new(code::DUPLICATE_COLUMN, format!("column \"{name}\" specified more than once")));
         }
-        columns.push(Column {
-            number: at as i16 + 1,
-            name,
-            kind: found.kind,
-            typmod: found.typmod,
-            not_null: false,
-            default: None,
-            identity: None,
-            missing: None,
-            dropped: false,
-        });
+        columns.push(Column::new(at as i16 + 1, name, found.kind, found.typmod));
     }
     if let Some(Relation::View(old)) = &old {
         let same = old.columns.len() <= columns.len() && old.columns.iter().zip(&columns).all(|(a, b)| a.name == b.name);

@@ -85,7 +85,8 @@ struct Parts {
     before_christ: bool,
 }
 
-fn parse_clock(text: &str) -> Option<i64> {
+/// Hours, minutes, seconds and microseconds of `1:02`, `1:02:03` or `1:02:03.5`: of any size.
+fn clock_fields(text: &str) -> Option<[i64; 4]> {
     let mut pieces = text.split(':');
     let hour: i64 = pieces.next()?.parse().ok()?;
     let minute: i64 = pieces.next()?.parse().ok()?;
@@ -96,7 +97,12 @@ fn parse_clock(text: &str) -> Option<i64> {
         }
         None => (0, 0),
     };
-    if pieces.next().is_some() || !(0..=24).contains(&hour) || !(0..60).contains(&minute) || !(0..=60).contains(&second) {
+    pieces.next().is_none().then_some([hour, minute, second, fraction])
+}
+
+fn parse_clock(text: &str) -> Option<i64> {
+    let [hour, minute, second, fraction] = clock_fields(text)?;
+    if !(0..=24).contains(&hour) || !(0..60).contains(&minute) || !(0..=60).contains(&second) {
         return None;
     }
     let micros = ((hour * 60 + minute) * 60 + second) * SECOND + fraction;
@@ -415,17 +421,9 @@ pub fn parse_interval(text: &str) -> Result<Interval, SqlError> {
 }
 
 fn parse_interval_clock(text: &str) -> Option<i64> {
-    let mut pieces = text.split(':');
-    let hour: i64 = pieces.next()?.parse().ok()?;
-    let minute: i64 = pieces.next()?.parse().ok()?;
-    let (second, fraction) = match pieces.next() {
-        Some(seconds) => {
-            let (whole, fraction) = seconds.split_once('.').unwrap_or((seconds, ""));
-            (whole.parse::<i64>().ok()?, parse_fraction(fraction)?)
-        }
-        None => (0, 0),
-    };
-    hour.checked_mul(3600)?.checked_add(minute * 60 + second)?.checked_mul(SECOND)?.checked_add(fraction)
+    let [hour, minute, second, fraction] = clock_fields(text)?;
+    let minutes = hour.checked_mul(60)?.checked_add(minute)?;
+    minutes.checked_mul(60)?.checked_add(second)?.checked_mul(SECOND)?.checked_add(fraction)
 }
 
 #[derive(Default)]
