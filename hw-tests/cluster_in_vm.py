@@ -7,9 +7,10 @@ import signal
 import sys
 import time
 
-from vm_cluster import RESERVATIONS, OnDevices, wait_until
+from vm_cluster import RESERVATIONS, OnDevices
 
 import psycopg
+from conftest import wait_until
 from transfers import Transfers
 
 LOST = 3

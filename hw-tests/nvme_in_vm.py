@@ -5,8 +5,9 @@ import signal
 import sys
 import time
 
-from vm_cluster import OnDevices, settings, wait_until
+from vm_cluster import OnDevices, settings
 
+from conftest import wait_until
 from transfers import Transfers
 
 SETTINGS = settings("""

@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 from two_machines import OnMachines
-from vm_cluster import settings, wait_until
+from vm_cluster import settings
 
+from conftest import wait_until
 from transfers import Transfers
 
 SETTINGS = settings("""

@@ -9,9 +9,10 @@ import sys
 import time
 import urllib.request
 
-from vm_cluster import OnDevices, settings, wait_until
+from vm_cluster import OnDevices, settings
 
-from test_pgbench import check_balances, done
+from conftest import wait_until
+from test_pgbench import check_balances, on_all_nodes
 from transfers import Transfers
 
 SETTINGS = settings('fencing_method = "process"', interconnect='protocol = "auto"')
@@ -44,13 +45,8 @@ class OverRdma(OnDevices):
 
 def pgbench_everywhere(cluster, seconds, meanwhile=lambda: None):
     began = time.monotonic()
-    runs = [cluster.pgbench(node, "-n", "-c", "2", "-j", "1", "-T", str(seconds), "-M", "prepared", wait=False) for node in cluster.numbers()]
-    meanwhile()
-    transactions = 0
-    for run in runs:
-        out, _ = run.communicate(timeout=300)
-        assert run.returncode == 0, out + cluster.logs()
-        transactions += done(out)
+    options = ["-c", "2", "-j", "1", "-T", str(seconds), "-M", "prepared"]
+    transactions = on_all_nodes(cluster, *options, meanwhile=meanwhile, within=300)
     check_balances(cluster)
     print(f"{transactions} transactions of pgbench in {time.monotonic() - began:.0f} s; the balances agree on all nodes", flush=True)
 

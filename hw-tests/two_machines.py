@@ -4,7 +4,9 @@ end."""
 
 import time
 
-from vm_cluster import OnDevices, wait_until
+from vm_cluster import OnDevices
+
+from conftest import wait_until
 
 
 class OnMachines(OnDevices):

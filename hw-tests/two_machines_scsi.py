@@ -9,8 +9,9 @@ import sys
 import time
 
 from two_machines import OnMachines
-from vm_cluster import RESERVATIONS, wait_until
+from vm_cluster import RESERVATIONS
 
+from conftest import wait_until
 from transfers import Transfers
 
 PAGE = 4096

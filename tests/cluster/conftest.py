@@ -11,6 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,9 @@ def free_port():
 
 class Cluster:
     """One `rusty-db-server dev`, its folder and its ports."""
+
+    # For how many seconds what is waited for may take.
+    patience = 60
 
     def __init__(self, folder, nodes=3, volume="512MiB", cache="64MiB", extra=()):
         self.folder = Path(folder)
@@ -108,6 +112,13 @@ class Cluster:
     def address(self, node):
         return {"host": self.host(node), "port": self.pg}
 
+    def cli(self, *words, nodes=None, check=True):
+        """What `rusty-db-cli` says, told of these nodes: of all if none are named."""
+        addresses = [word for node in nodes or self.numbers() for word in ("--http", f"{self.host(node)}:{self.http}")]
+        done = subprocess.run([BIN / "rusty-db-cli", *words, *addresses], capture_output=True, text=True, timeout=90)
+        assert not check or done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}\n{self.logs()}"
+        return done.stdout + done.stderr
+
     def url(self, node):
         return f"host={self.host(node)} port={self.pg} user=postgres dbname=postgres connect_timeout=10"
 
@@ -132,6 +143,24 @@ class Cluster:
         return out
 
 
+def wait_until(cluster, what, within=None):
+    until = time.monotonic() + (within or cluster.patience)
+    while not what():
+        assert time.monotonic() < until, cluster.logs()
+        time.sleep(0.02)
+
+
+@contextmanager
+def running(folder, **how):
+    """A cluster that is stopped when it is not needed any more, unless the test has ended it."""
+    started = Cluster(folder, **how)
+    started.folder.mkdir()
+    started.start()
+    yield started
+    if started.process:
+        started.stop()
+
+
 def refusal(*arguments):
     """What the server says to arguments, or settings, that it does not take."""
     done = subprocess.run([BIN / "rusty-db-server", *map(str, arguments)], capture_output=True, text=True, timeout=60)
@@ -149,12 +178,8 @@ def folder():
 def cluster(folder, request):
     """Three nodes for the tests of one file."""
     name = request.module.__name__.rpartition(".")[2]
-    started = Cluster(folder / name)
-    started.folder.mkdir()
-    started.start()
-    yield started
-    if started.process:
-        started.stop()
+    with running(folder / name) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import time
 import psycopg
 import pytest
 
-from conftest import BIN, Cluster, refusal
+from conftest import BIN, refusal
 
 
 def test_a_commit_on_one_node_is_seen_on_all_at_once(cluster):

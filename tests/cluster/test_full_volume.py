@@ -6,19 +6,15 @@ import time
 import psycopg
 import pytest
 
-from conftest import Cluster
+from conftest import running
 
 ROW = "x" * 6000
 
 
 @pytest.fixture(scope="module")
 def small(folder):
-    started = Cluster(folder / "small", volume="80MiB", cache="16MiB")
-    started.folder.mkdir()
-    started.start()
-    yield started
-    if started.process:
-        started.stop()
+    with running(folder / "small", volume="80MiB", cache="16MiB") as started:
+        yield started
 
 
 def fill(connection, first):

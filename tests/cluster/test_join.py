@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import BIN
+from conftest import BIN, wait_until
 from transfers import Client, Transfers
 
 NODE4 = "node4"
@@ -18,17 +18,7 @@ REMOVED = 77
 
 
 def cli(cluster, *words, nodes=(1, 2, 3, 4), check=True):
-    addresses = [word for node in nodes for word in ("--http", f"{cluster.host(node)}:{cluster.http}")]
-    done = subprocess.run([BIN / "rusty-db-cli", *words, *addresses], capture_output=True, text=True, timeout=90)
-    assert not check or done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}\n{cluster.logs()}"
-    return done.stdout + done.stderr
-
-
-def wait_until(cluster, what, within=60):
-    until = time.monotonic() + within
-    while not what():
-        assert time.monotonic() < until, cluster.logs()
-        time.sleep(0.02)
+    return cluster.cli(*words, nodes=nodes, check=check)
 
 
 def serve_together(cluster, *nodes):

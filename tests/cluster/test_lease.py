@@ -7,7 +7,8 @@ import signal
 import time
 
 import pytest
-from test_partition import FAST, Namespaces, wait_until
+from conftest import wait_until
+from test_partition import FAST, Namespaces
 from transfers import Transfers
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")

@@ -10,7 +10,8 @@ import urllib.request
 
 import psycopg
 import pytest
-from conftest import BIN, Cluster
+from by_hand import ByHand
+from conftest import wait_until
 from transfers import Transfers
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -28,16 +29,13 @@ def check(result):
     assert result == 0, os.strerror(ctypes.get_errno())
 
 
-class Namespaces(Cluster):
+class Namespaces(ByHand):
     """Nodes started by hand, each in a network namespace, on two bridges: one for the nodes, one for clients. The bridges and
     the test itself (this thread, and those that it starts) are in a namespace of their own."""
 
     def __init__(self, folder, settings=""):
-        self.folder, self.nodes = folder, 3
-        self.pg, self.http, self.interconnect = 5432, 8080, 7433
+        super().__init__(folder, 3, settings)
         self.name = f"rdb{os.getpid() % 10000}"
-        self.settings = settings
-        self.processes = {}
 
     def __enter__(self):
         self.folder.mkdir()
@@ -64,31 +62,18 @@ class Namespaces(Cluster):
                 ip("link", "set", f"{bridge}{node}", "master", bridge, "up")
                 ip("-n", space, "addr", "add", f"10.213.{net}.{node}/24", "dev", bridge)
                 ip("-n", space, "link", "set", bridge, "up")
-        subprocess.run(
-            [BIN / "rusty-db-server", "--init-rac", "--shared-storage", self.folder, "--volume-size", "256MiB"],
-            check=True, stdout=subprocess.DEVNULL,
-        )
-        members = "".join(f'node{n} = "10.213.77.{n}:{self.interconnect}"\n' for n in self.numbers())
+        self.format("--volume-size", "256MiB")
+        self.configure()
         for node in self.numbers():
-            (self.folder / f"node{node}.toml").write_text(
-                f'[cluster]\ncluster_name = "rustydb"\nnode_id = "node{node}"\n[cluster.nodes]\n{members}'
-                f'[rac.storage]\nshared_storage_path = "{self.folder}"\n'
-                "[rac.cache_fusion]\nglobal_cache_size = 67108864\n"
-                f'[server]\npg_address = "{self.host(node)}:{self.pg}"\nhttp_address = "{self.host(node)}:{self.http}"\n{self.settings}'
-            )
             self.start_node(node)
         self.wait_healthy()
         return self
 
-    def start_node(self, node):
-        log = open(self.folder / f"node{node}.log", "ab")
-        command = ["ip", "netns", "exec", f"{self.name}-{node}", BIN / "rusty-db-server", "--config", self.folder / f"node{node}.toml"]
-        self.processes[node] = subprocess.Popen(command, stdout=log, stderr=log)
+    def command(self, node):
+        return ["ip", "netns", "exec", f"{self.name}-{node}", *super().command(node)]
 
-    @property
-    def process(self):
-        # What the base class looks at: a node that has ended.
-        return next((process for process in self.processes.values() if process.poll() is not None), self.processes[1])
+    def address_between_nodes(self, node):
+        return f"10.213.77.{node}"
 
     def host(self, node):
         return f"10.213.78.{node}"
@@ -113,13 +98,6 @@ class Namespaces(Cluster):
             subprocess.run(["ip", "netns", "del", f"{self.name}-{node}"], check=False)
         check(LIBC.setns(self.before, CLONE_NEWNET))
         os.close(self.before)
-
-
-def wait_until(cluster, what, within=40):
-    until = time.monotonic() + within
-    while not what():
-        assert time.monotonic() < until, cluster.logs()
-        time.sleep(0.05)
 
 
 def serve(cluster):

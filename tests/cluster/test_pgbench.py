@@ -24,6 +24,18 @@ def done(out):
     return int(re.search(r"number of transactions actually processed: (\d+)", out)[1])
 
 
+def on_all_nodes(cluster, *options, meanwhile=lambda: None, within=120):
+    """pgbench on every node at once: how many transactions they did together."""
+    runs = [cluster.pgbench(node, "-n", *options, wait=False) for node in cluster.numbers()]
+    meanwhile()
+    transactions = 0
+    for run in runs:
+        out, _ = run.communicate(timeout=within)
+        assert run.returncode == 0, out + cluster.logs()
+        transactions += done(out)
+    return transactions
+
+
 def test_initialise(cluster):
     cluster.pgbench(1, "-i", "-s", "2")
     for node in cluster.numbers():
@@ -34,11 +46,7 @@ def test_all_nodes_at_once_in_every_mode(cluster):
     before = int(sums(cluster, 1)[4])
     acknowledged = 0
     for mode in ("simple", "extended", "prepared"):
-        runs = [cluster.pgbench(node, "-M", mode, "-c", "4", "-j", "1", "-T", "4", "-n", wait=False) for node in cluster.numbers()]
-        for run in runs:
-            out, _ = run.communicate(timeout=120)
-            assert run.returncode == 0, out + cluster.logs()
-            acknowledged += done(out)
+        acknowledged += on_all_nodes(cluster, "-M", mode, "-c", "4", "-j", "1", "-T", "4")
     check_balances(cluster)
     for node in cluster.numbers():
         assert int(sums(cluster, node)[4]) == before + acknowledged

@@ -6,6 +6,7 @@ import subprocess
 import time
 
 import pytest
+from conftest import wait_until
 from stalls import Stall
 from transfers import Transfers
 
@@ -22,13 +23,6 @@ def load(cluster):
 
 def epoch(cluster, node):
     return cluster.health(node)["epoch"]
-
-
-def wait_until(cluster, what, within=60):
-    until = time.monotonic() + within
-    while not what():
-        assert time.monotonic() < until, cluster.logs()
-        time.sleep(0.02)
 
 
 def survivors_go_on(cluster, load, lost, since):

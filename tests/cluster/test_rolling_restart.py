@@ -7,22 +7,8 @@ import time
 
 import psycopg
 import pytest
-from conftest import BIN
+from conftest import BIN, wait_until
 from transfers import Transfers
-
-
-def cli(cluster, *words, check=True):
-    addresses = [word for node in cluster.numbers() for word in ("--http", f"{cluster.host(node)}:{cluster.http}")]
-    done = subprocess.run([BIN / "rusty-db-cli", *words, *addresses], capture_output=True, text=True, timeout=90)
-    assert not check or done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}\n{cluster.logs()}"
-    return done.stdout
-
-
-def wait_until(cluster, what, within=60):
-    until = time.monotonic() + within
-    while not what():
-        assert time.monotonic() < until, cluster.logs()
-        time.sleep(0.02)
 
 
 def status(cluster, node):
@@ -67,8 +53,8 @@ def test_a_drained_node_sends_clients_away_and_takes_them_again(cluster):
     out, _ = drain.communicate(timeout=30)
     assert drain.returncode == 0 and "drained" in out, out
     assert status(cluster, 2) == "drained"
-    assert "drained" in cli(cluster, "cluster", "status", check=False)
-    cli(cluster, "node", "undrain", "node2")
+    assert "drained" in cluster.cli("cluster", "status", check=False)
+    cluster.cli("node", "undrain", "node2")
     wait_until(cluster, lambda: status(cluster, 2) == "healthy")
     assert cluster.value(2, "select count(*) from drained") == "2"
 
@@ -87,13 +73,13 @@ def test_a_transaction_that_does_not_end_in_time_is_ended(cluster):
     )
     wait_until(cluster, lambda: cluster.health(3)["pid"] and waits.poll() is None)
     time.sleep(0.5)
-    cli(cluster, "node", "drain", "node3", "--timeout", "1")
+    cluster.cli("node", "drain", "node3", "--timeout", "1")
     assert told(idle).sqlstate == "57P01"
     _, words = waits.communicate(timeout=20)
     assert "57P01" in words and "the node is being drained" in words, words
     holder.execute("rollback")
     assert cluster.value(1, "select string_agg(id::text, ',') from unfinished") == "0"
-    cli(cluster, "node", "undrain", "node3")
+    cluster.cli("node", "undrain", "node3")
     wait_until(cluster, lambda: status(cluster, 3) == "healthy")
 
 
@@ -109,9 +95,9 @@ def test_all_nodes_one_after_the_other_under_load(cluster):
             script.write_text("\\set id random(1, 100)\nupdate bystander set v = v + 1 where id = :id;\n")
             bystander = cluster.pgbench(others[0], "-n", "-c", "2", "-T", "8", "-f", str(script), wait=False)
             pid = cluster.pids()[node]
-            cli(cluster, "node", "drain", f"node{node}", "--timeout", "10")
+            cluster.cli("node", "drain", f"node{node}", "--timeout", "10")
             since = time.monotonic()
-            cli(cluster, "node", "stop", f"node{node}")
+            cluster.cli("node", "stop", f"node{node}")
             while os.path.exists(f"/proc/{pid}"):
                 assert time.monotonic() < since + 20, cluster.logs()
                 time.sleep(0.01)
