@@ -134,8 +134,8 @@ pub(in super::super) struct LaneEnd {
     retry_at: Option<Instant>,
     /// The pause before the latest attempt: none once a lane has carried a block's worth of bytes.
     pub(super) retry: Duration,
-    /// A failure has been told in the log, and no lane has carried a block's worth of bytes since.
-    pub(super) told: bool,
+    /// The failure has been told in the log.
+    told: bool,
 }
 
 impl Attempt {
@@ -199,7 +199,6 @@ impl LaneEnd {
             self.bytes -= message.bytes();
             if message.header.body_len as usize >= BLOCK_SIZE {
                 self.retry = Duration::ZERO;
-                self.told = false;
             }
             done.push(message);
         }
@@ -557,13 +556,11 @@ pub(super) fn on_connected(inner: &Inner, link: &Rc<Link>) {
     attempt.since = now;
     lane.stream.switch(generation);
     lane.retry_at = None;
-    // Of one that has failed before it is told once it has carried something.
-    let told = lane.told;
+    lane.told = false;
     drop(lane);
     Counters::change(&inner.counters.rdma, |rdma| rdma.lanes_connected += 1);
-    if !told {
-        log_success(inner, link);
-    }
+    let device = inner.rdma().map(|rdma| rdma.verbs.name());
+    tracing::info!(peer = %link.node, device, "by RDMA from now on");
     step(inner, link, LANE_SWITCH, generation);
     note_ready(inner, link);
 }
@@ -589,11 +586,6 @@ pub(super) fn end(inner: &Inner, link: &Rc<Link>, why: &str) {
     let message = Message { kind: LANE_DOWN, argument: generation.0, request: RequestId(number), ..Message::default() };
     say(inner, link, message, &[]);
     rdma.note_failure(link, why);
-}
-
-pub(super) fn log_success(inner: &Inner, link: &Link) {
-    let device = inner.rdma().map(|rdma| rdma.verbs.name());
-    tracing::info!(peer = %link.node, device, "by RDMA from now on");
 }
 
 fn log_failure(inner: &Inner, link: &Link, why: &str) {

@@ -72,22 +72,17 @@ fn take_packet(inner: &Rc<Inner>, rdma: &Rc<Rdma>, link: &Rc<Link>, pair: Pair, 
     }
     // The first message may be quicker than the word that the pair is connected.
     lane::on_connected(inner, link);
-    let (done, works_again) = {
+    let done = {
         let mut lane = link.lane.borrow_mut();
-        let told = lane.told;
         let Some(attempt) = lane.on_pair(pair) else { return };
-        let done = match attempt.window.heard(immediate) {
+        match attempt.window.heard(immediate) {
             Ok(packets) => lane.acknowledged(packets),
             Err(_) => {
                 drop(lane);
                 return lane::end(inner, link, "it acknowledges what was never sent");
             }
-        };
-        (done, told && !lane.told)
+        }
     };
-    if works_again {
-        lane::log_success(inner, link);
-    }
     // The frames go back to the cache, which may have a lot to do about it.
     drop(done);
     if let Err(fault) = take_message(inner, rdma, link, pair, slot, bytes) {
