@@ -22,6 +22,7 @@ use std::rc::Rc;
 use rdma_sys as sys;
 
 use self::connections::Connection;
+use self::work::POLL_BATCH;
 use super::SLOTS_PER_LANE;
 use super::verbs::{
     Access, Event, GREETING_BYTES, Incoming, LocalFuture, MemoryKeys, Pair, SEND_QUEUE_DEPTH, SLOT_BYTES, Verbs, VerbsFault, Work,
@@ -65,6 +66,8 @@ pub struct Device {
     asked: RefCell<HashMap<Incoming, *mut sys::rdma_cm_id>>,
     next: Cell<u64>,
     polls: Cell<u32>,
+    /// Where completions are taken to. Kept, for to clear it at every look was most of what a look cost.
+    completed: RefCell<[sys::ibv_wc; POLL_BATCH]>,
     found: RefCell<Vec<Event>>,
     woken: Rc<Notify>,
     watched: [Rc<Watched>; 2],
@@ -135,6 +138,8 @@ impl Device {
             asked: RefCell::default(),
             next: Cell::new(1),
             polls: Cell::new(0),
+            // SAFETY: plain data, all zeros is a valid value.
+            completed: RefCell::new(unsafe { std::mem::zeroed() }),
             found: RefCell::default(),
             woken: Rc::new(Notify::new()),
             watched: [watched(), watched()],

@@ -323,7 +323,6 @@ pub(super) async fn drive(inner: Rc<Inner>, rdma: Rc<Rdma>) {
         if inner.closed.get() {
             return;
         }
-        let filled = rdma.filled.notified();
         rdma.verbs.poll(&mut events);
         if !events.is_empty() {
             take::take_all(&inner, &rdma, &mut events);
@@ -350,7 +349,8 @@ pub(super) async fn drive(inner: Rc<Inner>, rdma: Rc<Rdma>) {
         if !events.is_empty() {
             continue;
         }
-        let mut filled = std::pin::pin!(filled);
+        // Nothing has run since all was posted that waited.
+        let mut filled = std::pin::pin!(rdma.filled.notified());
         let waiting = sleeping.get_or_insert_with(|| rdma.verbs.wait());
         let woken = std::future::poll_fn(|context| {
             if waiting.as_mut().poll(context).is_ready() {

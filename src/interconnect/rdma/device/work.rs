@@ -26,7 +26,7 @@ unsafe extern "C" {
 const RECEIVE: u64 = 1 << 63;
 
 /// Completions taken with one call.
-const POLL_BATCH: usize = 64;
+pub(super) const POLL_BATCH: usize = 16;
 
 impl Device {
     /// See [`Verbs::send`](crate::interconnect::rdma::verbs::Verbs::send).
@@ -118,8 +118,7 @@ impl Device {
     /// Takes what has completed.
     pub(super) fn take_completions(&self) {
         loop {
-            // SAFETY: plain data, all zeros is a valid value.
-            let mut batch: [sys::ibv_wc; POLL_BATCH] = unsafe { std::mem::zeroed() };
+            let mut batch = self.completed.borrow_mut();
             // SAFETY: the array is live and as long as said.
             let count = unsafe { rustydb_ibv_poll_cq(self.completions, POLL_BATCH as c_int, batch.as_mut_ptr()) };
             let Ok(count) = usize::try_from(count) else {
