@@ -190,7 +190,7 @@ impl Heart {
 
     async fn watch(self: Rc<Self>) {
         while !self.stopping.get() {
-            self.parts.reactor.sleep(self.parts.interval).await;
+            self.parts.reactor.beat(self.parts.interval).await;
             let (mut findings, now) = (Vec::new(), self.parts.reactor.now());
             self.pulse.borrow_mut().tick(now, &mut findings);
             if let Some(lease) = &mut *self.lease.borrow_mut() {

@@ -90,7 +90,7 @@ impl StatisticsSource {
                 reactor.spawn(Class::Low, "publish statistics", async move {
                     loop {
                         publish(&ShardStatistics::gather(&inside, ShardId(number)));
-                        inside.sleep(interval).await;
+                        inside.beat(interval).await;
                     }
                 });
             };

@@ -46,12 +46,13 @@ const PROPOSED: u8 = Service::Raft.base() + 3;
 /// Proposals that may be on their way to leaders on other nodes.
 pub const REQUESTS_MAX: usize = 10_000;
 
-/// Ticks of one heartbeat interval.
-const TICKS_PER_HEARTBEAT: u64 = 5;
+/// Ticks of one heartbeat interval. An election waits for at least two intervals and at most so long, in whole ticks: with the defaults
+/// six different waits, and nodes don't tick at the same time. More ticks would find nothing sooner, but wake an idle node more often.
+const TICKS_PER_HEARTBEAT: u64 = 2;
 
 /// Ticks that are made up for when the shard was busy. After a longer pause time goes on from there: a node that was
 /// stopped for a while first hears what has happened.
-const TICKS_LATE_MAX: u32 = 3;
+const TICKS_LATE_MAX: u32 = 2;
 
 /// What [`RaftHost::open`] is told.
 pub struct HostParts {
@@ -560,7 +561,7 @@ async fn run(host: Weak<Host>, work: Notify) {
 }
 
 async fn run_ticks(host: Weak<Host>, reactor: Reactor, tick: Duration) {
-    let mut next = reactor.now() + tick;
+    let mut next = reactor.next_beat(tick);
     loop {
         reactor.sleep_until(next).await;
         let Some(host) = host.upgrade() else { return };
@@ -570,7 +571,7 @@ async fn run_ticks(host: Weak<Host>, reactor: Reactor, tick: Duration) {
             next = next + tick;
             ticks += 1;
         }
-        next = next.max(reactor.now());
+        next = next.max(reactor.next_beat(tick));
     }
 }
 

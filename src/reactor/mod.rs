@@ -85,6 +85,8 @@ pub(crate) struct Inner {
     endings: RefCell<Vec<Box<dyn FnOnce()>>>,
     /// Registered with the driver: goes after it.
     steady: SteadyBuffers,
+    /// What beats are counted from.
+    began: Instant,
     /// No write is submitted from then on.
     pub(crate) writes_until: Cell<Option<Instant>>,
 }
@@ -103,9 +105,11 @@ impl Reactor {
     #[must_use]
     pub fn with_driver(mut driver: Box<dyn Driver>, options: ReactorOptions) -> Reactor {
         let (executor, mailbox) = task::register(driver.wake_up());
+        let clock = driver.clock();
         Reactor(Rc::new(Inner {
-            meter: Meter::new(driver.clock()),
-            clock: driver.clock(),
+            meter: Meter::new(clock.clone()),
+            began: clock.now(),
+            clock,
             driver_name: driver.name(),
             random: Cell::new(driver.random_seed()),
             stopping: Cell::new(false),
@@ -192,6 +196,22 @@ impl Reactor {
     #[must_use]
     pub fn sleep_until(&self, deadline: Instant) -> Sleep {
         Sleep { reactor: self.clone(), deadline, timer: None }
+    }
+
+    /// The next whole multiple of `period` since the reactor began, later than now. For what is done again and again: tasks whose beats
+    /// fall together wake the shard once, and what they say to a peer goes in one piece. An idle node's cost is its wake-ups.
+    #[must_use]
+    pub fn next_beat(&self, period: Duration) -> Instant {
+        assert!(period >= Duration::from_micros(1), "a beat of {period:?} would never end");
+        let period_ns = period.as_nanos() as u64;
+        let passed = self.now().since(self.0.began).as_nanos() as u64;
+        self.0.began + Duration::from_nanos((passed / period_ns + 1) * period_ns)
+    }
+
+    /// Resolves at the next beat ([`Reactor::next_beat`]).
+    #[must_use]
+    pub fn beat(&self, period: Duration) -> Sleep {
+        self.sleep_until(self.next_beat(period))
     }
 
     /// Lets the other ready tasks run first.

@@ -167,6 +167,33 @@ fn timers_fire_in_order<S: Stage>() {
     assert_eq!(order, [2, 2, 4, 6]);
 }
 
+fn beats_of_several_tasks_fall_together_however_long_each_works<S: Stage>() {
+    let beats = S::run(|reactor| async move {
+        let beats = Rc::new(RefCell::new(Vec::new()));
+        for (period_ms, works_ms) in [(4, 0), (8, 5), (16, 3)] {
+            let (beats, task) = (beats.clone(), reactor.clone());
+            reactor.spawn(Class::Normal, "beat", async move {
+                task.sleep(Duration::from_millis(works_ms)).await;
+                for _ in 0..3 {
+                    let due = task.next_beat(Duration::from_millis(period_ms));
+                    task.beat(Duration::from_millis(period_ms)).await;
+                    assert!(task.now() >= due);
+                    beats.borrow_mut().push((period_ms, due));
+                    task.sleep(Duration::from_millis(works_ms)).await;
+                }
+            });
+        }
+        reactor.sleep(Duration::from_millis(150)).await;
+        beats.take()
+    });
+    assert_eq!(beats.len(), 9);
+    let (_, longest) = beats.iter().find(|(period_ms, _)| *period_ms == 16).expect("three of them");
+    for (period_ms, due) in &beats {
+        let apart = due.as_ns().abs_diff(longest.as_ns());
+        assert!(apart.is_multiple_of(period_ms * 1_000_000), "beats of {period_ms} and 16 ms are {apart} ns apart");
+    }
+}
+
 fn files_keep_what_was_written<S: Stage>() {
     let path = S::file("durable");
     S::run(|reactor| async move {
@@ -326,21 +353,24 @@ macro_rules! suite {
 }
 
 mod on_uring {
-    suite!(OnUring: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
+    suite!(OnUring: timers_fire_in_order beats_of_several_tasks_fall_together_however_long_each_works
+        files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
         an_aborted_operation_keeps_its_buffer many_operations_at_once_in_registered_memory an_ending_reactor_gives_memory_back
         mail_wakes_a_sleeping_reactor shards_call_each_other a_full_ring_refuses_and_room_is_awaited a_full_mailbox_takes_what_ends_something
         callers_learn_that_a_shard_has_ended letters_of_an_ended_shard_are_still_read);
 }
 
 mod on_sim {
-    suite!(OnSim: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
+    suite!(OnSim: timers_fire_in_order beats_of_several_tasks_fall_together_however_long_each_works
+        files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
         an_aborted_operation_keeps_its_buffer many_operations_at_once_in_registered_memory an_ending_reactor_gives_memory_back
         shards_call_each_other a_full_ring_refuses_and_room_is_awaited a_full_mailbox_takes_what_ends_something callers_learn_that_a_shard_has_ended
         letters_of_an_ended_shard_are_still_read);
 }
 
 mod on_poll {
-    suite!(OnPoll: timers_fire_in_order files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
+    suite!(OnPoll: timers_fire_in_order beats_of_several_tasks_fall_together_however_long_each_works
+        files_keep_what_was_written streams_carry_bytes_both_ways connecting_to_nobody_is_an_error
         an_aborted_operation_keeps_its_buffer many_operations_at_once_in_registered_memory an_ending_reactor_gives_memory_back
         mail_wakes_a_sleeping_reactor shards_call_each_other a_full_ring_refuses_and_room_is_awaited a_full_mailbox_takes_what_ends_something
         callers_learn_that_a_shard_has_ended letters_of_an_ended_shard_are_still_read);

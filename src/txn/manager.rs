@@ -245,7 +245,7 @@ impl Txns {
         let reactor = self.0.reactor.clone();
         self.0.reactor.spawn(Class::High, "transaction housekeeping", async move {
             loop {
-                reactor.sleep(Duration::from_millis(HOUSEKEEPING_MS)).await;
+                reactor.beat(Duration::from_millis(HOUSEKEEPING_MS)).await;
                 let Some(inner) = weak.upgrade() else { return };
                 Txns(inner).housekeep(announcer).await;
             }

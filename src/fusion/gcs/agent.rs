@@ -198,7 +198,7 @@ impl Gcs {
         let interval = Duration::from_millis(self.0.config.block_transfer_timeout_ms.div_ceil(2));
         let watch = async move {
             loop {
-                reactor.sleep(interval).await;
+                reactor.beat(interval).await;
                 let Some(inner) = this.upgrade() else { return };
                 inner.report_stalls();
             }

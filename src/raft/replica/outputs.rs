@@ -36,7 +36,7 @@ pub struct ReplicaConfig {
 }
 
 impl ReplicaConfig {
-    /// The defaults, with ticks of 10 ms: elections after 150 to 300 ms, heartbeats every 50 ms.
+    /// Elections after 15 to 30 ticks, heartbeats every 5.
     #[must_use]
     pub fn new(node: NodeId, seed: u64) -> ReplicaConfig {
         ReplicaConfig {

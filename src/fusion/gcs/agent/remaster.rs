@@ -28,7 +28,7 @@ const OVERRIDES_MAX: usize = 16_384;
 pub(super) async fn watch_affinity(this: Weak<Inner>) {
     loop {
         let Some(reactor) = this.upgrade().map(|inner| inner.reactor.clone()) else { return };
-        reactor.sleep(WINDOW).await;
+        reactor.beat(WINDOW).await;
         let Some(inner) = this.upgrade() else { return };
         inner.end_window();
     }
