@@ -65,10 +65,10 @@ def main(disk):
     cluster.pgbench(1, "-i", "-q", "-s", "1")
     pgbench_everywhere(cluster, 20)
     blocks, copied = cluster.by_rdma("blocks_sent"), cluster.by_rdma("block_bytes_copied")
-    # An upgrade's block comes with its message, for its frame is being read (docs/rdma.md), and is copied at both ends.
+    # Copied at both ends: where the place of an upgrade came too late or there was no free frame (docs/rdma.md), which is rare.
     share = copied / (2 * 8192 * blocks)
-    print(f"{blocks} blocks by RDMA, {share:.0%} of them copied", flush=True)
-    assert blocks > 100 and share < 0.25, (blocks, copied)
+    print(f"{blocks} blocks by RDMA, {share:.1%} of them copied", flush=True)
+    assert blocks > 100 and share < 0.05, (blocks, copied)
 
     pgbench_everywhere(cluster, 20, lambda: lose_packets(cluster))
     print("RoCE's packets to a node were lost, and nobody noticed", flush=True)
