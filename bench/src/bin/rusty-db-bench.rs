@@ -21,6 +21,9 @@ use rustydb_bench::{Outcome, html, lock, log, mail, nodes, raw, reads, sql, stor
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Microseconds for which shards look for what comes by RDMA, where nothing else is asked for.
+const POLL_US: u64 = 50;
+
 const EXAMPLES: &str = "\
 Examples:
   rusty-db-bench log --dir /mnt/volume                   commits beside durable writes, on that disk
@@ -69,9 +72,9 @@ struct Arguments {
     #[arg(long, global = true, value_enum, default_value_t = Transport::Tcp)]
     transport: Transport,
     /// transfer, raw, lock by RDMA: microseconds for which shards look for what comes before they sleep, as [rac.interconnect] poll_us
-    /// has it; 0 with --overprovisioned
-    #[arg(long, global = true, value_name = "MICROSECONDS", default_value_t = 50)]
-    poll_us: u64,
+    /// has it; default 50, and 0 with --overprovisioned
+    #[arg(long, global = true, value_name = "MICROSECONDS")]
+    poll_us: Option<u64>,
     /// Pin shards to cores (reads, store: the last core; transfer, raw, lock, mail, ways: the first ones)
     #[arg(long, global = true)]
     pin: bool,
@@ -295,9 +298,11 @@ impl What {
             What::Mail { .. } => (address, transport, overprovisioned) = (false, false, false),
             What::Sql { .. } | What::Compare { .. } => (address, transport, pin, overprovisioned) = (false, false, false, false),
         }
+        let by_rdma = matches!(arguments.transport, Transport::Rdma);
         let given = [
             ("--address", address, !arguments.address.is_empty()),
-            ("--transport rdma", transport, matches!(arguments.transport, Transport::Rdma)),
+            ("--transport rdma", transport, by_rdma),
+            ("--poll-us", transport && by_rdma && !arguments.overprovisioned, arguments.poll_us.is_some()),
             ("--pin", pin, arguments.pin),
             ("--overprovisioned", overprovisioned, arguments.overprovisioned),
         ];
@@ -308,7 +313,7 @@ impl What {
         let (folder, overprovisioned, pin) = (arguments.dir.clone(), arguments.overprovisioned, arguments.pin);
         let (addresses, redo_bytes) = (arguments.address.clone(), nodes::REDO_BYTES);
         let transport = arguments.transport;
-        let poll = if overprovisioned { Duration::ZERO } else { Duration::from_micros(arguments.poll_us) };
+        let poll = if overprovisioned { Duration::ZERO } else { Duration::from_micros(arguments.poll_us.unwrap_or(POLL_US)) };
         let nodes = nodes::Options {
             folder: folder.clone(),
             overprovisioned,
@@ -472,6 +477,10 @@ mod tests {
         assert_eq!(refused(&format!("rusty-db-bench ways {given}")), ["--transport rdma"]);
         assert_eq!(refused(&format!("rusty-db-bench mail {given}")), ["--address", "--transport rdma", "--overprovisioned"]);
         assert_eq!(refused(&format!("rusty-db-bench log {given}")), ["--address", "--transport rdma", "--pin"]);
+        assert!(refused("rusty-db-bench raw --transport rdma --poll-us 10").is_empty());
+        for nothing in ["raw", "ways --transport tcp", "raw --transport rdma --overprovisioned"] {
+            assert_eq!(refused(&format!("rusty-db-bench {nothing} --poll-us 10")), ["--poll-us"], "{nothing}");
+        }
         for what in ["sql", "compare a.json b.json"] {
             assert_eq!(refused(&format!("rusty-db-bench {given} {what}")).len(), 4, "{what}");
             assert!(refused(&format!("rusty-db-bench {what} --json --dir /tmp")).is_empty(), "{what}");
