@@ -1,7 +1,8 @@
-"""Clusters in the virtual machine: nodes with configuration files of their own, on devices instead of a file. The processor is
-emulated: everything has ten times as long as elsewhere."""
+"""Clusters in the virtual machine and on real devices: nodes with configuration files of their own, on devices instead of a file. The
+machine's processor is emulated: everything has ten times as long as elsewhere."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 sys.dont_write_bytecode = True
@@ -28,7 +29,7 @@ class OnDevices(ByHand):
     patience = 200
 
     def __init__(self, disks, settings):
-        super().__init__("/tmp/cluster", len(disks), settings)
+        super().__init__(Path(tempfile.mkdtemp(prefix="rustydb-cluster-")) / "cluster", len(disks), settings)
         self.disks = disks
 
     def volume(self, node):
@@ -43,7 +44,9 @@ class OnDevices(ByHand):
         return self
 
     def format(self):
-        super().format("--max-nodes", str(self.nodes), "--volume-size", "512MiB")
+        # On a real device there is what the test before has left, of which nothing is wanted (`run` has asked what was there at first).
+        force = ["--force"] if Path(self.volume(1)).is_block_device() else []
+        super().format("--max-nodes", str(self.nodes), "--volume-size", "512MiB", *force)
 
     def configure(self):
         self.folder.mkdir()

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use crate::compare::{Comparison, Pairing};
 use crate::report::{Document, Report, Series, grouped, quantity};
+use crate::samples::SecondOf;
 use crate::svg::{Axis, COLOURS, Line, Plot, Scale, escape};
 
 const STYLE: &str = "
@@ -154,23 +155,31 @@ fn histogram_plot(title: &str, series: &[(&str, &Series)]) -> Plot {
     Plot { title: title.into(), x: LATENCY, y, lines: series.iter().enumerate().map(line).collect() }
 }
 
+/// Those in which a scheduled series ran from beginning to end: of the first and the last it had only a part, which is no rate.
+fn whole_seconds(series: &Series) -> &[SecondOf] {
+    match &series.seconds[..] {
+        [_, whole @ .., _] if series.load.is_some() && whole.len() > 1 => whole,
+        all => all,
+    }
+}
+
 fn time_plots(series: &[(&str, &Series)]) -> [Plot; 2] {
     let first = series.iter().flat_map(|(_, series)| series.seconds.iter().map(|second| second.second)).min().unwrap_or(0);
-    let lines = |value: fn(&crate::samples::SecondOf) -> f64| {
+    let lines = |seconds_of: fn(&Series) -> &[SecondOf], value: fn(&SecondOf) -> f64| {
         let line = move |(colour, (name, series)): (usize, &(&str, &Series))| Line {
             name: (*name).to_owned(),
             colour,
             steps: false,
             filled: false,
-            points: series.seconds.iter().map(|second| ((second.second - first) as f64, value(second))).collect(),
+            points: seconds_of(series).iter().map(|second| ((second.second - first) as f64, value(second))).collect(),
         };
         series.iter().enumerate().map(line).collect::<Vec<_>>()
     };
     let x = Axis { label: "seconds", scale: Scale::Linear };
     let rate = Axis { label: "operations a second", scale: Scale::Linear };
     [
-        Plot { title: "99th percentile, second by second".into(), x, y: LATENCY, lines: lines(|second| second.p99_us) },
-        Plot { title: "Operations, second by second".into(), x, y: rate, lines: lines(|second| second.operations as f64) },
+        Plot { title: "99th percentile, second by second".into(), x, y: LATENCY, lines: lines(|series| &series.seconds, |second| second.p99_us) },
+        Plot { title: "Operations, second by second".into(), x, y: rate, lines: lines(whole_seconds, |second| second.operations as f64) },
     ]
 }
 
@@ -260,8 +269,11 @@ fn judged(worse_by: f64) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::report::sample;
+    use crate::samples::Samples;
 
     #[test]
     fn a_page_has_every_plot_of_every_series_and_needs_nothing_else() {
@@ -279,6 +291,19 @@ mod tests {
         assert!(!html.contains("http") && !html.contains("<script") && !html.contains("url("), "nothing is fetched or run");
         assert!(html.contains("&lt;angles&gt; &amp; &quot;quotes&quot;") && !html.contains("<angles>"));
         assert!(html.contains("prefers-color-scheme: dark"));
+    }
+
+    #[test]
+    fn a_rate_is_shown_of_whole_seconds() {
+        let mut samples = Samples::new();
+        for ms in 700..4_200 {
+            samples.record_at(Duration::from_millis(ms), Duration::from_micros(10));
+        }
+        let taken_in_turns = samples.series("x");
+        assert_eq!(whole_seconds(&taken_in_turns).len(), 5);
+        let scheduled = Series { load: Some("1000 due a second".into()), ..taken_in_turns };
+        let shown: Vec<u64> = whole_seconds(&scheduled).iter().map(|second| second.operations).collect();
+        assert_eq!(shown, [1_000, 1_000, 1_000]);
     }
 
     #[test]

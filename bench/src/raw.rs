@@ -240,7 +240,9 @@ pub fn run(options: &Options) -> Outcome<Report> {
         "times",
         Some(LATENCY_TARGET),
     );
-    if peer.is_empty() {
+    if !options.sockperf {
+        report.condition("sockperf was not asked for");
+    } else if peer.is_empty() {
         report.condition("sockperf was not run (apt-get install sockperf)");
     } else {
         peer.sort_by(|a, b| a.p50_us.total_cmp(&b.p50_us));

@@ -1,4 +1,4 @@
-"""In the virtual machine: three nodes on three paths to one SCSI disk. One stands still until the others have fenced it by
+"""`fenced_cluster.py PATH PATH PATH`: three nodes on three paths to one disk with reservations. One stands still until the others have fenced it by
 reservations and gone on; then it wakes with a cache full of what was true and writes under way."""
 
 import os
