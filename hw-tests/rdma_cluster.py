@@ -1,5 +1,5 @@
 """`rdma_cluster.py VOLUME ADDRESS ADDRESS ADDRESS`: three nodes whose Cache Fusion goes by RDMA, at these addresses of this machine's
-devices. pgbench on all of them; then RoCE's packets are lost while the clients go on, by what RUSTYDB_TEST_CUT has a shell do (and
+devices, on a file in the folder VOLUME, or on a disk with reservations of which VOLUME says three paths, separated by commas. pgbench on all of them; then RoCE's packets are lost while the clients go on, by what RUSTYDB_TEST_CUT has a shell do (and
 RUSTYDB_TEST_MEND undo), where it is set; then a node is killed. No money is made or lost, and what went by RDMA was not copied."""
 
 import os
@@ -10,19 +10,23 @@ import sys
 import time
 import urllib.request
 
-from vm_cluster import OnDevices, settings
+from vm_cluster import BY_RESERVATIONS, OnDevices, settings
 
 from conftest import wait_until
 from test_pgbench import check_balances, on_all_nodes
 from transfers import Transfers
 
-SETTINGS = settings('fencing_method = "process"', interconnect='protocol = "auto"')
+AUTO = 'protocol = "auto"'
 LOST = 3
 
 
 class OverRdma(OnDevices):
     def __init__(self, volume, addresses):
-        super().__init__([volume] * len(addresses), SETTINGS)
+        paths = volume.split(",")
+        if len(paths) == 1:
+            super().__init__(paths * len(addresses), settings('fencing_method = "process"', AUTO))
+        else:
+            super().__init__(paths, settings(BY_RESERVATIONS, AUTO))
         self.addresses = addresses
 
     def address_between_nodes(self, node):

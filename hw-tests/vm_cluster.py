@@ -19,7 +19,8 @@ def settings(ha, interconnect=""):
 
 
 # On a disk with reservations.
-RESERVATIONS = settings('fencing_method = "persistent_reservation"\nread_lease = 4000')
+BY_RESERVATIONS = 'fencing_method = "persistent_reservation"\nread_lease = 4000'
+RESERVATIONS = settings(BY_RESERVATIONS)
 
 
 class OnDevices(ByHand):

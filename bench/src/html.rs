@@ -178,8 +178,18 @@ fn time_plots(series: &[(&str, &Series)]) -> [Plot; 2] {
     let x = Axis { label: "seconds", scale: Scale::Linear };
     let rate = Axis { label: "operations a second", scale: Scale::Linear };
     [
-        Plot { title: "99th percentile, second by second".into(), x, y: LATENCY, lines: lines(|series| &series.seconds, |second| second.p99_us) },
-        Plot { title: "Operations, second by second".into(), x, y: rate, lines: lines(whole_seconds, |second| second.operations as f64) },
+        Plot {
+            title: "99th percentile, second by second".into(),
+            x,
+            y: LATENCY,
+            lines: lines(|series| &series.seconds, |second| second.p99_us),
+        },
+        Plot {
+            title: "Operations, second by second".into(),
+            x,
+            y: rate,
+            lines: lines(whole_seconds, |second| second.operations as f64),
+        },
     ]
 }
 

@@ -28,7 +28,7 @@ use super::status::Phase;
 use super::view::{Input, OVERRIDES_MAX, Output, ViewsAgent};
 use crate::ids::{Epoch, NodeId, Scn};
 use crate::reactor::sync::{Notify, Semaphore};
-use crate::reactor::{Class, Instant, Reactor, Remote, TaskHandle};
+use crate::reactor::{Class, Instant, LogGate, Reactor, Remote, TaskHandle};
 use crate::txn::Obstacle;
 use crate::volume::{NodeSlot, NodeState, Volume};
 
@@ -68,6 +68,8 @@ pub(super) struct Lead {
     heart: RefCell<Option<Rc<Heart>>>,
     /// Lost nodes of which an operator has said that they can't write any more.
     confirmed: RefCell<BTreeSet<NodeId>>,
+    /// That a lost node can't be fenced.
+    not_fenced: LogGate,
     /// An operator's change to the cluster's nodes is under way here.
     changing_roster: Cell<bool>,
     failure: RefCell<Option<End>>,
@@ -90,6 +92,7 @@ impl Lead {
             read_lease: RefCell::default(),
             heart: RefCell::default(),
             confirmed: RefCell::default(),
+            not_fenced: LogGate::new(fence::SAY_EVERY),
             changing_roster: Cell::new(false),
             failure: RefCell::new(None),
             failed: Notify::new(),
@@ -251,6 +254,7 @@ impl Lead {
             Output::Go(view) => {
                 // An operator's word is for the loss that it was given for, and for no later one.
                 self.confirmed.borrow_mut().clear();
+                self.not_fenced.reset();
                 let going = self.spawn("go in a view", async move |lead| lead.go(view).await);
                 if let Some(before) = self.going.replace(Some(going)) {
                     before.abort();

@@ -20,12 +20,13 @@ pub struct Operator(pub(super) Remote);
 
 impl Operator {
     /// Takes a node out of the cluster: it is suspected at once, fenced, and recovered. With `fencing_mode = "manual"` it is
-    /// the operator's word that the node can't write to the volume any more.
+    /// the operator's word that the node can't write to the volume any more, and otherwise if he `vouches`: it counts where no method
+    /// of fencing has a proof.
     ///
     /// # Errors
     /// Why not, in words for the operator.
-    pub async fn fence(&self, node: NodeId) -> Result<(), String> {
-        self.ask(Class::Critical, "fence by hand", async move |lead| lead.fence_by_hand(node)).await
+    pub async fn fence(&self, node: NodeId, vouches: bool) -> Result<(), String> {
+        self.ask(Class::Critical, "fence by hand", async move |lead| lead.fence_by_hand(node, vouches)).await
     }
 
     /// Changes which nodes the cluster has: admits one, or removes one for good; a member that serves is removed only by

@@ -40,11 +40,11 @@ use self::peer::Peer;
 use self::queue::QueuedBody;
 use self::rdma::{Place, Rdma};
 pub use self::settings::{InterconnectError, SEND_QUEUE_BYTES, Settings};
+use self::stats::Counters;
 pub use self::stats::{BlockTraffic, DownReason, Drops, PeerDown, PeerStatus, RdmaTraffic, Refusals, Stats, Traffic};
-use self::stats::{Counters, LogGate};
 use crate::clock::ScnClock;
 use crate::ids::{BLOCK_SIZE, Epoch, Incarnation, NODES_MAX, NodeId, ShardId};
-use crate::reactor::{Class, IoBuf, Reactor, TaskHandle};
+use crate::reactor::{Class, IoBuf, LogGate, Reactor, TaskHandle};
 
 /// Heartbeat; the argument comes back in the answer.
 const LINK_PING: u8 = Service::Link.base();

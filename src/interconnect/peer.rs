@@ -9,8 +9,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::link::Link;
-use super::stats::{DownReason, LogGate, PeerStatus};
+use super::stats::{DownReason, PeerStatus};
 use crate::ids::{Incarnation, NodeId};
+use crate::reactor::LogGate;
 use crate::reactor::sync::Notify;
 
 /// At most one log line about a peer that cannot be reached in this time.

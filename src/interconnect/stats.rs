@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use super::header::{FrameFault, Service};
 use crate::ids::{Incarnation, NodeId};
-use crate::reactor::Instant;
 
 /// Messages of one service in one direction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -257,33 +256,5 @@ impl Counters {
         let mut refused = self.refused.get();
         *pick(&mut refused) += 1;
         self.refused.set(refused);
-    }
-}
-
-/// Lets one log line through per interval, and says how many it held back: a port scan must not fill the disk with logs.
-pub(super) struct LogGate {
-    interval: Duration,
-    last: Cell<Option<Instant>>,
-    held_back: Cell<u64>,
-}
-
-impl LogGate {
-    pub fn new(interval: Duration) -> LogGate {
-        LogGate { interval, last: Cell::new(None), held_back: Cell::new(0) }
-    }
-
-    /// `Some(lines held back since the last one)` when a line may be written now.
-    pub fn pass(&self, now: Instant) -> Option<u64> {
-        if self.last.get().is_some_and(|last| now.since(last) < self.interval) {
-            self.held_back.set(self.held_back.get() + 1);
-            return None;
-        }
-        self.last.set(Some(now));
-        Some(self.held_back.take())
-    }
-
-    /// The next line passes whatever the time: the matter has changed.
-    pub fn reset(&self) {
-        self.last.set(None);
     }
 }

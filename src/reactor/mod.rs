@@ -16,6 +16,7 @@ use std::time::Duration;
 pub mod buffer;
 pub mod driver;
 mod executor;
+mod gate;
 mod io;
 pub mod mail;
 pub mod nvme;
@@ -33,6 +34,7 @@ mod turn;
 
 pub use buffer::IoBuf;
 pub use driver::{DurableMethod, OpenOptions, StorageRoute, StorageWish};
+pub(crate) use gate::LogGate;
 pub use io::{Adopted, FileId, LeaseOver, Listener, Stream};
 pub use mail::{MailError, Remote};
 pub use stats::ReactorStats;

@@ -112,7 +112,7 @@ def serve(cluster):
 
 def operators_are_served_on_the_spot_only(cluster):
     """From another machine anybody may ask how a node is, and nobody may tell it what to do."""
-    asked = ["node/stop", "node/drain/1", "node/undrain", "node/fence/node2", "cluster/remove/node2", "cluster/remove/node2/force",
+    asked = ["node/stop", "node/drain/1", "node/undrain", "node/fence/node2", "node/fence/node2/confirm", "cluster/remove/node2", "cluster/remove/node2/force",
              "cluster/join/node4/10.213.77.4:7433"]
     for method, path in [("GET", "node/config"), *(("POST", path) for path in asked)]:
         request = urllib.request.Request(f"http://{cluster.host(1)}:{cluster.http}/api/v1/{path}", method=method)

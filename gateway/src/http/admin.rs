@@ -25,8 +25,8 @@ pub trait Admin: Send + Sync {
     fn drain(&self, timeout_s: u64) -> Answer;
     /// Takes clients again.
     fn undrain(&self) -> Answer;
-    /// Takes another node, by name, out of the cluster.
-    fn fence(&self, node: &str) -> Answer;
+    /// Takes another node, by name, out of the cluster. `vouches`: the operator has made sure that it can't write any more.
+    fn fence(&self, node: &str, vouches: bool) -> Answer;
     /// Admits a node, by name, at this interconnect address.
     fn admit(&self, node: &str, address: SocketAddr) -> Answer;
     /// Removes a node, by name, for good; one that serves only by force.
@@ -48,6 +48,7 @@ pub(super) fn routes(admin: Arc<dyn Admin>, own: SocketAddr) -> Router {
         .route("/api/v1/node/drain/{timeout_s}", post(drain))
         .route("/api/v1/node/undrain", post(undrain))
         .route("/api/v1/node/fence/{node}", post(fence))
+        .route("/api/v1/node/fence/{node}/confirm", post(fence_confirmed))
         .route("/api/v1/node/config", get(config))
         .route("/api/v1/cluster/join/{node}/{address}", post(join))
         .route("/api/v1/cluster/remove/{node}", post(remove))
@@ -83,7 +84,11 @@ async fn undrain(State(door): State<Door>) -> (StatusCode, String) {
 }
 
 async fn fence(State(door): State<Door>, Path(node): Path<String>) -> (StatusCode, String) {
-    answered(door.admin.fence(&node).await)
+    answered(door.admin.fence(&node, false).await)
+}
+
+async fn fence_confirmed(State(door): State<Door>, Path(node): Path<String>) -> (StatusCode, String) {
+    answered(door.admin.fence(&node, true).await)
 }
 
 async fn config(State(door): State<Door>) -> (StatusCode, String) {

@@ -131,7 +131,9 @@ impl fmt::Display for FencingError {
             FencingError::NoProof { life, attempts } => {
                 write!(
                     f,
-                    "{life} is not proven to be fenced, so its data is not recovered. Stop its machine, then confirm by hand."
+                    "{life} is not proven to be fenced, so its data is not recovered. Stop its machine, then say so: `rusty-db-cli node \
+                     fence {} --confirm`",
+                    life.node
                 )?;
                 attempts.iter().try_for_each(|attempt| write!(f, " [{attempt}]"))
             }

@@ -7,16 +7,20 @@
 use std::time::Duration;
 
 use super::{Lead, LeadParts};
-use crate::cluster::fencing::{Life, Strength, Victim};
+use crate::cluster::fencing::{FencingError, Life, Strength, Victim};
 use crate::cluster::view::{EVERY_LIFE, Input, View};
 use crate::config::FencingMode;
 use crate::ids::{Epoch, Incarnation, NodeId};
 use crate::rules::{DesignRule, kept};
 use crate::volume::{NodeSlot, NodeState};
 
+/// It is tried again and again; the log has it once in this time.
+pub(super) const SAY_EVERY: Duration = Duration::from_secs(10);
+
 impl Lead {
-    /// An operator wants the node out, and in manual mode vouches for it that it can't write any more.
-    pub(in crate::cluster) fn fence_by_hand(&self, node: NodeId) -> Result<(), String> {
+    /// An operator wants the node out, and in manual mode, or when he says so, vouches for it that it can't write any more. His word is for
+    /// this loss, and counts where no method has a proof.
+    pub(in crate::cluster) fn fence_by_hand(&self, node: NodeId, vouches: bool) -> Result<(), String> {
         let LeadParts { context, agent, .. } = &self.parts;
         if node == context.node {
             return Err(format!("{node} can't fence itself: ask another node, or stop it"));
@@ -24,8 +28,11 @@ impl Lead {
         if !agent.roster().has(node) {
             return Err(format!("there is no {node} in this cluster"));
         }
-        self.confirmed.borrow_mut().insert(node);
-        tracing::warn!(%node, "an operator has it fenced");
+        let vouches = vouches || context.config.ha.fencing_mode == FencingMode::Manual;
+        if vouches {
+            self.confirmed.borrow_mut().insert(node);
+        }
+        tracing::warn!(%node, vouches, "an operator has it fenced");
         agent.input(Input::TakeOut(Some(node)));
         Ok(())
     }
@@ -57,7 +64,7 @@ impl Lead {
         }
         if context.config.ha.fencing_mode == FencingMode::Manual {
             let confirmed = self.confirmed.borrow_mut().remove(&node);
-            if !confirmed {
+            if !confirmed && self.not_fenced.pass(reactor.now()).is_some() {
                 tracing::error!(
                     %node,
                     "it is lost, and fencing_mode is manual: make sure that it can't write to the volume, then say so with \
@@ -90,8 +97,14 @@ impl Lead {
                 tracing::info!(%node, took_ms = reactor.now().since(asked).as_millis() as u64, "fenced");
                 true
             }
+            Err(error @ FencingError::NoProof { .. }) if self.confirmed.borrow_mut().remove(&node) => {
+                tracing::warn!(%node, %error, "an operator has said that it can't write: recovered on his word");
+                true
+            }
             Err(error) => {
-                tracing::error!(%node, %error, "can't fence; tries again");
+                if let Some(held_back) = self.not_fenced.pass(reactor.now()) {
+                    tracing::error!(%node, held_back, "can't fence, tries again: {error}");
+                }
                 false
             }
         }

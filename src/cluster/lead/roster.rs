@@ -77,7 +77,7 @@ impl Lead {
             return Err("another change to the cluster's nodes was asked of this node: try again when it is done".into());
         }
         if matches!(change, RosterChange::Remove(_)) && view.has_node(node) {
-            self.fence_by_hand(node)?;
+            self.fence_by_hand(node, false)?;
         }
         tracing::info!(?change, "an operator changes the cluster's nodes");
         agent.input(Input::Wish(Some(change)));

@@ -92,7 +92,14 @@ enum NodeCommand {
     Undrain(Named),
     /// Takes a node out of the cluster: it is fenced, recovered, and may join again in its next life. With fencing_mode =
     /// "manual" it is your word that the node can't write to the volume any more
-    Fence(Named),
+    Fence {
+        #[command(flatten)]
+        named: Named,
+        /// Your word, whatever the mode, that the node can't write to the volume any more: its machine is off, or cut off from the volume.
+        /// Counts where no method of fencing has a proof. IF IT IS NOT SO, DATA IS LOST
+        #[arg(long)]
+        confirm: bool,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -154,9 +161,9 @@ pub fn main() -> ExitCode {
             let is_it = |row: &NodeRow| row.node == named.node;
             give_order(&named, is_it, "/api/v1/node/undrain")
         }
-        Command::Node(NodeCommand::Fence(named)) => {
-            let another = |row: &NodeRow| row.node != named.node;
-            give_order(&named, another, &format!("/api/v1/node/fence/{}", named.node))
+        Command::Node(NodeCommand::Fence { named, confirm }) => {
+            let word = if confirm { "/confirm" } else { "" };
+            have_fenced(&named, &format!("/api/v1/node/fence/{}{word}", named.node))
         }
     }
 }
@@ -214,6 +221,27 @@ fn give_order(named: &Named, fits: impl Fn(&NodeRow) -> bool, path: &str) -> Exi
         }
     }
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Tells all others that answer: which of them fences, and so has to know the operator's word, may be another in a moment.
+fn have_fenced(named: &Named, path: &str) -> ExitCode {
+    let others = ask_all(&named.asked).into_iter().filter(|row| row.health.is_ok() && row.node != named.node);
+    let told: Vec<_> = others.map(|row| (order(row.http, PATIENCE, path), row.node)).collect();
+    if told.is_empty() {
+        eprintln!("no node but {} answers on the addresses given with --http", named.node);
+    }
+    if named.asked.json {
+        let one = |(outcome, node): &(Result<String, String>, String)| serde_json::json!({ "asked": node, "node": named.node, "outcome": outcome });
+        println!("{}", serde_json::Value::from_iter(told.iter().map(one)));
+    } else {
+        for (outcome, node) in &told {
+            match outcome {
+                Ok(words) => println!("{node}: {words}"),
+                Err(words) => eprintln!("{node}: {words}"),
+            }
+        }
+    }
+    if told.iter().any(|(outcome, _)| outcome.is_ok()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Waits until the node's health says that it is drained.

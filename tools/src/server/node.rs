@@ -191,11 +191,11 @@ impl Admin for NodeAdmin {
         Box::pin(std::future::ready(self.clients.undrain()))
     }
 
-    fn fence(&self, node: &str) -> Answer {
+    fn fence(&self, node: &str, vouches: bool) -> Answer {
         let (operator, named) = (self.operator.clone(), NodeName::Name(node.to_owned()).node());
         Box::pin(async move {
             let node = named.map_err(|error| error.to_string())?;
-            operator.fence(node).await?;
+            operator.fence(node, vouches).await?;
             Ok(format!("{node} is being fenced: see cluster-status"))
         })
     }
