@@ -88,10 +88,9 @@ impl Fencer {
     pub fn fence(&self, victim: Victim) -> CrossReceiver<Result<Proof, FencingError>> {
         self.ask(move |coordinator| {
             let result = coordinator.first(&victim, |method, victim| method.fence(victim));
-            match &result {
-                Ok(proof) => tracing::warn!("{proof}"),
-                // Whoever asked says so, and how often.
-                Err(_) => {}
+            // Of a failure whoever asked says so, and how often.
+            if let Ok(proof) = &result {
+                tracing::warn!("{proof}");
             }
             result
         })
