@@ -13,7 +13,7 @@ mod views;
 mod volume;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,8 +66,8 @@ pub(super) struct Lead {
     read_lease: RefCell<Option<Rc<ReadLease>>>,
     /// From the first view on.
     heart: RefCell<Option<Rc<Heart>>>,
-    /// Lost nodes of which an operator has said that they can't write any more.
-    confirmed: RefCell<BTreeSet<NodeId>>,
+    /// Lost nodes of which an operator has said that they can't write any more, and when.
+    confirmed: RefCell<BTreeMap<NodeId, Instant>>,
     /// That a lost node can't be fenced.
     not_fenced: LogGate,
     /// An operator's change to the cluster's nodes is under way here.

@@ -17,6 +17,9 @@ use crate::volume::{NodeSlot, NodeState};
 /// It is tried again and again; the log has it once in this time.
 pub(super) const SAY_EVERY: Duration = Duration::from_secs(10);
 
+/// So long an operator's word counts: an attempt to fence comes twice a second, and what was true of a machine does not stay so.
+const WORD_HOLDS: Duration = Duration::from_secs(60);
+
 impl Lead {
     /// An operator wants the node out, and in manual mode, or when he says so, vouches for it that it can't write any more. His word is for
     /// this loss, and counts where no method has a proof.
@@ -30,11 +33,17 @@ impl Lead {
         }
         let vouches = vouches || context.config.ha.fencing_mode == FencingMode::Manual;
         if vouches {
-            self.confirmed.borrow_mut().insert(node);
+            self.confirmed.borrow_mut().insert(node, self.parts.reactor.now());
         }
         tracing::warn!(%node, vouches, "an operator has it fenced");
         agent.input(Input::TakeOut(Some(node)));
         Ok(())
+    }
+
+    /// Whether an operator has just vouched for the node; once.
+    fn take_word(&self, node: NodeId) -> bool {
+        let given = self.confirmed.borrow_mut().remove(&node);
+        given.is_some_and(|given| self.parts.reactor.now().since(given) <= WORD_HOLDS)
     }
 
     /// Why what a node says of itself on the volume is proof that a life of it is over, if it is.
@@ -63,7 +72,7 @@ impl Lead {
             return true;
         }
         if context.config.ha.fencing_mode == FencingMode::Manual {
-            let confirmed = self.confirmed.borrow_mut().remove(&node);
+            let confirmed = self.take_word(node);
             if !confirmed && self.not_fenced.pass(reactor.now()).is_some() {
                 tracing::error!(
                     %node,
@@ -97,7 +106,7 @@ impl Lead {
                 tracing::info!(%node, took_ms = reactor.now().since(asked).as_millis() as u64, "fenced");
                 true
             }
-            Err(error @ FencingError::NoProof { .. }) if self.confirmed.borrow_mut().remove(&node) => {
+            Err(error @ FencingError::NoProof { .. }) if self.take_word(node) => {
                 tracing::warn!(%node, %error, "an operator has said that it can't write: recovered on his word");
                 true
             }

@@ -96,7 +96,7 @@ enum NodeCommand {
         #[command(flatten)]
         named: Named,
         /// Your word, whatever the mode, that the node can't write to the volume any more: its machine is off, or cut off from the volume.
-        /// Counts where no method of fencing has a proof. IF IT IS NOT SO, DATA IS LOST
+        /// Counts for a minute, where no method of fencing has a proof. IF IT IS NOT SO, DATA IS LOST
         #[arg(long)]
         confirm: bool,
     },
