@@ -73,7 +73,7 @@ def bridge_a_partition(cluster):
 def main(volume, *addresses):
     cluster = OverRdma(volume, addresses).start()
     wait_until(cluster, lambda: all(len(set(cluster.lanes(node))) == 2 for node in cluster.numbers()))
-    print("three nodes serve, all by RDMA", flush=True)
+    print(f"three nodes serve, all by RDMA, on {volume}", flush=True)
     cluster.pgbench(1, "-i", "-q", "-s", "1")
     pgbench_everywhere(cluster, 20)
     blocks, copied = cluster.by_rdma("blocks_sent"), cluster.by_rdma("block_bytes_copied")
