@@ -1,6 +1,7 @@
 """`rdma_cluster.py VOLUME ADDRESS ADDRESS ADDRESS`: three nodes whose Cache Fusion goes by RDMA, at these addresses of this machine's
-devices, on a file in the folder VOLUME, or on a disk with reservations of which VOLUME says three paths, separated by commas. pgbench on all of them; then RoCE's packets are lost while the clients go on, by what RUSTYDB_TEST_CUT has a shell do (and
-RUSTYDB_TEST_MEND undo), where it is set; then a node is killed. No money is made or lost, and what went by RDMA was not copied."""
+devices, on a file in the folder VOLUME, or on a disk with reservations of which VOLUME says three paths, separated by commas.
+pgbench on all of them; then RoCE's packets are lost while the clients go on, by what RUSTYDB_TEST_CUT has a shell do (and RUSTYDB_TEST_MEND
+undo), where it is set; then a node is killed. No money is made or lost, and what went by RDMA was not copied."""
 
 import os
 import re

@@ -163,7 +163,9 @@ pub fn main() -> ExitCode {
         }
         Command::Node(NodeCommand::Fence { named, confirm }) => {
             let word = if confirm { "/confirm" } else { "" };
-            have_fenced(&named, &format!("/api/v1/node/fence/{}{word}", named.node))
+            // All others: which of them fences, and so has to know the operator's word, may be another in a moment.
+            let another = |row: &NodeRow| row.node != named.node;
+            give_order(&named, another, &format!("/api/v1/node/fence/{}{word}", named.node))
         }
     }
 }
@@ -203,45 +205,25 @@ fn status(asked: &Asked) -> ExitCode {
     if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Gives an order to the first node that answers and fits, those that serve first.
+/// Gives an order to every node that answers and fits. One that takes it is enough.
 fn give_order(named: &Named, fits: impl Fn(&NodeRow) -> bool, path: &str) -> ExitCode {
-    let mut rows: Vec<NodeRow> = ask_all(&named.asked).into_iter().filter(|row| row.health.is_ok() && fits(row)).collect();
-    rows.sort_by_key(|row| row.health.as_ref().is_ok_and(|health| health.status != "healthy"));
-    let Some(row) = rows.first() else {
+    let rows: Vec<NodeRow> = ask_all(&named.asked).into_iter().filter(|row| row.health.is_ok() && fits(row)).collect();
+    if rows.is_empty() {
         eprintln!("no node that could do that for {} answers on the addresses given with --http", named.node);
-        return ExitCode::FAILURE;
-    };
-    let outcome = order(row.http, PATIENCE, path);
-    if named.asked.json {
-        println!("{}", serde_json::json!({ "asked": row.node, "node": named.node, "outcome": outcome }));
-    } else {
-        match &outcome {
+    }
+    let mut taken = false;
+    for row in rows {
+        let outcome = order(row.http, PATIENCE, path);
+        taken |= outcome.is_ok();
+        match outcome {
+            outcome if named.asked.json => {
+                println!("{}", serde_json::json!({ "asked": row.node, "node": named.node, "outcome": outcome }));
+            }
             Ok(words) => println!("{}: {words}", row.node),
             Err(words) => eprintln!("{}: {words}", row.node),
         }
     }
-    if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-/// Tells all others that answer: which of them fences, and so has to know the operator's word, may be another in a moment.
-fn have_fenced(named: &Named, path: &str) -> ExitCode {
-    let others = ask_all(&named.asked).into_iter().filter(|row| row.health.is_ok() && row.node != named.node);
-    let told: Vec<_> = others.map(|row| (order(row.http, PATIENCE, path), row.node)).collect();
-    if told.is_empty() {
-        eprintln!("no node but {} answers on the addresses given with --http", named.node);
-    }
-    if named.asked.json {
-        let one = |(outcome, node): &(Result<String, String>, String)| serde_json::json!({ "asked": node, "node": named.node, "outcome": outcome });
-        println!("{}", serde_json::Value::from_iter(told.iter().map(one)));
-    } else {
-        for (outcome, node) in &told {
-            match outcome {
-                Ok(words) => println!("{node}: {words}"),
-                Err(words) => eprintln!("{node}: {words}"),
-            }
-        }
-    }
-    if told.iter().any(|(outcome, _)| outcome.is_ok()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if taken { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Waits until the node's health says that it is drained.
